@@ -1,0 +1,236 @@
+"""The native core: what a process does at native speed. A test compares this file with the module."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, Generic, TypeVar, final
+
+R = TypeVar("R", covariant=True)
+
+ROLE_NODE: int
+ROLE_DRIVER: int
+ROLE_WORKER: int
+
+# Codes of error payloads; see `Hooks.load_error`.
+ERROR_TASK: int
+ERROR_WORKER_CRASHED: int
+ERROR_ACTOR_DIED: int
+ERROR_ACTOR_UNAVAILABLE: int
+ERROR_CANCELLED: int
+ERROR_OWNER_DIED: int
+ERROR_OBJECT_LOST: int
+ERROR_OUT_OF_MEMORY: int
+ERROR_PENDING_CALLS: int
+ERROR_INFEASIBLE: int
+ERROR_OTHER: int
+
+@final
+class ObjectRef(Generic[R]):
+    """A reference to a value, counted while this object lives."""
+
+    def __init__(self, id: bytes) -> None: ...
+    def binary(self) -> bytes: ...
+    def hex(self) -> str: ...
+    def is_nil(self) -> bool: ...
+    def task_id_binary(self) -> bytes: ...
+    def owner(self) -> int: ...
+
+@final
+class Hooks:
+    """What the core calls back into Python for. Functions are looked up once."""
+
+    def __init__(
+        self,
+        *,
+        # value -> (pickle stream, out-of-band buffers); ObjectRefs met meanwhile are collected by the core
+        dump: Callable[[Any], tuple[bytes, list[Any]]],
+        # (pickle stream, read-only buffers) -> value
+        load: Callable[[Any, list[Any]], Any],
+        # (code, body: bytes, buffers, ref id: bytes) -> exception to raise
+        load_error: Callable[[int, bytes, list[Any], bytes], BaseException],
+    ) -> None: ...
+
+@final
+class Core:
+    """One process's membership in a cluster: a driver's or a worker's."""
+
+    def __init__(
+        self,
+        *,
+        address: str,  # path of the node's Unix socket
+        session: bytes,  # 16 bytes
+        token: bytes,  # 32 bytes
+        node: int,
+        proc: int,
+        role: int,
+        hooks: Hooks,
+    ) -> None: ...
+    @property
+    def node(self) -> int: ...
+    @property
+    def proc(self) -> int: ...
+    def is_open(self) -> bool: ...
+    def close(self) -> None: ...
+
+    # values
+    def put(self, value: Any) -> ObjectRef[Any]: ...
+    def get(self, refs: Sequence[ObjectRef[Any]], timeout: float | None = None) -> list[Any]:
+        """Values in order; raises the first error. TimeoutError when the deadline passes."""
+    def wait(
+        self, refs: list[ObjectRef[Any]], num_returns: int, timeout: float | None
+    ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]: ...
+    def cancel(self, ref: ObjectRef[Any], force: bool, recursive: bool) -> None: ...
+    def why(self, ref: ObjectRef[Any]) -> list[tuple[str, str]]:
+        """The chain of reasons why a value is not there yet: (what, reason), outermost first."""
+    def pickled_outside(self) -> bool: ...
+    def statistics(self) -> dict[str, int]: ...
+
+    # actors
+    def next_actor_id(self) -> bytes:
+        """A fresh id, with one counted handle which the first `ActorHandleRef` made from it adopts."""
+    def create_actor(
+        self,
+        actor: bytes,
+        *,
+        blob: bytes,  # function blob of the class, see Template
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        place: dict[str, int],
+        run: dict[str, int],
+        env: bytes,
+        strategy: bytes,
+        name: str,
+        namespace: str,
+        class_name: str,
+        label: str,
+        max_restarts: int,
+        max_task_retries: int,
+        max_pending_calls: int,
+        max_concurrency: int,
+        is_async: bool,
+        concurrency_groups: dict[str, int],
+        detached: bool,
+    ) -> None: ...
+    def kill_actor(self, actor: bytes, no_restart: bool) -> None: ...
+    def actor_state(self, actor: bytes) -> int: ...
+
+    # cold requests to the node; msgpack in, msgpack out. Raises RuntimeError(name, message) on refusal.
+    def request(self, op: str, args: bytes, timeout: float | None = 30.0) -> bytes: ...
+    def next_log(self) -> tuple[str, int, int, list[str]] | tuple[str, str] | None:
+        """Blocks a logging thread: LogLines as (name, pid, stream, lines), Notice as (level, text), None at the end."""
+
+    # executing side (workers)
+    def next_task(self, group: str = "") -> Task | None:
+        """Blocks until there is work for this thread; None means: leave."""
+    def poll_task(self) -> Task | None:
+        """For event loops: a task if one is queued."""
+    def task_fd(self) -> int:
+        """Readable while poll_task() may return something; for add_reader."""
+    def actor_ready(self) -> None: ...
+    def actor_failed(self, error: Any) -> None: ...
+    def actor_exit(self, reason: str) -> None:
+        """Announces an intended exit: pending calls get ActorDiedError, no restart."""
+    def cancelled(self, task_id: bytes) -> bool: ...
+
+@final
+class ActorHandleRef:
+    """Counts one handle of an actor; pickling hands it on like an ObjectRef."""
+
+    def __init__(self, actor: bytes, owner_node: int) -> None: ...
+    def binary(self) -> bytes: ...
+
+@final
+class Template:
+    """A remote function or actor method with its options, ready to be submitted."""
+
+    def __init__(
+        self,
+        core: Core,
+        *,
+        blob: bytes,  # pickled function and its options; b"" for actor methods
+        name: str,
+        num_returns: int,  # -1 streaming, -2 dynamic
+        max_retries: int,
+        retry_exceptions: bool,  # True: the worker decides which (list in the blob)
+        demand: dict[str, int] | None = None,
+        env: bytes = b"",
+        strategy: bytes = b"",
+        actor: ActorHandleRef | None = None,
+        method: str = "",
+        concurrency_group: str = "",
+        backpressure: int = -1,  # largest number of unconsumed items of a generator
+    ) -> None: ...
+    def submit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """ObjectRef for one return, list for several, None for none, StreamRef for streaming."""
+
+@final
+class StreamRef:
+    """The consumer's end of a streaming generator; `ray.ObjectRefGenerator` wraps it."""
+
+    def next(self, timeout: float | None = None) -> ObjectRef[Any] | None:
+        """The next item's reference when it is there; None at the end; TimeoutError."""
+    def ready(self) -> bool: ...
+    def completed(self) -> ObjectRef[Any]: ...
+    def task_id_binary(self) -> bytes: ...
+
+@final
+class Task:
+    """One piece of work handed to this worker."""
+
+    kind: int  # 0 task, 1 actor creation, 2 actor method
+    id: bytes  # 24 bytes
+    function_id: bytes  # 16 bytes
+    blob: bytes | None  # the first time this worker sees function_id
+    name: str
+    method: str
+    actor: bytes  # 16 bytes or empty
+    concurrency_group: str
+    num_returns: int
+    attempt: int
+    gpu_ids: list[int]
+    retry_exceptions: bool
+    incarnation: int
+    max_concurrency: int
+    is_async: bool
+    concurrency_groups: dict[str, int]
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The call's arguments, with top-level references replaced by their values. Raises what a failed dependency raised."""
+    def enter(self) -> None:
+        """This thread now runs the task (parent of what it submits)."""
+    def finish(self, value: Any) -> None:
+        """Sends the result; TypeError when it does not match num_returns or cannot be pickled."""
+    def fail(self, error: BaseException, *, retryable: bool) -> None:
+        """Sends an exception (dumped with the hook), as code ERROR_TASK."""
+    def fail_code(self, code: int, message: str) -> None: ...
+    def yield_item(self, value: Any) -> None:
+        """One item of a streaming generator; blocks while back-pressure holds."""
+    def finish_stream(self) -> None: ...
+
+@final
+class Completions:
+    """Finished references as events, for event loops and futures."""
+
+    def __init__(self, core: Core) -> None: ...
+    def fileno(self) -> int: ...
+    def watch(self, ref: ObjectRef[Any], token: int) -> None: ...
+    def drain(self) -> list[int]: ...
+    def wait(self, timeout: float | None = None) -> list[int]: ...
+    def close(self) -> None: ...
+
+@final
+class NodeCore:
+    """The node process's transport: frames as events."""
+
+    def __init__(self, *, path: str, session: bytes, token: bytes, node: int) -> None: ...
+    def poll(self, timeout: float | None) -> list[tuple[Any, ...]]:
+        """Waits for events, at most `timeout` seconds. Each is one of
+        ("frame", proc, kind, corr, body), ("joined", proc, role, pid), ("left", proc, reason), ("fd", token)."""
+    def send(self, proc: int, kind: int, corr: int, body: bytes) -> None: ...
+    def send_fd(self, proc: int, kind: int, corr: int, body: bytes, fd: int) -> None: ...
+    def watch_fd(self, fd: int, token: int) -> None: ...
+    def unwatch_fd(self, token: int) -> None: ...
+    def disconnect(self, proc: int) -> None: ...
+    def close(self) -> None: ...
+
+def random_id() -> int: ...
+def memfd(name: str, size: int) -> int: ...
+def collect_refs_begin() -> None: ...
