@@ -5,4 +5,13 @@
 
 #![forbid(unsafe_code)]
 
+pub mod actors;
 pub mod ids;
+pub mod leases;
+pub mod location;
+pub mod msg;
+pub mod objects;
+pub mod owner;
+pub mod payload;
+pub mod streams;
+pub mod tasks;
