@@ -10,7 +10,7 @@
 use std::collections::VecDeque;
 
 use crate::ids::{ActorId, FunctionId, ObjectId, ProcId, TaskId};
-use crate::msg::{ActorSpec, Slot};
+use crate::msg::{ActorSpec, Msg, Slot};
 use crate::owner::{Effect, Out, Owner, ToNode};
 use crate::payload::{Blob, ErrorCode, Payload, Value};
 use crate::tasks::{Place, Refused, TaskEntry};
@@ -79,6 +79,18 @@ impl Owner {
         let handle = ObjectId { task, index: ObjectId::ACTOR_INDEX };
         self.objects.create(handle, None, None);
         (ActorId { proc: self.me, seq: task.seq }, handle)
+    }
+
+    /// Counts a handle that came from the node (`get_actor`) or from pickled bytes. If no message handed
+    /// it over, the owner is told now: should it have let go of the actor already, the actor is dead and
+    /// the node says so.
+    pub fn hold_handle(&mut self, handle: ObjectId, out: &mut Out) {
+        let known = self.objects.is_known(handle);
+        self.objects.retain(handle);
+        if !known && !self.objects.is_owned(handle) {
+            self.objects.adopt_token(handle);
+            out.send(handle.owner(), Msg::AddBorrower { object: handle, proc: self.me });
+        }
     }
 
     /// Asks the node for an actor, once its arguments are there.

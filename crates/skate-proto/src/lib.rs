@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 
 pub mod actors;
+pub mod digest;
+pub mod executor;
 pub mod ids;
 pub mod leases;
 pub mod location;

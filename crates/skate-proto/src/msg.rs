@@ -41,6 +41,8 @@ pub struct CallDef {
 pub enum Slot {
     Position(u32),
     Keyword(String),
+    /// The object is the whole call: its arguments were too large for a message.
+    Whole,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -123,6 +123,13 @@ impl Objects {
         self.entries.entry(id).or_default().local += 1;
     }
 
+    /// A token that this process takes for itself.
+    pub(crate) fn adopt_token(&mut self, id: ObjectId) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.tokens += 1;
+        }
+    }
+
     /// References that arrived in a message: one local count each, and a token unless they are ours.
     pub fn arrive(&mut self, refs: &[ObjectId]) {
         for &id in refs {
