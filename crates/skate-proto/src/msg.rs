@@ -106,7 +106,6 @@ pub enum Msg {
     ItemsTaken { task: TaskId, taken: u32 },
     /// Holder to owner: `proc` has been handed this reference.
     AddBorrower { object: ObjectId, proc: ProcId },
-    AddedBorrower { object: ObjectId },
     /// Borrower to owner: hand-overs given back.
     Release { object: ObjectId, tokens: u32 },
     /// Borrower to owner: tell me the value when it is there.

@@ -7,9 +7,9 @@
 //! - the sender is the owner: it writes the token down and sends the message;
 //! - the receiver is the owner: nothing to write, its own count goes up on arrival, before the sender's
 //!   `Release`, which travels behind on the same connection;
-//! - neither: the sender tells the owner (`AddBorrower`) and keeps a count of its own until the owner has
-//!   answered. It does not delay the message: should the receiver give the token back before the owner
-//!   has heard of it, its balance is minus one for a moment, and the sender's count protects the object.
+//! - neither: the sender tells the owner (`AddBorrower`) and sends the message without delay. Should the
+//!   receiver give the token back before the owner has heard of it, its balance is minus one for a
+//!   moment; the object is safe, because the sender's own `Release` travels behind its `AddBorrower`.
 //!
 //! A receiver adds up its tokens and gives all of them back when its last local count goes. So at each
 //! moment an object that anyone can reach is counted at its owner, or held by a process that is.
@@ -58,8 +58,8 @@ pub(crate) struct Entry {
 pub struct Objects {
     me: ProcId,
     entries: HashMap<ObjectId, Entry, foldhash::fast::RandomState>,
-    /// Objects and the number of unanswered `AddBorrower`s for which a count is kept.
-    unanswered: HashMap<ObjectId, u32, foldhash::fast::RandomState>,
+    /// Processes that have ended; their numbers are never used again.
+    dead: HashMap<ProcId, Box<str>, foldhash::fast::RandomState>,
 }
 
 /// What became of an entry, for the machines that hold more about it.
@@ -72,7 +72,7 @@ pub(crate) struct Gone {
 impl Objects {
     #[must_use]
     pub fn new(me: ProcId) -> Self {
-        Self { me, entries: HashMap::default(), unanswered: HashMap::default() }
+        Self { me, entries: HashMap::default(), dead: HashMap::default() }
     }
 
     #[must_use]
@@ -143,38 +143,27 @@ impl Objects {
     /// Before `refs` are sent to `to`.
     pub fn hand_over(&mut self, refs: &[ObjectId], to: ProcId, out: &mut Out) {
         for &id in refs {
-            if id.owner() == to || to == self.me {
+            if id.owner() == to || to == self.me || self.dead.contains_key(&to) || self.dead.contains_key(&id.owner()) {
                 continue;
             }
             if self.is_owned(id) {
                 let entry = self.entries.entry(id).or_default();
                 add(&mut entry.borrowers, to, 1);
             } else {
-                self.retain(id);
-                *self.unanswered.entry(id).or_default() += 1;
                 out.send(id.owner(), Msg::AddBorrower { object: id, proc: to });
             }
         }
     }
 
-    pub(crate) fn handle_add_borrower(&mut self, from: ProcId, id: ObjectId, proc: ProcId, gone: &mut Gone, out: &mut Out) {
-        if proc != self.me && self.is_owned(id) {
-            if let Some(entry) = self.entries.get_mut(&id) {
-                add(&mut entry.borrowers, proc, 1);
-                self.sweep(id, gone, out);
-            }
+    pub(crate) fn handle_add_borrower(&mut self, id: ObjectId, proc: ProcId, gone: &mut Gone, out: &mut Out) {
+        if proc == self.me || self.dead.contains_key(&proc) {
+            return;
         }
-        out.send(from, Msg::AddedBorrower { object: id });
-    }
-
-    pub(crate) fn handle_added_borrower(&mut self, id: ObjectId, gone: &mut Gone, out: &mut Out) {
-        // A late or doubled answer finds nothing and changes nothing.
-        let Some(count) = self.unanswered.get_mut(&id) else { return };
-        *count -= 1;
-        if *count == 0 {
-            self.unanswered.remove(&id);
+        // An object that is not known any more was freed after a death took the sender's tokens.
+        if let Some(entry) = self.entries.get_mut(&id) {
+            add(&mut entry.borrowers, proc, 1);
+            self.sweep(id, gone, out);
         }
-        self.release(id, gone, out);
     }
 
     pub(crate) fn handle_release(&mut self, from: ProcId, id: ObjectId, tokens: u32, gone: &mut Gone, out: &mut Out) {
@@ -286,9 +275,19 @@ impl Objects {
         }
     }
 
+    /// Gives an object whose owner has ended, and which came here since, its last value.
+    pub(crate) fn doom(&mut self, id: ObjectId) {
+        let Some(cause) = self.dead.get(&id.owner()) else { return };
+        let error = owner_died(id, cause);
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.value.get_or_insert(error);
+        }
+    }
+
     /// Adds a waiter; true if the value is there already (then nothing was added).
     pub fn watch(&mut self, id: ObjectId, waiter: WaiterId, out: &mut Out) -> bool {
         let owned = self.is_owned(id);
+        self.doom(id);
         let entry = self.entries.entry(id).or_default();
         if entry.value.is_some() {
             return true;
@@ -343,7 +342,8 @@ impl Objects {
     /// A process is gone: its tokens are void, what it owned will not come.
     ///
     /// Returns borrowed objects that will never have a value.
-    pub(crate) fn handle_process_gone(&mut self, proc: ProcId, gone: &mut Gone, out: &mut Out) -> Vec<ObjectId> {
+    pub(crate) fn handle_process_gone(&mut self, proc: ProcId, cause: &str, gone: &mut Gone, out: &mut Out) -> Vec<ObjectId> {
+        self.dead.insert(proc, cause.into());
         let mut swept = Vec::new();
         let mut orphans = Vec::new();
         for (&id, entry) in &mut self.entries {
@@ -360,16 +360,10 @@ impl Objects {
                 }
             }
         }
-        let unanswered: Vec<_> = self.unanswered.keys().filter(|id| id.owner() == proc).copied().collect();
         swept.sort_unstable();
         orphans.sort_unstable();
         for id in swept {
             self.sweep(id, gone, out);
-        }
-        for id in unanswered {
-            for _ in 0..self.unanswered.remove(&id).unwrap_or(0) {
-                self.release(id, gone, out);
-            }
         }
         orphans
     }
@@ -404,6 +398,15 @@ impl Objects {
         let entry = self.entries.get(&id)?;
         Some((entry.local, entry.borrowers.iter().map(|(_, n)| n).sum(), entry.tokens))
     }
+}
+
+/// What readers get of an object whose owner ended before the value was known here.
+pub(crate) fn owner_died(id: ObjectId, cause: &str) -> Value {
+    let text = format!(
+        "Object {id} will never have a value here: the process that owned it has ended ({cause}). Create the object in a \
+         process that outlives its readers, such as the driver or a detached actor."
+    );
+    Value::Inline(Payload::error(ErrorCode::OwnerDied, &text))
 }
 
 fn add(borrowers: &mut SmallVec<[(ProcId, i32); 1]>, proc: ProcId, tokens: i32) {

@@ -13,8 +13,8 @@ use crate::ids::{ActorId, LeaseId, NodeKey, ObjectId, ProcId, SegmentId, TaskId}
 use crate::leases::{ClassId, Leases};
 use crate::location::Location;
 use crate::msg::{ActorSpec, Msg};
-use crate::objects::{Gone, Objects, WaiterId};
-use crate::payload::{Blob, ErrorCode, Payload, Value};
+use crate::objects::{Gone, Objects, WaiterId, owner_died};
+use crate::payload::{Blob, Value};
 use crate::streams::Stream;
 use crate::tasks::{Definition, TaskEntry};
 
@@ -149,8 +149,7 @@ impl Owner {
             Msg::Blocked { tasks } => self.handle_returned(from, &tasks, true, now_ns, out),
             Msg::Unblocked => self.handle_unblocked(from, now_ns, out),
             Msg::Item { task, index, value } => self.handle_item(task, index, value, out),
-            Msg::AddBorrower { object, proc } => self.objects.handle_add_borrower(from, object, proc, &mut gone, out),
-            Msg::AddedBorrower { object } => self.objects.handle_added_borrower(object, &mut gone, out),
+            Msg::AddBorrower { object, proc } => self.objects.handle_add_borrower(object, proc, &mut gone, out),
             Msg::Release { object, tokens } => self.objects.handle_release(from, object, tokens, &mut gone, out),
             Msg::Resolve { object } => self.objects.handle_resolve(from, object, out),
             Msg::Resolved { object, value } => {
@@ -176,14 +175,10 @@ impl Owner {
         }
         self.lose_worker(proc, cause, oom, now_ns, out);
         let mut gone = Gone::default();
-        let orphans = self.objects.handle_process_gone(proc, &mut gone, out);
+        let orphans = self.objects.handle_process_gone(proc, cause, &mut gone, out);
         self.settle(gone, out);
         for id in orphans {
-            let text = format!(
-                "Object {id} will never have a value: the process that owned it has ended ({cause}). Create the object \
-                 in a process that outlives its readers, such as the driver or a detached actor."
-            );
-            self.fulfil(id, Value::Inline(Payload::error(ErrorCode::OwnerDied, &text)), now_ns, out);
+            self.fulfil(id, owner_died(id, cause), now_ns, out);
         }
     }
 

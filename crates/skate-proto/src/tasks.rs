@@ -144,6 +144,7 @@ impl Owner {
 
     fn watch_dependency(&mut self, task: TaskId, id: ObjectId, out: &mut Out) -> bool {
         let owned = self.objects.is_owned(id);
+        self.objects.doom(id);
         let Some(entry) = self.objects.entry(id) else { return false };
         if entry.value.is_some() {
             return false;
