@@ -15,6 +15,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustix::event::EventfdFlags;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 use skate_proto::actors::{ActorState, Creation};
+use skate_proto::handshake::Role;
 use skate_proto::executor::{CancelStep, Executor, Work};
 use skate_proto::ids::{ActorId, NodeKey, ObjectId, ProcId, SegmentId, TaskId};
 use skate_proto::leases::{ClassId, ClassSpec};
@@ -28,7 +29,7 @@ use skate_proto::tasks::Refused;
 
 use crate::node_wire::{self, FromNode};
 use crate::store::{Block, Mapping, Store};
-use crate::transport::{Address, CloseReason, Config, Driven, Frame, Handler, PeerInfo, Role, SendMode, StartError, Transport};
+use crate::transport::{Address, CloseReason, Config, Driven, Frame, Handler, PeerInfo, SendMode, StartError, Transport};
 
 type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
@@ -96,7 +97,7 @@ impl Completions {
         self.fd.as_fd()
     }
 
-    fn add(&self, token: u64) {
+    pub fn add(&self, token: u64) {
         let mut done = self.done.lock();
         done.push(token);
         // One wake-up drains everything: only the first one since the last drain writes.
@@ -172,7 +173,7 @@ pub enum Fetched {
 }
 
 impl Core {
-    pub fn start(address: Address, session: [u8; 16], token: [u8; 32], node: ProcId, me: ProcId, role: Role) -> Result<Arc<Self>, CoreError> {
+    pub fn start(address: Address, session: [u8; 16], token: [u8; 32], node: ProcId, me: ProcId, role: Role, python_minor: u8) -> Result<Arc<Self>, CoreError> {
         let timer = rustix::time::timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)
             .map_err(|e| CoreError::Store(format!("no timer: {e}")))?;
         let task_event = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
@@ -210,11 +211,10 @@ impl Core {
             main_thread: AtomicU64::new(0),
             closing: AtomicBool::new(false),
         });
-        let config = Config { me, role, session, token, node, node_addr: address, listeners: Vec::new(), io_thread: true };
+        let config = Config { me, role, python_minor, session, token, node, node_address: address, listeners: Vec::new(), io_thread: true };
         let shell = Arc::new(Shell(Arc::downgrade(&core)));
         let transport = Transport::start(config, shell)?;
-        transport.register_fd(core.timer.as_fd(), TIMER_TOKEN);
-        assert!(core.transport.set(transport).is_ok(), "the transport is set once");
+        transport.register_fd(TIMER_TOKEN, core.timer.as_fd()).map_err(|e| CoreError::Store(format!("no timer: {e}")))?;
         Ok(core)
     }
 
@@ -1119,6 +1119,12 @@ impl Handler for Shell {
             if let Some(msg) = node_wire::decode(frame.kind, frame.body) {
                 core.step(|state, now| core.handle_node_message(state, frame.corr, msg, fd, now));
             }
+        }
+    }
+
+    fn on_started(&self, transport: &Arc<Transport>) {
+        if let Some(core) = self.0.upgrade() {
+            assert!(core.transport.set(transport.clone()).is_ok(), "a transport starts once");
         }
     }
 

@@ -6,8 +6,11 @@
 #![forbid(unsafe_code)]
 
 pub mod actors;
+pub mod alloc;
 pub mod digest;
 pub mod executor;
+pub mod frame;
+pub mod handshake;
 pub mod ids;
 pub mod leases;
 pub mod location;

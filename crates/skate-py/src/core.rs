@@ -10,7 +10,8 @@ use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 use skate_core::core::{Completions, Core, CoreError, Fetched, Log};
-use skate_core::transport::{Address, Role};
+use skate_core::transport::Address;
+use skate_proto::handshake::Role;
 use skate_proto::actors::{ActorState, Creation};
 use skate_proto::ids::{ActorId, FunctionId, ObjectId, ProcId};
 use skate_proto::payload::Blob;
@@ -83,7 +84,8 @@ impl PyCore {
             crate::ROLE_WORKER => Role::Worker,
             other => return Err(PyValueError::new_err(format!("role {other} has no core of this kind"))),
         };
-        let inner = py.detach(|| Core::start(Address::Unix(address.into()), session, token, ProcId(node), ProcId(proc), role)).map_err(to_py)?;
+        let minor = py.version_info().minor;
+        let inner = py.detach(|| Core::start(Address::Unix(address.into()), session, token, ProcId(node), ProcId(proc), role, minor)).map_err(to_py)?;
         *CURRENT.lock() = Some(inner.clone());
         Ok(Self { inner, hooks })
     }

@@ -7,7 +7,8 @@ use parking_lot::Mutex;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
 use skate_core::core::CoreError;
-use skate_core::transport::{Address, CloseReason, Config, Driven, Frame, Handler, Listener, PeerInfo, Role, SendMode, Transport};
+use skate_core::transport::{Address, CloseReason, Config, Driven, Frame, Handler, Listener, PeerInfo, SendMode, Transport};
+use skate_proto::handshake::Role;
 use skate_proto::ids::ProcId;
 
 use crate::core::{deadline, waiting};
@@ -40,6 +41,10 @@ impl Handler for Queue {
         self.add(Event::Frame { from: from.0, kind: frame.kind, corr: frame.corr, body: frame.body.to_vec() });
     }
 
+    fn on_started(&self, transport: &Arc<Transport>) {
+        *self.transport.lock() = Some(transport.clone());
+    }
+
     fn on_batch_end(&self) {}
 
     fn on_joined(&self, peer: PeerInfo) {
@@ -65,21 +70,21 @@ pub(crate) struct NodeCore {
 impl NodeCore {
     #[new]
     #[pyo3(signature = (*, path, session, token, node))]
-    fn new(path: String, session: [u8; 16], token: [u8; 32], node: u64) -> PyResult<Self> {
+    fn new(py: Python<'_>, path: String, session: [u8; 16], token: [u8; 32], node: u64) -> PyResult<Self> {
         let queue = Arc::new(Queue::default());
         let node = ProcId(node);
         let config = Config {
             me: node,
             role: Role::Node,
+            python_minor: py.version_info().minor,
             session,
             token,
             node,
-            node_addr: Address::Unix(path.clone().into()),
-            listeners: vec![Listener::unix(path.as_ref())?],
+            node_address: Address::Unix(path.clone().into()),
+            listeners: vec![Listener::bind_unix(path.as_ref())?],
             io_thread: true,
         };
         let transport = Transport::start(config, queue.clone()).map_err(|error| to_py(CoreError::Start(error)))?;
-        *queue.transport.lock() = Some(transport.clone());
         Ok(Self { transport, queue })
     }
 
@@ -114,13 +119,13 @@ impl NodeCore {
     fn send_fd(&self, proc: u64, kind: u8, corr: u64, body: &[u8], fd: i32) {
         // SAFETY: the caller's descriptor is open during this call; it is duplicated before it returns.
         let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-        self.transport.send_fd(ProcId(proc), kind, corr, body, fd);
+        self.transport.send_fd(ProcId(proc), kind, corr, &[body], fd);
     }
 
-    fn watch_fd(&self, fd: i32, token: u64) {
+    fn watch_fd(&self, fd: i32, token: u64) -> PyResult<()> {
         // SAFETY: as for `send_fd`; the node unwatches before it closes.
         let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-        self.transport.register_fd(fd, token);
+        Ok(self.transport.register_fd(token, fd)?)
     }
 
     fn unwatch_fd(&self, token: u64) {

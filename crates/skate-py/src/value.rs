@@ -354,7 +354,7 @@ impl<'a> Reader<'a> {
 /// What keeps the memory of a view in place.
 enum Hold {
     Blob(#[expect(dead_code, reason = "held, not read")] Blob),
-    Stored(StoredHold),
+    Stored(#[expect(dead_code, reason = "held, not read")] StoredHold),
 }
 
 /// A count on a stored object: released with its last view.
