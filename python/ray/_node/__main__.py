@@ -1,0 +1,107 @@
+"""The node process: ``python -m ray._node --config-fd N``.
+
+The order here is the order of what must not wait: the zygote is forked while this process has one thread
+and little memory, and imports what workers need while the node itself loads its machines.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ray._node.config import NodeConfig
+
+
+def main() -> int:
+    """Run a node until it ends. Returns the exit status; what went wrong is told to `ready_fd` and standard error."""
+    if len(sys.argv) != 3 or sys.argv[1] != "--config-fd":
+        print("usage: python -m ray._node --config-fd N (a descriptor to read the configuration from)")
+        return 2
+    from ray._node.config import read_config
+
+    config = read_config(int(sys.argv[2]))
+    try:
+        _run(config)
+    except BaseException as error:
+        import traceback
+
+        traceback.print_exc()
+        _tell(config, f"{type(error).__name__}: {error}".encode())
+        return 1
+    return 0
+
+
+def _run(config: NodeConfig) -> None:
+    import gc
+    import signal
+    from pathlib import Path
+
+    from ray._node import process, wire
+    from ray._node.forkserver import ForkServer
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver
+    for fd in (config.lifeline_fd, config.ready_fd, config.lock_fd):
+        if fd >= 0:
+            os.set_inheritable(fd, False)
+    process.become_subreaper()
+    forks = ForkServer(
+        wire.Init(
+            node_pid=os.getpid(),
+            address=config.socket_path,
+            session=config.session,
+            token=config.token,
+            node=config.node,
+            log_dir=f"{config.session_dir}/logs",
+            worker_module=config.worker_module,
+            sys_path=config.sys_path,
+            cwd=config.cwd,
+            env_vars=config.env_vars,
+            preload=config.preload,
+        )
+    )
+    forks.start_as_fork()
+    process.set_title("ray::node")
+
+    from ray._core import NodeCore, memfd, random_id
+    from ray._node import session
+    from ray._node.manager import NodeFacts, NodeManager
+    from ray._node.shell import Shell, log
+
+    manager = NodeManager(
+        NodeFacts(
+            node=config.node,
+            resources=config.resources,
+            gpu_ids=tuple(config.gpu_ids),
+            object_store_memory=config.object_store_memory,
+            hostname=config.hostname,
+            address=config.address,
+            labels=config.labels,
+        ),
+        new_id=random_id,
+        validate=os.environ.get("RAY_VALIDATE") == "1",
+    )
+    core = NodeCore(path=config.socket_path, session=config.session, token=config.token, node=config.node)
+    shell = Shell(config, core, manager, forks, memfd)
+    _tell(config, b"ok\n")
+    log(f"node {config.node:016x} listens on {config.socket_path}")
+    removed = session.sweep(Path(config.session_dir).parent)
+    if removed:
+        log(f"removed what dead sessions had left: {', '.join(removed)}")
+    gc.collect()
+    gc.freeze()
+    shell.run()
+
+
+def _tell(config: NodeConfig, text: bytes) -> None:
+    """Report the outcome of the start, once."""
+    try:
+        os.write(config.ready_fd, text)
+        os.close(config.ready_fd)
+    except OSError:
+        return  # it was told already, or nobody listens
+
+
+if __name__ == "__main__":
+    sys.exit(main())
