@@ -1,0 +1,179 @@
+"""Starting, describing and ending a local cluster."""
+
+import os
+
+import pytest
+import ray
+from helpers import run_driver
+
+
+def test_init_makes_a_cluster_and_shutdown_ends_it(fresh_cluster):
+    assert not ray.is_initialized()
+    fresh_cluster(num_cpus=2)
+    assert ray.is_initialized()
+    ray.shutdown()
+    assert not ray.is_initialized()
+
+
+def test_shutdown_without_a_cluster_does_nothing(no_cluster):
+    ray.shutdown()
+    ray.shutdown()
+
+
+def test_a_second_init_is_an_error(fresh_cluster):
+    fresh_cluster(num_cpus=1)
+    with pytest.raises(RuntimeError, match=r"(?i)twice|already"):
+        ray.init(num_cpus=1)
+
+
+def test_a_second_init_may_be_ignored(fresh_cluster):
+    fresh_cluster(num_cpus=1)
+    ray.init(num_cpus=8, ignore_reinit_error=True)
+    assert ray.cluster_resources()["CPU"] == 1
+
+
+def test_the_first_remote_call_starts_a_cluster(no_cluster):
+    status, output, errors = run_driver("""
+        import ray
+
+        @ray.remote
+        def double(x):
+            return 2 * x
+
+        print(ray.is_initialized())
+        print(ray.get(double.remote(4)))
+        print(ray.is_initialized())
+    """)
+    assert status == 0, errors
+    assert output.splitlines()[-3:] == ["False", "8", "True"]
+
+
+def test_put_starts_a_cluster(no_cluster):
+    status, output, errors = run_driver("import ray; print(ray.get(ray.put(5)))")
+    assert (status, output.splitlines()[-1]) == (0, "5"), errors
+
+
+def test_creating_an_actor_starts_a_cluster(no_cluster):
+    status, output, errors = run_driver("""
+        import ray
+
+        @ray.remote
+        class Greeter:
+            def greet(self):
+                return "hello"
+
+        print(ray.get(Greeter.remote().greet.remote()))
+    """)
+    assert (status, output.splitlines()[-1]) == (0, "hello"), errors
+
+
+def test_a_remote_function_survives_a_restart_of_the_cluster(fresh_cluster):
+    @ray.remote
+    def double(x):
+        return 2 * x
+
+    fresh_cluster(num_cpus=1)
+    assert ray.get(double.remote(1)) == 2
+    ray.shutdown()
+    fresh_cluster(num_cpus=1)
+    assert ray.get(double.remote(2)) == 4
+
+
+def test_the_context_ends_the_cluster_when_used_with_with(fresh_cluster):
+    with fresh_cluster(num_cpus=1) as context:
+        assert ray.is_initialized()
+        assert "Context" in type(context).__name__
+    assert not ray.is_initialized()
+
+
+def test_the_context_can_be_read_and_shown(fresh_cluster):
+    context = fresh_cluster(num_cpus=1)
+    assert context.address_info["node_id"] == ray.get_runtime_context().get_node_id()
+    assert "session_dir" in context.address_info
+    assert ray.__version__ in repr(context)
+
+
+def test_resources_are_those_that_were_given(fresh_cluster):
+    fresh_cluster(num_cpus=3, num_gpus=2, resources={"special": 2})
+    total = ray.cluster_resources()
+    assert (total["CPU"], total["GPU"], total["special"]) == (3, 2, 2)
+    assert total["memory"] > 0
+    assert total["object_store_memory"] > 0
+
+
+def test_the_size_of_the_object_store_can_be_chosen(fresh_cluster):
+    fresh_cluster(num_cpus=1, object_store_memory=100_000_000)
+    assert ray.cluster_resources()["object_store_memory"] == pytest.approx(100_000_000, rel=0.05)
+
+
+def test_the_number_of_cpus_defaults_to_those_of_the_machine(fresh_cluster):
+    fresh_cluster()
+    assert ray.cluster_resources()["CPU"] == len(os.sched_getaffinity(0))
+
+
+def test_nodes_describes_the_one_node(cluster):
+    (node,) = ray.nodes()
+    assert node["Alive"] is True
+    assert node["NodeID"] == ray.get_runtime_context().get_node_id()
+    assert node["Resources"]["CPU"] == 4
+
+
+def test_environment_variables_of_the_job_reach_every_worker(fresh_cluster):
+    fresh_cluster(num_cpus=1, runtime_env={"env_vars": {"COLOUR": "green"}})
+
+    @ray.remote
+    def colour():
+        return os.environ["COLOUR"]
+
+    @ray.remote
+    class Painter:
+        def colour(self):
+            return os.environ["COLOUR"]
+
+    assert ray.get([colour.remote(), Painter.remote().colour.remote()]) == ["green", "green"]
+
+
+def test_an_unknown_argument_of_init_is_named(no_cluster):
+    with pytest.raises((TypeError, RuntimeError), match="nonsense"):
+        ray.init(nonsense=1)
+    assert not ray.is_initialized()
+
+
+def test_resources_of_init_must_not_be_negative(no_cluster):
+    with pytest.raises(ValueError, match=r"(?i)cpu|negative|resource"):
+        ray.init(num_cpus=-1, include_dashboard=False, logging_level="ERROR")
+
+
+def test_cpu_must_not_be_given_as_a_custom_resource(no_cluster):
+    with pytest.raises((ValueError, AssertionError), match=r"(?i)cpu|resource"):
+        ray.init(resources={"CPU": 1}, include_dashboard=False, logging_level="ERROR")
+
+
+def test_logging_to_the_driver_and_the_dashboard_are_accepted_arguments(fresh_cluster):
+    fresh_cluster(num_cpus=1, log_to_driver=False, include_dashboard=False, logging_level="INFO", namespace="mine")
+    assert ray.get_runtime_context().namespace == "mine"
+
+
+def test_a_driver_that_ends_without_shutdown_ends_well(no_cluster):
+    status, output, errors = run_driver("""
+        import ray
+
+        @ray.remote
+        class Holder:
+            def get(self):
+                return 1
+
+        holder = Holder.remote()
+        print(ray.get(holder.get.remote()))
+    """)
+    assert (status, output.splitlines()[-1]) == (0, "1"), errors
+    assert "Traceback" not in errors
+
+
+def test_a_driver_that_fails_keeps_its_exit_status(no_cluster):
+    status, _, errors = run_driver("""
+        import ray
+        ray.init()
+        raise SystemExit(3)
+    """)
+    assert status == 3, errors

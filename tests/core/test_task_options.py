@@ -1,0 +1,187 @@
+"""Options of remote functions: what they do, and which are refused."""
+
+import os
+
+import pytest
+import ray
+from helpers import wait_until
+
+
+@ray.remote
+def process_id():
+    return os.getpid()
+
+
+@ray.remote
+def pair():
+    return 1, 2
+
+
+def test_several_results_are_several_references(cluster):
+    first, second = pair.options(num_returns=2).remote()
+    assert (ray.get(first), ray.get(second)) == (1, 2)
+
+
+def test_num_returns_in_the_decorator(cluster):
+    @ray.remote(num_returns=3)
+    def three():
+        return "a", "b", "c"
+
+    assert ray.get(three.remote()) == ["a", "b", "c"]
+
+
+def test_one_result_may_be_a_tuple(cluster):
+    assert ray.get(pair.remote()) == (1, 2)
+
+
+def test_no_results_are_no_reference(cluster):
+    assert pair.options(num_returns=0).remote() is None or pair.options(num_returns=0).remote() == []
+
+
+def test_large_results_among_several(cluster):
+    @ray.remote(num_returns=2)
+    def sizes():
+        return b"small", bytes(1_000_000)
+
+    small, large = ray.get(sizes.remote())
+    assert (small, len(large)) == (b"small", 1_000_000)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_wrong_number_of_results_is_an_error(cluster, count):
+    @ray.remote(num_returns=2)
+    def wrong():
+        return tuple(range(count))
+
+    with pytest.raises(ValueError, match=r"(?i)2|return"):
+        ray.get(wrong.remote())
+
+
+def test_a_result_that_cannot_be_split_is_an_error(cluster):
+    @ray.remote(num_returns=2)
+    def wrong():
+        return 5
+
+    with pytest.raises((ValueError, TypeError)):
+        ray.get(wrong.remote())
+
+
+def test_options_do_not_change_the_original(cluster):
+    assert len(pair.options(num_returns=2).remote()) == 2
+    assert isinstance(pair.remote(), ray.ObjectRef)
+
+
+def test_options_can_name_the_task(cluster):
+    @ray.remote
+    def f():
+        return ray.get_runtime_context().get_task_name()
+
+    assert ray.get(f.options(name="chosen").remote()) == "chosen"
+
+
+def test_environment_variables_of_one_task(cluster):
+    @ray.remote
+    def colour():
+        return os.environ.get("COLOUR")
+
+    blue = colour.options(runtime_env={"env_vars": {"COLOUR": "blue"}})
+    assert ray.get([blue.remote(), colour.remote(), blue.remote()]) == ["blue", None, "blue"]
+
+
+def test_environment_variables_of_a_task_extend_those_of_the_job(fresh_cluster):
+    fresh_cluster(num_cpus=1, runtime_env={"env_vars": {"A": "job", "B": "job"}})
+
+    @ray.remote(runtime_env={"env_vars": {"B": "task"}})
+    def both():
+        return os.environ["A"], os.environ["B"]
+
+    assert ray.get(both.remote()) == ("job", "task")
+
+
+def test_max_calls_ends_the_worker_after_so_many_tasks(cluster):
+    @ray.remote(max_calls=1)
+    def once():
+        return os.getpid()
+
+    pids = [ray.get(once.remote()) for _ in range(3)]
+    assert len(set(pids)) == 3
+
+
+@pytest.mark.parametrize("strategy", ["DEFAULT", "SPREAD"])
+def test_scheduling_strategies_are_accepted(cluster, strategy):
+    assert ray.get(process_id.options(scheduling_strategy=strategy).remote()) > 0
+
+
+def test_a_task_may_need_no_cpu(cluster):
+    assert ray.get(process_id.options(num_cpus=0).remote()) > 0
+
+
+def test_memory_can_be_demanded(cluster):
+    assert ray.get(process_id.options(memory=10_000_000).remote()) > 0
+
+
+def test_what_a_task_demands_is_given_back(cluster):
+    ray.get([process_id.options(num_cpus=3, resources={"special": 2}).remote() for _ in range(3)])
+    wait_until(lambda: ray.available_resources().get("CPU") == 4, what="return of the CPUs")
+    wait_until(lambda: ray.available_resources().get("special") == 2, what="return of special")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_cpus": -1},
+        {"num_gpus": -0.5},
+        {"resources": {"special": -1}},
+        {"num_returns": -1},
+        {"max_retries": -2},
+        {"max_calls": -1},
+        {"memory": -1},
+    ],
+)
+def test_negative_options_are_refused_by_name(cluster, options):
+    (name,) = options
+    with pytest.raises(ValueError, match=f"{name}|special"):
+        process_id.options(**options).remote()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_cpus": "two"},
+        pytest.param({"num_returns": "many"}, marks=pytest.mark.skate),  # an obscure error on Ray
+        {"max_retries": "x"},
+        {"resources": 3},
+        {"runtime_env": 7},
+    ],
+)
+def test_options_of_the_wrong_type_are_refused_by_name(cluster, options):
+    (name,) = options
+    with pytest.raises((TypeError, ValueError), match=name):
+        process_id.options(**options).remote()
+
+
+def test_an_unknown_option_is_named(cluster):
+    with pytest.raises((ValueError, TypeError), match="num_cpu"):
+        process_id.options(num_cpu=1)
+    with pytest.raises((ValueError, TypeError), match="colour"):
+        ray.remote(colour="green")(lambda: None)
+
+
+def test_an_option_of_actors_is_refused_for_tasks(cluster):
+    with pytest.raises((ValueError, TypeError), match="max_restarts"):
+        process_id.options(max_restarts=1)
+
+
+@pytest.mark.parametrize("name", ["CPU", "GPU", "memory"])
+def test_reserved_resources_must_be_given_by_their_own_option(cluster, name):
+    with pytest.raises(ValueError, match=name):
+        process_id.options(resources={name: 1}).remote()
+
+
+def test_fractions_of_a_custom_resource(cluster):
+    assert ray.get(process_id.options(resources={"special": 0.25}).remote()) > 0
+
+
+def test_a_fraction_above_one_is_refused_for_gpus(cluster):
+    with pytest.raises(ValueError, match=r"(?i)gpu"):
+        process_id.options(num_gpus=1.5).remote()
