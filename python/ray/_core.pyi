@@ -95,11 +95,11 @@ class Core:
     def statistics(self) -> dict[str, int]: ...
 
     # actors
-    def next_actor_id(self) -> ActorHandleRef:
-        """The first counted handle of an actor to be created."""
+    def next_actor_id(self) -> bytes:
+        """The id of an actor to be created; an `ActorHandleRef` of it must be made first."""
     def create_actor(
         self,
-        actor: ActorHandleRef,
+        actor: bytes,
         *,
         blob: bytes,  # function blob of the class, see Template
         args: tuple[Any, ...],
@@ -117,7 +117,7 @@ class Core:
         max_pending_calls: int,
         max_concurrency: int,
         is_async: bool,
-        concurrency_groups: list[tuple[str, int]],
+        concurrency_groups: dict[str, int],
         detached: bool,
     ) -> None: ...
     def kill_actor(self, actor: bytes, no_restart: bool) -> None: ...
@@ -131,8 +131,6 @@ class Core:
         """Blocks a logging thread: LogLines as (name, pid, stream, lines), Notice as (level, text), None at the end."""
 
     # executing side (workers)
-    def set_main_thread(self) -> None:
-        """The calling thread runs tasks: its waits give CPUs back, and cancellation sends it SIGINT."""
     def next_task(self, group: str = "") -> Task | None:
         """Blocks until there is work for this thread; None means: leave."""
     def poll_task(self) -> Task | None:
@@ -140,9 +138,9 @@ class Core:
     def task_fd(self) -> int:
         """Readable while poll_task() may return something; for add_reader."""
     def is_exiting(self) -> bool: ...
-    def actor_ready(self, actor: bytes, incarnation: int) -> None: ...
-    def actor_failed(self, actor: bytes, incarnation: int, error: BaseException) -> None: ...
-    def actor_exit(self, actor: bytes, incarnation: int, reason: str) -> None:
+    def actor_ready(self) -> None: ...
+    def actor_failed(self, error: BaseException) -> None: ...
+    def actor_exit(self, reason: str) -> None:
         """Announces an intended exit: pending calls get ActorDiedError, no restart."""
     def cancelled(self, task: bytes) -> bool: ...
 

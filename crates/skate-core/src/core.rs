@@ -139,6 +139,8 @@ struct State {
     deferred: Map<ProcId, Vec<FromNode>>,
     dead: HashSet<ProcId>,
     adopted: HashSet<SegmentId>,
+    /// The actor that this process is, and which of its lives.
+    actor: Option<(ActorId, u32)>,
     closed: Option<String>,
     timer_armed: bool,
     task_event_set: bool,
@@ -190,6 +192,7 @@ impl Core {
             deferred: Map::default(),
             dead: HashSet::new(),
             adopted: HashSet::new(),
+            actor: None,
             closed: None,
             timer_armed: false,
             task_event_set: false,
@@ -710,16 +713,28 @@ impl Core {
         self.tell_node(node_wire::ACTOR_KILL, 0, &node_wire::actor_kill(actor, no_restart));
     }
 
-    pub fn actor_ready(&self, actor: ActorId, incarnation: u32) {
-        self.tell_node(node_wire::ACTOR_READY, 0, &node_wire::actor_ready(actor, incarnation));
+    /// `__init__` of the actor that this process is has returned.
+    pub fn actor_ready(&self) {
+        if let Some((actor, life)) = self.own_actor() {
+            self.tell_node(node_wire::ACTOR_READY, 0, &node_wire::actor_ready(actor, life));
+        }
     }
 
-    pub fn actor_failed(&self, actor: ActorId, incarnation: u32, error: &[u8]) {
-        self.tell_node(node_wire::ACTOR_FAILED, 0, &node_wire::actor_failed(actor, incarnation, error));
+    pub fn actor_failed(&self, error: &[u8]) {
+        if let Some((actor, life)) = self.own_actor() {
+            self.tell_node(node_wire::ACTOR_FAILED, 0, &node_wire::actor_failed(actor, life, error));
+        }
     }
 
-    pub fn actor_exit(&self, actor: ActorId, incarnation: u32, reason: &str) {
-        self.tell_node(node_wire::ACTOR_EXIT, 0, &node_wire::actor_exit(actor, incarnation, reason));
+    /// The end of this process, soon to come, is what the actor wants.
+    pub fn actor_exit(&self, reason: &str) {
+        if let Some((actor, life)) = self.own_actor() {
+            self.tell_node(node_wire::ACTOR_EXIT, 0, &node_wire::actor_exit(actor, life, reason));
+        }
+    }
+
+    fn own_actor(&self) -> Option<(ActorId, u32)> {
+        self.state.lock().actor
     }
 
     // ---- the node ------------------------------------------------------------------------------
@@ -1046,7 +1061,8 @@ impl Core {
                 let blocks = state.owner.blocks_in(segment);
                 self.tell_node(node_wire::SEGMENT_CLAIMS, 0, &node_wire::segment_claims(segment, &blocks));
             }
-            FromNode::ActorInit { incarnation, spec, gpu_ids, .. } => {
+            FromNode::ActorInit { actor, incarnation, spec, gpu_ids } => {
+                state.actor = Some((actor, incarnation));
                 let owner_proc = spec.actor.proc;
                 state.owner.objects.arrive(&Executor::counted(&spec.args, &spec.deps));
                 state.executor.handle_actor_init(*spec, incarnation, gpu_ids, owner_proc);

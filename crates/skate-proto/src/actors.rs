@@ -73,12 +73,10 @@ pub struct Creation {
 }
 
 impl Owner {
-    /// A new actor's id, and the object that counts its handles, with one local count.
+    /// A new actor's id, and the object that will count its handles.
     pub fn next_actor_id(&mut self) -> (ActorId, ObjectId) {
         let task = self.next_task_id();
-        let handle = ObjectId { task, index: ObjectId::ACTOR_INDEX };
-        self.objects.create(handle, None, None);
-        (ActorId { proc: self.me, seq: task.seq }, handle)
+        (ActorId { proc: self.me, seq: task.seq }, ObjectId { task, index: ObjectId::ACTOR_INDEX })
     }
 
     /// Counts a handle that came from the node (`get_actor`) or from pickled bytes. If no message handed

@@ -299,6 +299,7 @@ fn a_stream_hands_out_items_in_order_while_the_task_runs() {
 
 fn actor(bench: &mut Bench, max_pending_calls: i32) -> (ActorId, ObjectId) {
     let (actor, handle) = bench.owner.next_actor_id();
+    bench.owner.hold_handle(handle, &mut bench.out);
     let creation = Creation {
         actor, class: FunctionId([8; 16]), blob: Blob::new(b"class"), place: vec![], run: vec![], env: vec![], strategy: vec![],
         name: String::new(), namespace: String::new(), class_name: "A".into(), label: "A".into(), max_restarts: 1, max_pending_calls,

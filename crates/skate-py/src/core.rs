@@ -18,7 +18,7 @@ use skate_proto::payload::Blob;
 
 use crate::Hooks;
 use crate::errors::to_py;
-use crate::refs::{ActorHandleRef, ObjectRef, StreamRef};
+use crate::refs::{ObjectRef, StreamRef};
 use crate::task::Task;
 use crate::template::{extract_call, function_id};
 use crate::value::{Bytes, Serialized};
@@ -86,6 +86,9 @@ impl PyCore {
         };
         let minor = py.version_info().minor;
         let inner = py.detach(|| Core::start(Address::Unix(address.into()), session, token, ProcId(node), ProcId(proc), role, minor)).map_err(to_py)?;
+        if role == Role::Worker {
+            inner.set_main_thread();
+        }
         *CURRENT.lock() = Some(inner.clone());
         Ok(Self { inner, hooks })
     }
@@ -225,25 +228,27 @@ impl PyCore {
 
     // ---- actors
 
-    fn next_actor_id(&self) -> ActorHandleRef {
-        let (_, handle) = self.inner.next_actor_id();
-        ActorHandleRef::adopt(&self.inner, handle)
+    fn next_actor_id<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        let (actor, _) = self.inner.next_actor_id();
+        PyBytes::new(py, &actor.to_bytes())
     }
 
     #[pyo3(signature = (actor, *, blob, args, kwargs, place, run, env, strategy, name, namespace, class_name, label, max_restarts, max_task_retries, max_pending_calls, max_concurrency, is_async, concurrency_groups, detached))]
     #[expect(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn create_actor(
-        &self, py: Python<'_>, actor: &Bound<'_, ActorHandleRef>, blob: &[u8], args: &Bound<'_, PyTuple>, kwargs: &Bound<'_, PyDict>,
+        &self, py: Python<'_>, actor: &[u8], blob: &[u8], args: &Bound<'_, PyTuple>, kwargs: &Bound<'_, PyDict>,
         place: HashMap<String, i64>, run: HashMap<String, i64>, env: Vec<u8>, strategy: Vec<u8>, name: String, namespace: String,
         class_name: String, label: String, max_restarts: i32, max_task_retries: i32, max_pending_calls: i32, max_concurrency: u32,
-        is_async: bool, concurrency_groups: Vec<(String, u32)>, detached: bool,
+        is_async: bool, concurrency_groups: HashMap<String, u32>, detached: bool,
     ) -> PyResult<()> {
         let _ = max_task_retries;
         let call = extract_call(py, &self.inner, self.hooks.get(), args, kwargs)?;
+        let mut groups: Vec<(String, u32)> = concurrency_groups.into_iter().collect();
+        groups.sort_unstable();
         let creation = Creation {
-            actor: actor.get().actor(), class: FunctionId(function_id(blob)), blob: Blob::new(blob), place: sorted(place), run: sorted(run),
+            actor: actor_id(actor)?, class: FunctionId(function_id(blob)), blob: Blob::new(blob), place: sorted(place), run: sorted(run),
             env, strategy, name, namespace, class_name, label, max_restarts, max_pending_calls, max_concurrency, is_async,
-            groups: concurrency_groups, detached,
+            groups, detached,
         };
         self.inner.create_actor(creation, call.args, call.deps);
         self.inner.release_all(&call.temporary);
@@ -296,11 +301,6 @@ impl PyCore {
 
     // ---- executing
 
-    /// The calling thread runs tasks, and is the one that cancellation interrupts.
-    fn set_main_thread(&self) {
-        self.inner.set_main_thread();
-    }
-
     #[pyo3(signature = (group = ""))]
     fn next_task(slf: &Bound<'_, Self>, group: &str) -> PyResult<Option<Task>> {
         let this = slf.get();
@@ -320,20 +320,18 @@ impl PyCore {
         self.inner.is_exiting()
     }
 
-    fn actor_ready(&self, actor: &[u8], incarnation: u32) -> PyResult<()> {
-        self.inner.actor_ready(actor_id(actor)?, incarnation);
-        Ok(())
+    fn actor_ready(&self) {
+        self.inner.actor_ready();
     }
 
-    fn actor_failed(&self, py: Python<'_>, actor: &[u8], incarnation: u32, error: &Bound<'_, PyAny>) -> PyResult<()> {
+    fn actor_failed(&self, py: Python<'_>, error: &Bound<'_, PyAny>) -> PyResult<()> {
         let payload = crate::task::error_payload(py, self.hooks.get(), error)?;
-        self.inner.actor_failed(actor_id(actor)?, incarnation, &payload.data);
+        self.inner.actor_failed(&payload.data);
         Ok(())
     }
 
-    fn actor_exit(&self, actor: &[u8], incarnation: u32, reason: &str) -> PyResult<()> {
-        self.inner.actor_exit(actor_id(actor)?, incarnation, reason);
-        Ok(())
+    fn actor_exit(&self, reason: &str) {
+        self.inner.actor_exit(reason);
     }
 
     fn cancelled(&self, task: &[u8]) -> PyResult<bool> {

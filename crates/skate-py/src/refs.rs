@@ -136,10 +136,6 @@ pub(crate) struct ActorHandleRef {
 }
 
 impl ActorHandleRef {
-    pub(crate) fn adopt(core: &Arc<Core>, object: ObjectId) -> Self {
-        Self { object, core: Some(core.clone()) }
-    }
-
     pub(crate) fn actor(&self) -> ActorId {
         ActorId { proc: self.object.task.proc, seq: self.object.task.seq }
     }
