@@ -137,7 +137,7 @@ class Core:
         """For event loops: a task if one is queued."""
     def task_fd(self) -> int:
         """Readable while poll_task() may return something; for add_reader."""
-    def is_exiting(self) -> bool: ...
+    def tasks_over(self) -> bool: ...
     def actor_ready(self) -> None: ...
     def actor_failed(self, error: BaseException) -> None: ...
     def actor_exit(self, reason: str) -> None:
@@ -193,8 +193,9 @@ class StreamRef:
 class Task:
     """One piece of work handed to this worker."""
 
-    kind: int  # 0 task, 1 actor creation, 2 actor method, 3 cancel the running task of this id
+    kind: int  # 0 task, 1 actor creation, 2 actor method
     owner: int
+    backpressure: int  # -1: no limit
     id: bytes  # 24 bytes
     function_id: bytes  # 16 bytes
     blob: bytes | None  # the first time this worker sees function_id
@@ -235,9 +236,8 @@ class Completions:
     def watch_stream(self, stream: StreamRef, token: int) -> None: ...
     def drain(self) -> list[int]: ...
     def wait(self, timeout: float | None = None) -> list[int]: ...
-    def close(self) -> None: ...
-    def wake(self) -> None:
-        """Ends a `wait()` of another thread; the token is 2**64 - 1."""
+    def close(self) -> None:
+        """Forgets everything; a `wait()` of another thread ends with the token 2**64 - 1."""
 
 @final
 class NodeCore:

@@ -866,7 +866,7 @@ impl Core {
         self.task_event.as_raw_fd()
     }
 
-    pub fn is_exiting(&self) -> bool {
+    pub fn tasks_over(&self) -> bool {
         let state = self.state.lock();
         state.executor.exiting || state.closed.is_some()
     }
@@ -988,7 +988,7 @@ impl Core {
                     owner.cancel_children(task, now, out);
                 }
                 if step == CancelStep::Interrupt {
-                    self.interrupt(state);
+                    self.interrupt();
                 }
             }
             Msg::ItemsTaken { task, taken } => {
@@ -1016,11 +1016,7 @@ impl Core {
     }
 
     /// Interrupts what the main thread runs; its signal handler asks what for.
-    fn interrupt(&self, state: &mut State) {
-        if state.executor.is_async {
-            self.work_arrived(state);
-            return;
-        }
+    fn interrupt(&self) {
         let thread = self.main_thread.load(Ordering::Relaxed);
         if thread != 0 {
             crate::sys::interrupt_thread(thread);
@@ -1092,7 +1088,7 @@ impl Core {
             owner.cancel_children(*task, now, out);
         }
         if !interrupted.is_empty() {
-            self.interrupt(state);
+            self.interrupt();
         }
     }
 

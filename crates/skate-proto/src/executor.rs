@@ -21,8 +21,6 @@ pub enum WorkKind {
     Task,
     CreateActor,
     Call,
-    /// A running task of this id should stop; for event loops, which no signal interrupts.
-    Cancel,
 }
 
 /// One piece of work for a thread of this process.
@@ -149,13 +147,11 @@ impl Executor {
     /// The next piece of work for a thread of `group`; it counts as running from now on.
     pub fn take(&mut self, group: &str) -> Option<Work> {
         let mut work = self.queues.get_mut(group)?.pop_front()?;
-        if work.kind != WorkKind::Cancel {
-            let running = Running { owner: work.owner, cancelled: false, items_taken: 0, consumer_gone: false };
-            self.running.insert(work.task, running);
-            if work.blob.is_none() {
-                // Handed to Python once; Python keeps the function.
-                work.blob = self.blobs.remove(&work.def.function);
-            }
+        let running = Running { owner: work.owner, cancelled: false, items_taken: 0, consumer_gone: false };
+        self.running.insert(work.task, running);
+        if work.blob.is_none() {
+            // Handed to Python once; Python keeps the function.
+            work.blob = self.blobs.remove(&work.def.function);
         }
         Some(work)
     }
@@ -256,7 +252,7 @@ impl Executor {
 
     pub fn handle_cancel(&mut self, task: TaskId, out: &mut Out) -> (CancelStep, Vec<ObjectId>) {
         for queue in self.queues.values_mut() {
-            if let Some(at) = queue.iter().position(|w| w.task == task && w.kind != WorkKind::Cancel) {
+            if let Some(at) = queue.iter().position(|w| w.task == task) {
                 let Some(work) = queue.remove(at) else { continue };
                 let error = Payload::error(ErrorCode::Cancelled, &format!("Task {task} was cancelled before it started."));
                 let counted = Self::counted(&work.args, &work.deps);
@@ -266,18 +262,6 @@ impl Executor {
         }
         let Some(running) = self.running.get_mut(&task) else { return (CancelStep::Nothing, Vec::new()) };
         running.cancelled = true;
-        if self.is_async {
-            let owner = running.owner;
-            let def = CallDef {
-                function: FunctionId([0; 16]), name: String::new(), method: String::new(), group: String::new(),
-                returns: Returns::Count(0), retry_exceptions: false, backpressure: 0, actor: None,
-            };
-            let work = Work {
-                kind: WorkKind::Cancel, task, owner, def: Arc::new(def), blob: None, attempt: 0, args: Payload::plain(&[]),
-                deps: Vec::new(), gpu_ids: Vec::new(), actor: None,
-            };
-            self.queues.entry(String::new()).or_default().push_front(work);
-        }
         (CancelStep::Interrupt, Vec::new())
     }
 

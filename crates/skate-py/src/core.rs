@@ -14,7 +14,7 @@ use skate_core::transport::Address;
 use skate_proto::handshake::Role;
 use skate_proto::actors::{ActorState, Creation};
 use skate_proto::ids::{ActorId, FunctionId, ObjectId, ProcId};
-use skate_proto::payload::Blob;
+use skate_proto::payload::{Blob, ErrorCode};
 
 use crate::Hooks;
 use crate::errors::to_py;
@@ -316,8 +316,8 @@ impl PyCore {
         self.inner.task_event_fd()
     }
 
-    fn is_exiting(&self) -> bool {
-        self.inner.is_exiting()
+    fn tasks_over(&self) -> bool {
+        self.inner.tasks_over()
     }
 
     fn actor_ready(&self) {
@@ -325,7 +325,7 @@ impl PyCore {
     }
 
     fn actor_failed(&self, py: Python<'_>, error: &Bound<'_, PyAny>) -> PyResult<()> {
-        let payload = crate::task::error_payload(py, self.hooks.get(), error)?;
+        let payload = crate::task::error_payload(py, self.hooks.get(), error, ErrorCode::ActorDied)?;
         self.inner.actor_failed(&payload.data);
         Ok(())
     }
@@ -400,12 +400,9 @@ impl PyCompletions {
         self.queue.drain()
     }
 
+    /// Forgets everything that is watched, and ends a `wait()` of another thread.
     fn close(&self) {
         self.core.unwatch_all(&self.queue);
-    }
-
-    /// Ends a `wait()` of another thread.
-    fn wake(&self) {
         self.queue.add(u64::MAX);
     }
 }

@@ -1,6 +1,6 @@
 //! One table from the core's errors to Python's.
 
-use pyo3::PyErr;
+use pyo3::prelude::*;
 use pyo3::exceptions::{PyConnectionError, PyKeyboardInterrupt, PyMemoryError, PyRuntimeError, PyTimeoutError};
 use skate_core::core::CoreError;
 
@@ -12,7 +12,13 @@ pub(crate) fn to_py(error: CoreError) -> PyErr {
         CoreError::Interrupted => PyKeyboardInterrupt::new_err(()),
         CoreError::Closed(_) | CoreError::Start(_) => PyConnectionError::new_err(error.to_string()),
         CoreError::StoreFull(_) => PyMemoryError::new_err(error.to_string()),
-        CoreError::TooManyPendingCalls(limit) => PyErr::new::<PyRuntimeError, _>(("PendingCallsLimitExceeded", limit)),
+        CoreError::TooManyPendingCalls(_) => Python::attach(|py| {
+            let class = py.import("ray.exceptions").and_then(|module| module.getattr("PendingCallsLimitExceeded"));
+            match class.and_then(|class| class.call1((error.to_string(),))) {
+                Ok(instance) => PyErr::from_value(instance),
+                Err(broken) => broken,
+            }
+        }),
         _ => PyRuntimeError::new_err(error.to_string()),
     }
 }

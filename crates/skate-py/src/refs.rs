@@ -78,11 +78,11 @@ impl ObjectRef {
 
     /// An `asyncio.Future` of the value, in the running loop.
     fn as_future<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        slf.py().import("ray._runtime.futures")?.call_method1("await_ref", (slf,))
+        slf.py().import("ray._runtime.futures")?.call_method1("as_asyncio_future", (slf,))
     }
 
     fn __await__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        Self::as_future(slf)?.call_method0("__await__")
+        slf.py().import("ray._runtime.futures")?.call_method1("await_ref", (slf,))
     }
 
     fn __hash__(&self) -> u64 {

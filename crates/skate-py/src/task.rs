@@ -33,8 +33,8 @@ pub(crate) fn task_id(bytes: &[u8]) -> PyResult<TaskId> {
 }
 
 /// An exception as a payload.
-pub(crate) fn error_payload(py: Python<'_>, hooks: &Hooks, error: &Bound<'_, PyAny>) -> PyResult<Payload> {
-    Ok(Serialized::pickle(py, hooks, error, TAG_ERROR_PICKLE, ErrorCode::Task as u8)?.into_payload(py))
+pub(crate) fn error_payload(py: Python<'_>, hooks: &Hooks, error: &Bound<'_, PyAny>, code: ErrorCode) -> PyResult<Payload> {
+    Ok(Serialized::pickle(py, hooks, error, TAG_ERROR_PICKLE, code as u8)?.into_payload(py))
 }
 
 /// One piece of work handed to this worker.
@@ -88,7 +88,7 @@ impl Task {
 impl Drop for Task {
     fn drop(&mut self) {
         self.core.forget_work(&self.work);
-        if !*self.answered.lock() && self.work.kind != WorkKind::Cancel {
+        if !*self.answered.lock() {
             self.core.work_left(self.work.task);
         }
     }
@@ -96,14 +96,13 @@ impl Drop for Task {
 
 #[pymethods]
 impl Task {
-    /// 0 task, 1 actor creation, 2 actor method, 3 cancel the running task of this id.
+    /// 0 task, 1 actor creation, 2 actor method.
     #[getter]
     fn kind(&self) -> u8 {
         match self.work.kind {
             WorkKind::Task => 0,
             WorkKind::CreateActor => 1,
             WorkKind::Call => 2,
-            WorkKind::Cancel => 3,
         }
     }
 
@@ -192,6 +191,14 @@ impl Task {
     }
 
     #[getter]
+    fn backpressure(&self) -> i64 {
+        match self.work.def.backpressure {
+            0 => -1,
+            limit => i64::from(limit),
+        }
+    }
+
+    #[getter]
     fn owner(&self) -> u64 {
         self.work.owner.0
     }
@@ -245,7 +252,7 @@ impl Task {
 
     #[pyo3(signature = (error, *, retryable))]
     fn fail(&self, py: Python<'_>, error: &Bound<'_, PyAny>, retryable: bool) -> PyResult<()> {
-        let payload = error_payload(py, self.hooks.get(), error)?;
+        let payload = error_payload(py, self.hooks.get(), error, ErrorCode::Task)?;
         self.answer(vec![Value::Inline(payload)], retryable)
     }
 
@@ -261,7 +268,7 @@ impl Task {
 
     /// The exception that ends a stream, as its last item.
     fn yield_error(&self, py: Python<'_>, error: &Bound<'_, PyAny>) -> PyResult<()> {
-        let payload = error_payload(py, self.hooks.get(), error)?;
+        let payload = error_payload(py, self.hooks.get(), error, ErrorCode::Task)?;
         self.send_item(py, Value::Inline(payload))
     }
 
