@@ -5,4 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod alloc;
+pub mod frame;
+pub mod handshake;
 pub mod ids;
+pub mod location;
