@@ -130,7 +130,7 @@ impl BlockAllocator {
     /// Gives a block back and returns its length in bytes.
     pub fn free(&mut self, offset: u64) -> Result<u64, NotABlock> {
         let wrong = NotABlock { offset };
-        if offset % UNIT_BYTES != 0 {
+        if !offset.is_multiple_of(UNIT_BYTES) {
             return Err(wrong);
         }
         let key = u32::try_from(offset / UNIT_BYTES).map_err(|_| wrong)?;
@@ -153,7 +153,7 @@ impl BlockAllocator {
     pub fn block_bytes(&self, offset: u64) -> Option<u64> {
         let key = u32::try_from(offset / UNIT_BYTES)
             .ok()
-            .filter(|_| offset % UNIT_BYTES == 0)?;
+            .filter(|_| offset.is_multiple_of(UNIT_BYTES))?;
         let index = *self.by_offset.get(&key)?;
         Some(u64::from(self.blocks[index as usize].len) * UNIT_BYTES)
     }
