@@ -1,1 +1,3 @@
 //! What touches the system.
+
+pub mod transport;
