@@ -1,3 +1,4 @@
 //! What touches the system.
 
+pub mod store;
 pub mod transport;
