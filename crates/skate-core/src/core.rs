@@ -204,7 +204,7 @@ impl Core {
             role,
             start: Instant::now(),
             transport: OnceLock::new(),
-            store: Store::new(me),
+            store: Store::new(me).map_err(|e| CoreError::Store(format!("no shared memory: {e}")))?,
             state: Mutex::new(state),
             logs: Mutex::new(VecDeque::new()),
             logs_changed: Condvar::new(),
@@ -246,7 +246,7 @@ impl Core {
         if let Some(transport) = self.transport.get() {
             transport.shutdown();
         }
-        self.store.clear();
+        self.store.unmap_idle();
     }
 
     pub fn is_open(&self) -> bool {
@@ -373,10 +373,7 @@ impl Core {
             if let Err(error) = self.store.free(location.segment, location.offset) {
                 debug_assert!(false, "{error}");
             }
-            let surplus = self.store.take_surplus();
-            for segment in surplus {
-                self.tell_node(node_wire::SEGMENT_RELEASE, 0, &node_wire::segment(segment));
-            }
+            self.release_segments(&self.store.surplus());
         } else if state.adopted.contains(&location.segment) || state.dead.contains(&location.lessee) {
             self.tell_node(node_wire::BLOCKS_FREED, 0, &node_wire::blocks_freed(location.segment, &[location.offset]));
         } else {
@@ -786,10 +783,10 @@ impl Core {
             if let Some(block) = self.store.alloc(len) {
                 return Ok(block);
             }
-            let min_bytes = self.store.segment_bytes_for(len);
+            let min_bytes = self.store.request_bytes(len);
             match self.ask(node_wire::SEGMENT_REQUEST, &node_wire::segment_request(min_bytes), None)? {
                 Answer::Segment { segment, size, fd } => {
-                    self.store.add_segment(segment, size, fd).map_err(|e| CoreError::Store(e.to_string()))?;
+                    self.store.add_segment(segment, size, &fd).map_err(|e| CoreError::Store(e.to_string()))?;
                 }
                 Answer::Denied(message) => return Err(CoreError::StoreFull(message)),
                 _ => return Err(CoreError::Store("the node answered a segment request with something else".into())),
@@ -797,13 +794,10 @@ impl Core {
         }
     }
 
-    pub fn location(&self, block: &Block) -> Location {
-        Location { segment: block.segment, lessee: self.me, offset: block.offset, len: block.len }
-    }
-
-    /// Gives back a block that never became a value.
-    pub fn abandon(&self, block: &Block) {
-        let _ = self.store.free(block.segment, block.offset);
+    fn release_segments(&self, segments: &[SegmentId]) {
+        for segment in segments {
+            self.tell_node(node_wire::SEGMENT_RELEASE, 0, &node_wire::segment(*segment));
+        }
     }
 
     pub fn map(&self, segment: SegmentId) -> Result<Arc<Mapping>, CoreError> {
@@ -811,7 +805,7 @@ impl Core {
             return Ok(mapping);
         }
         match self.ask(node_wire::SEGMENT_MAP, &node_wire::segment(segment), None)? {
-            Answer::Segment { segment, size, fd } => self.store.map_readonly(segment, size, fd).map_err(|e| CoreError::Store(e.to_string())),
+            Answer::Segment { segment, size, fd } => self.store.map_readonly(segment, size, &fd).map_err(|e| CoreError::Store(e.to_string())),
             Answer::Denied(message) => Err(CoreError::Store(message)),
             _ => Err(CoreError::Store("the node answered a map request with something else".into())),
         }
@@ -957,8 +951,9 @@ impl Core {
         let mut all: Vec<_> = state.owner.statistics().to_vec();
         all.push(("watches", state.watches.len() as u64));
         let store = self.store.statistics();
-        all.push(("store_segments", store.segments as u64));
-        all.push(("store_segment_bytes", store.segment_bytes));
+        all.push(("store_segments", store.leased_segments as u64));
+        all.push(("store_segment_bytes", store.leased_bytes));
+        all.push(("store_used_blocks", store.used_blocks as u64));
         all.push(("store_used_bytes", store.used_bytes));
         all
     }
@@ -1000,9 +995,7 @@ impl Core {
                     // A peer's word: what is not a block of ours is not freed.
                     let _ = self.store.free(segment, offset);
                 }
-                for segment in self.store.take_surplus() {
-                    self.tell_node(node_wire::SEGMENT_RELEASE, 0, &node_wire::segment(segment));
-                }
+                self.release_segments(&self.store.surplus());
             }
             other => owner.handle_message(from, other, now, out),
         }
@@ -1047,11 +1040,7 @@ impl Core {
             }
             FromNode::SegmentDenied { message } => self.answered(state, corr, Answer::Denied(message)),
             FromNode::Reply { ok, body } => self.answered(state, corr, Answer::Reply { ok, body }),
-            FromNode::SegmentTrim { bytes } => {
-                for segment in self.store.take_empty(bytes) {
-                    self.tell_node(node_wire::SEGMENT_RELEASE, 0, &node_wire::segment(segment));
-                }
-            }
+            FromNode::SegmentTrim { bytes } => self.release_segments(&self.store.take_empty(bytes)),
             FromNode::SegmentAdopted { segment } => {
                 state.adopted.insert(segment);
                 let blocks = state.owner.blocks_in(segment);

@@ -34,3 +34,13 @@ pub fn random_id() -> std::io::Result<u64> {
         }
     }
 }
+
+/// An anonymous file of fixed size, for a segment: what it holds vanishes with its last descriptor.
+pub fn create_segment(name: &str, size: u64) -> std::io::Result<std::os::fd::OwnedFd> {
+    use rustix::fs::{MemfdFlags, SealFlags};
+    let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    rustix::fs::ftruncate(&fd, size)?;
+    // A mapping of a file that shrank would be a trap: nobody can change the size any more.
+    rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW)?;
+    Ok(fd)
+}

@@ -43,7 +43,7 @@ fn random_id() -> PyResult<u64> {
 #[pyfunction]
 fn memfd(name: &str, size: u64) -> PyResult<i32> {
     use std::os::fd::IntoRawFd;
-    let fd = skate_core::store::create_segment(name, size)?;
+    let fd = skate_core::sys::create_segment(name, size)?;
     Ok(fd.into_raw_fd())
 }
 

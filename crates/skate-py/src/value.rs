@@ -20,7 +20,7 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple};
 use skate_core::core::{Core, Fetched, INLINE_BYTES_MAX};
-use skate_core::store::Mapping;
+use skate_core::store::{Mapping, copy_into};
 use skate_proto::ids::ObjectId;
 use skate_proto::payload::{Blob, Payload, TAG_ERROR_PICKLE, TAG_ERROR_TEXT, Value};
 
@@ -166,15 +166,15 @@ impl Serialized {
             // Buffers are plain memory: the copy needs no interpreter.
             let parts: Vec<(usize, SendSlice)> = parts.iter().map(|(at, bytes)| (*at, SendSlice(bytes.as_ptr(), bytes.len()))).collect();
             py.detach(|| {
-                let slices: Vec<(usize, &[u8])> = parts.iter().map(|(at, slice)| (*at, slice.get())).collect();
-                block.write(&slices);
+                let slices: Vec<(u64, &[u8])> = parts.iter().map(|(at, slice)| (*at as u64, slice.get())).collect();
+                copy_into(&block, &slices);
             });
         });
         let refs = match self {
             Self::Pickled { refs, .. } => refs,
             Self::Native(_) => Vec::new(),
         };
-        Ok(Value::Stored { location: core.location(&block), refs })
+        Ok(Value::Stored { location: block.location(), refs })
     }
 }
 
