@@ -73,9 +73,7 @@ class Zygote:
             # Files take the place of the terminal: lines must come out as they are printed.
             stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
         try:
-            import cloudpickle  # noqa: F401
-            import msgspec  # noqa: F401
-
+            __import__("cloudpickle")
             module = __import__(init.worker_module, fromlist=["main"])
             self._main = module.main
         except Exception:
