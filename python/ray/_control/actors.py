@@ -345,7 +345,7 @@ class ActorTable(Machine):
         return ActorState(
             actor=actor.id,
             state=self.wire_state(actor),
-            proc=actor.proc,
+            proc=actor.proc if actor.state == "alive" else 0,
             node=self._node,
             incarnation=actor.incarnation,
             cause_kind=actor.cause_kind,

@@ -44,9 +44,7 @@ def _run(config: NodeConfig) -> None:
     from ray._node.forkserver import ForkServer
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver
-    for fd in (config.lifeline_fd, config.ready_fd, config.lock_fd):
-        if fd >= 0:
-            os.set_inheritable(fd, False)  # noqa: FBT003  (its only form)
+    _keep_only(config.lifeline_fd, config.ready_fd, config.lock_fd)
     forks = ForkServer(
         wire.Init(
             node_pid=os.getpid(),
@@ -105,6 +103,16 @@ def _serve(
         log(f"removed what dead sessions had left: {', '.join(removed)}")
     gc.freeze()  # modules and classes stay for ever; the collector need not visit them
     shell.run()
+
+
+def _keep_only(*fds: int) -> None:
+    """Close what the driver happened to have open, such as listening sockets of servers in it."""
+    at = 3
+    for fd in sorted(fd for fd in fds if fd >= 0):
+        os.closerange(at, fd)
+        os.set_inheritable(fd, False)  # noqa: FBT003  (its only form)
+        at = fd + 1
+    os.closerange(at, 1 << 20)
 
 
 def _tell(config: NodeConfig, text: bytes) -> None:

@@ -46,11 +46,9 @@ class ForkServer:
         pid = os.fork()
         if pid == 0:
             try:
-                fd = os.dup2(theirs.fileno(), 3, inheritable=False) if theirs.fileno() != 3 else 3
-                os.closerange(4, 1 << 20)  # among them the lock, and the pipes whose ends mean life and death
                 from ray._node import zygote
 
-                zygote.main(fd)
+                zygote.main(theirs.fileno())
             except BaseException:
                 import traceback
 
