@@ -166,6 +166,8 @@ class ActorTable(Machine):
         self._actors: dict[bytes, Actor] = {}
         self._dead: dict[bytes, None] = {}
         self._by_proc: dict[int, Actor] = {}
+        self._owned: dict[int, dict[bytes, Actor]] = {}
+        """Actors that die with a process, for each such process."""
         self._subscribers: dict[bytes, dict[int, None]] = {}
         """Also of actors whose `ActorCreate` is still on its way: a handle can be faster."""
         self._connected: dict[int, None] = {}
@@ -200,8 +202,8 @@ class ActorTable(Machine):
             other = self._actors.get(taken.actor)
             what = f"{other.class_name} " if other is not None else ""
             raise ValueError(
-                f"the actor name {name!r} in namespace {namespace!r} is taken by {what}actor {taken.actor.hex()}. Choose "
-                "another name, get the existing actor with ray.get_actor, or pass get_if_exists=True"
+                f"the actor name {name!r} in namespace {namespace!r} is taken by {what}actor {taken.actor.hex()}. "
+                "Choose another name, get the existing actor with ray.get_actor, or pass get_if_exists=True"
             )
         self.names.reserve(name, namespace, actor, proc, meta)
         return actor
@@ -219,7 +221,7 @@ class ActorTable(Machine):
 
     def owns_actors(self, proc: int) -> bool:
         """Whether an actor would die with this process."""
-        return any(x.owner == proc and x.state != "dead" and not x.detached for x in self._actors.values())
+        return bool(self._owned.get(proc))
 
     def actors(self) -> list[Actor]:
         """All that are remembered, oldest first."""
@@ -266,6 +268,8 @@ class ActorTable(Machine):
         if not actor.detached and actor.owner not in self._connected:
             self._die(actor, f"its owner, process {actor.owner:016x}, had ended before it was created")
             return
+        if not actor.detached:
+            self._owned.setdefault(actor.owner, {})[actor.id] = actor
         self._place(actor)
 
     def _place(self, actor: Actor) -> None:
@@ -341,7 +345,7 @@ class ActorTable(Machine):
         return ActorState(
             actor=actor.id,
             state=self.wire_state(actor),
-            proc=actor.proc,
+            proc=actor.proc if actor.state == "alive" else 0,
             node=self._node,
             incarnation=actor.incarnation,
             cause_kind=actor.cause_kind,
@@ -415,6 +419,10 @@ class ActorTable(Machine):
             self.names.release(actor.name, actor.namespace, actor.id)
         self._publish(actor)
         actor.pid = 0
+        owned = self._owned.get(actor.owner, {})
+        owned.pop(actor.id, None)
+        if not owned:
+            self._owned.pop(actor.owner, None)
         self._subscribers.pop(actor.id, None)
         self._dead[actor.id] = None
         if len(self._dead) > DEAD_REMEMBERED:
@@ -448,9 +456,8 @@ class ActorTable(Machine):
             elif not subscribers:
                 del self._subscribers[actor]
         reason = f"its owner, process {event.proc:016x}, has ended"
-        for owned in list(self._actors.values()):
-            if owned.owner == event.proc and not owned.detached:
-                self._end(owned, ActorDeath(reason, final=True))
+        for owned in list(self._owned.get(event.proc, {}).values()):
+            self._end(owned, ActorDeath(reason, final=True))
 
     def _never_created(self, actor: bytes) -> None:
         subscribers = tuple(self._subscribers.pop(actor))

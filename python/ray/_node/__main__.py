@@ -11,7 +11,11 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ray._node.config import NodeConfig
+    from ray._node.forkserver import ForkServer
+    from ray._node.shell import Core
 
 
 def main() -> int:
@@ -34,18 +38,13 @@ def main() -> int:
 
 
 def _run(config: NodeConfig) -> None:
-    import gc
     import signal
-    from pathlib import Path
 
-    from ray._node import process, wire
+    from ray._node import wire
     from ray._node.forkserver import ForkServer
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver
-    for fd in (config.lifeline_fd, config.ready_fd, config.lock_fd):
-        if fd >= 0:
-            os.set_inheritable(fd, False)
-    process.become_subreaper()
+    _keep_only(config.lifeline_fd, config.ready_fd, config.lock_fd)
     forks = ForkServer(
         wire.Init(
             node_pid=os.getpid(),
@@ -62,9 +61,24 @@ def _run(config: NodeConfig) -> None:
         )
     )
     forks.start_as_fork()
-    process.set_title("ray::node")
 
     from ray._core import NodeCore, memfd, random_id
+
+    core = NodeCore(path=config.socket_path, session=config.session, token=config.token, node=config.node)
+    # From here on drivers can connect. They do so, and wait for their handshake, while the machines load.
+    _tell(config, b"ok\n")
+    _serve(config, core, forks, memfd, random_id)
+
+
+def _serve(
+    config: NodeConfig,
+    core: Core,
+    forks: ForkServer,
+    memfd: Callable[[str, int], int],
+    random_id: Callable[[], int],
+) -> None:
+    import gc
+
     from ray._node import session
     from ray._node.manager import NodeFacts, NodeManager
     from ray._node.shell import Shell, log
@@ -82,16 +96,23 @@ def _run(config: NodeConfig) -> None:
         new_id=random_id,
         validate=os.environ.get("RAY_VALIDATE") == "1",
     )
-    core = NodeCore(path=config.socket_path, session=config.session, token=config.token, node=config.node)
     shell = Shell(config, core, manager, forks, memfd)
-    _tell(config, b"ok\n")
     log(f"node {config.node:016x} listens on {config.socket_path}")
-    removed = session.sweep(Path(config.session_dir).parent)
+    removed = session.sweep(os.path.dirname(config.session_dir))
     if removed:
         log(f"removed what dead sessions had left: {', '.join(removed)}")
-    gc.collect()
-    gc.freeze()
+    gc.freeze()  # modules and classes stay for ever; the collector need not visit them
     shell.run()
+
+
+def _keep_only(*fds: int) -> None:
+    """Close what the driver happened to have open, such as listening sockets of servers in it."""
+    at = 3
+    for fd in sorted(fd for fd in fds if fd >= 0):
+        os.closerange(at, fd)
+        os.set_inheritable(fd, False)  # noqa: FBT003  (its only form)
+        at = fd + 1
+    os.closerange(at, 1 << 20)
 
 
 def _tell(config: NodeConfig, text: bytes) -> None:

@@ -104,7 +104,8 @@ def choose_reclaims(
         while gets < want.unmet:
             lacking = [name for name, units in want.demand.items() if projected.get(name, 0) < units]
             if not lacking and gets == 0 and not _gpu_comes(leases, victims):
-                lacking = ledger.lacking(want.demand)  # enough in sum, but no device is whole
+                # There may be enough in sum, and yet no device is whole.
+                lacking = [name for name in ledger.lacking(want.demand) if name == "GPU"]
             if lacking:
                 victim, young_until = _victim(want, lacking, gets, keepers, wants, now)
                 if victim is None:
@@ -198,12 +199,13 @@ def _victim(
     Otherwise None, and the time when a lease that is too young now may be taken.
     """
     useful = [x for x in keepers if any(x.allocation.holds(name) > 0 for name in lacking)]
+    # What was asked back counts for nobody; what is starting counts, though it cannot be asked back yet.
     by_owner = _count(lease.owner for lease in useful)
     by_class = _count(lease.key for lease in useful)
     young_until: float | None = None
     candidates: list[tuple[int, int, Lease]] = []
     for lease in useful:
-        if lease.key == want.key:
+        if lease.key == want.key or not lease.held:
             continue
         if lease.owner == want.owner:
             theirs, ours = by_class[lease.key], by_class.get(want.key, 0) + gets

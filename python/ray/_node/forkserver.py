@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
+from _socket import socketpair  # the socket module's classes cost 2 ms of a node's start, and are not used
 from typing import TYPE_CHECKING, Final
 
-from ray._node import process, wire
-from ray._node.events import Forked, ForkFailed, ZygoteLost
-
+from ray._node import wire
 if TYPE_CHECKING:
+    from _socket import socket
+
     from ray._control.machine import Event
 
 LOSSES_MAX: Final = 3
@@ -31,7 +31,7 @@ class ForkServer:
         self._asked: dict[int, None] = {}
         self._losses = 0
         self._unsafe: list[str] = []
-        self._socket: socket.socket | None = None
+        self._socket: socket | None = None
         self.pid = 0
         self.generation = 0
         """Counts the zygotes: when it changes, there is another socket to watch."""
@@ -42,15 +42,13 @@ class ForkServer:
 
     def start_as_fork(self) -> None:
         """Fork the first zygote. This process must have one thread, and keep no descriptor that it must not share."""
-        ours, theirs = socket.socketpair()
+        ours, theirs = socketpair()
         pid = os.fork()
         if pid == 0:
             try:
-                fd = os.dup2(theirs.fileno(), 3, inheritable=False) if theirs.fileno() != 3 else 3
-                os.closerange(4, 1 << 20)  # among them the lock, and the pipes whose ends mean life and death
                 from ray._node import zygote
 
-                zygote.main(fd)
+                zygote.main(theirs.fileno())
             except BaseException:
                 import traceback
 
@@ -62,20 +60,20 @@ class ForkServer:
 
     def start_as_process(self) -> None:
         """Start a zygote with an interpreter of its own: this process has threads by now."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            fd = theirs.fileno()
-            pid = os.posix_spawn(
-                sys.executable,
-                [sys.executable, *interpreter_flags(), "-c", _BOOT, package_root(), str(fd)],
-                os.environ,
-                file_actions=[(os.POSIX_SPAWN_DUP2, fd, fd)],  # to itself: clears close-on-exec in the child only
-                setsigmask=[],
-                setsigdef=[signal.SIGCHLD, signal.SIGTERM],
-            )
+        ours, theirs = socketpair()
+        fd = theirs.fileno()
+        pid = os.posix_spawn(
+            sys.executable,
+            [sys.executable, *interpreter_flags(), "-c", _BOOT, package_root(), str(fd)],
+            os.environ,
+            file_actions=[(os.POSIX_SPAWN_DUP2, fd, fd)],  # to itself: clears close-on-exec in the child only
+            setsigmask=[],
+            setsigdef=[signal.SIGCHLD, signal.SIGTERM],
+        )
+        theirs.close()
         self._adopt(pid, ours)
 
-    def _adopt(self, pid: int, ours: socket.socket) -> None:
+    def _adopt(self, pid: int, ours: socket) -> None:
         self.pid = pid
         self.generation += 1
         self._socket = ours
@@ -120,6 +118,8 @@ class ForkServer:
         return events
 
     def _reported(self, report: wire.Report) -> list[Event]:
+        from ray._node.events import Forked, ForkFailed
+
         match report.what:
             case "forked":
                 self._losses = 0
@@ -136,6 +136,8 @@ class ForkServer:
         return []
 
     def _lost(self) -> list[Event]:
+        from ray._node.events import ForkFailed, ZygoteLost
+
         assert self._socket is not None
         self._socket.close()
         self._socket = None
@@ -177,4 +179,4 @@ _BOOT: Final = "import sys; sys.path.insert(0, sys.argv[1]); from ray._node.zygo
 
 def package_root() -> str:
     """The directory from which this very package was imported."""
-    return os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(process.__file__))))
+    return os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(wire.__file__))))

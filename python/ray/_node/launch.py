@@ -11,7 +11,6 @@ import select
 import signal
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -45,8 +44,7 @@ class NodeProcess:
         self.session_dir = config.session_dir
         self._lifeline = lifeline
         self._exit_status: int | None = None
-        # A child forked by the user's program would keep the pipe open after the driver's end.
-        os.register_at_fork(after_in_child=self._close_lifeline)
+        _alive[id(self)] = self
 
     def poll(self) -> int | None:
         """The exit status if the node has ended (negative for signals), else None."""
@@ -69,14 +67,14 @@ class NodeProcess:
         if self.poll() is None and not self._wait(timeout):
             os.kill(self.pid, signal.SIGKILL)
             self._wait(None)
-            session.remove(Path(self.session_dir))
+            session.remove(self.session_dir)
         status = self.poll()
         assert status is not None
         return status
 
     def log_tail(self) -> str:
         """The end of the node's own log; empty if it is gone."""
-        return _tail(Path(self.session_dir) / "logs" / "node.log")
+        return _tail(f"{self.session_dir}/logs/node.log")
 
     def _wait(self, timeout: float | None) -> bool:
         try:
@@ -91,9 +89,22 @@ class NodeProcess:
             os.close(handle)
 
     def _close_lifeline(self) -> None:
+        _alive.pop(id(self), None)
         if self._lifeline >= 0:
             os.close(self._lifeline)
             self._lifeline = -1
+
+
+_alive: dict[int, NodeProcess] = {}
+
+
+def _let_go_after_fork() -> None:
+    """A child forked by the user's program would keep the pipe open after the driver's end."""
+    for node in list(_alive.values()):
+        node._close_lifeline()
+
+
+os.register_at_fork(after_in_child=_let_go_after_fork)
 
 
 def start_local_node(config: NodeConfig) -> NodeProcess:
@@ -105,7 +116,7 @@ def start_local_node(config: NodeConfig) -> NodeProcess:
         RuntimeError: If it does not start; the text has its own words, and the end of its log.
     """
     if config.session_dir:
-        directory, lock = Path(config.session_dir), config.lock_fd
+        directory, lock = config.session_dir, config.lock_fd
     else:
         directory, lock = session.create()
     alive, lifeline = os.pipe()
@@ -114,14 +125,14 @@ def start_local_node(config: NodeConfig) -> NodeProcess:
     try:
         config = msgspec.structs.replace(
             config,
-            session_dir=str(directory),
+            session_dir=directory,
             lifeline_fd=alive,
             ready_fd=ready,
             lock_fd=lock,
             driver_pid=os.getpid(),
         )
         os.write(told, msgspec.msgpack.encode(config))
-        pid = _spawn(directory / "logs" / "node.log", told, (alive, ready, *((lock,) if lock >= 0 else ())))
+        pid = _spawn(f"{directory}/logs/node.log", told, (alive, ready, *((lock,) if lock >= 0 else ())))
     except BaseException:
         os.close(heard)
         os.close(lifeline)
@@ -140,12 +151,12 @@ def start_local_node(config: NodeConfig) -> NodeProcess:
     return node
 
 
-def _spawn(log: Path, config_fd: int, inherited: tuple[int, ...]) -> int:
-    log.parent.mkdir(mode=0o700, exist_ok=True)
+def _spawn(log: str, config_fd: int, inherited: tuple[int, ...]) -> int:
+    os.makedirs(os.path.dirname(log), mode=0o700, exist_ok=True)
     arguments = [sys.executable, *interpreter_flags(), "-c", _BOOT, package_root(), "--config-fd", str(config_fd)]
     actions = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-        (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+        (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
         (os.POSIX_SPAWN_DUP2, 1, 2),
         # Duplicating onto itself clears close-on-exec in the child alone.
         *((os.POSIX_SPAWN_DUP2, fd, fd) for fd in (config_fd, *inherited)),
@@ -185,9 +196,10 @@ def _start_error(answer: str, status: int, tail: str) -> str:
     return f"the local node could not be started: {what}{log}"
 
 
-def _tail(path: Path) -> str:
+def _tail(path: str) -> str:
     try:
-        data = path.read_bytes()
+        with open(path, "rb") as file:
+            data = file.read()
     except OSError:
         return ""
     return data[-LOG_TAIL_BYTES:].decode(errors="replace")

@@ -346,8 +346,8 @@ class LeaseTable(Machine):
             self._deadlines.set("hold", now + fairness.HOLD_S)
         self._deadlines.clear("reclaim")
         if blocked:
-            held = [lease for lease in self._leases.values() if lease.held and lease.owner != ACTORS]
-            victims, again_at = fairness.choose_reclaims(blocked, held, self._wants, self.ledger, now)
+            ended_by_owners = [lease for lease in self._leases.values() if lease.owner != ACTORS]
+            victims, again_at = fairness.choose_reclaims(blocked, ended_by_owners, self._wants, self.ledger, now)
             for lease in victims:
                 self._reclaim(lease)
             if again_at is not None:
@@ -492,9 +492,8 @@ class LeaseTable(Machine):
         users = [f"{x.label or 'unnamed'} (pid {x.pid})" for x in self._users(name)]
         more = f" and {len(users) - 4} more" if len(users) > 4 else ""
         by = f" by {', '.join(users[:4])}{more}" if users else ""
-        return (
-            f"needs {name}: {show(name, want.demand[name])}; {show(name, used)} of {show(name, total)} are in use{by}"
-        )
+        asked = f"needs {name}: {show(name, want.demand[name])}"
+        return f"{asked}; {show(name, used)} of {show(name, total)} are in use{by}"
 
     def _users(self, name: str) -> Iterator[Lease]:
         return (lease for lease in self._leases.values() if lease.allocation.holds(name) > 0)

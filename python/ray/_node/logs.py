@@ -12,11 +12,11 @@ Limits, and what happens beyond them:
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import struct
 from collections import deque
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -101,7 +101,7 @@ class LogStream:
 
 
 class _File(msgspec.Struct):
-    path: Path
+    path: str
     proc: int
     pid: int
     stream: int
@@ -113,11 +113,11 @@ class _File(msgspec.Struct):
 class LogFiles:
     """The log files of living workers. Not a machine: it reads files."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: str) -> None:
         self._directory = directory
         self._files: dict[str, _File] = {}
         self._names: dict[int, str] = {}
-        self._kept: deque[Path] = deque()
+        self._kept: deque[str] = deque()
         self._inotify = -1
 
     def open(self) -> int:
@@ -198,7 +198,7 @@ class LogFiles:
         parts = stem.split("-")
         if len(parts) != 3 or parts[0] != "worker" or suffix not in _SUFFIXES:
             return None
-        path = self._directory / name
+        path = f"{self._directory}/{name}"
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError:
@@ -232,7 +232,8 @@ class LogFiles:
         self._kept.append(file.path)
         if empty or len(self._kept) > FILES_KEPT:
             doomed = self._kept.pop() if empty else self._kept.popleft()
-            doomed.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(doomed)
 
 
 def _last_lines(file: _File, count: int) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-from pathlib import Path
 from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -52,7 +51,8 @@ def task_count() -> int:
 def children() -> list[int]:
     """Child processes, zombies included; empty where the kernel does not say."""
     try:
-        return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+        with open(f"/proc/self/task/{os.getpid()}/children") as file:
+            return [int(pid) for pid in file.read().split()]
     except OSError:
         return []
 
@@ -61,7 +61,8 @@ def _find_title_area() -> tuple[int, int]:
     """Where the command line lies in memory, as (address, bytes); forks have it at the same place."""
     try:
         # The name in field 2 may contain anything, so fields are counted behind its closing bracket.
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        with open("/proc/self/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
         start, end = (int(field) for field in fields[_ARG_START_FIELD - 3 : _ARG_START_FIELD - 1])
     except (OSError, ValueError):
         return (0, 0)

@@ -82,7 +82,8 @@ class Ledger:
         """Take the demand, which `lacking` has found to fit."""
         gpus = demand.get(GPU, 0)
         shares = self._choose_devices(gpus) if gpus > 0 else ()
-        assert shares is not None and not self.lacking(demand), "taken without being free"
+        assert shares is not None, "taken without a free device"
+        assert not self.lacking(demand), "taken without being free"
         allocation = Allocation({name: units for name, units in demand.items() if units > 0}, shares)
         for name, units in allocation.amounts.items():
             self.free[name] -= units

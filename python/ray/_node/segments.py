@@ -154,7 +154,7 @@ class SegmentTable(Machine):
             return
         if size > self.capacity:
             text = (
-                f"{show_bytes(size)} were asked for, and the object store of this node has {show_bytes(self.capacity)}. "
+                f"{show_bytes(size)} were asked for, and this node's object store has {show_bytes(self.capacity)}. "
                 "Start with a larger object_store_memory, or store the value in parts"
             )
             self._emit(Send(event.sender, SegmentDenied(text), event.corr))

@@ -8,11 +8,11 @@ belongs to the dead, and the next node that starts removes it.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import stat
 import time
-from pathlib import Path
 from typing import Final
 
 LOCK_NAME: Final = "lock"
@@ -27,16 +27,17 @@ SWEEP_MAX: Final = 100
 """Directories removed at one start; the rest waits for the next."""
 
 
-def base_dir() -> Path:
+def base_dir() -> str:
     """Where this user's sessions are; created with mode 0700 if need be.
 
     Raises:
         RuntimeError: If it belongs to somebody else, who could then read and replace what is in it.
     """
     chosen = os.environ.get("RAY_TMPDIR")
-    base = Path(chosen) if chosen else Path(_temporary()) / f"ray-{os.getuid()}"
-    base.mkdir(mode=0o700, parents=True, exist_ok=True)
-    info = base.stat(follow_symlinks=bool(chosen))
+    base = chosen or f"{_temporary()}/ray-{os.getuid()}"
+    os.makedirs(base, mode=0o700, exist_ok=True)
+    # A link that somebody else has put into a shared directory must not be followed; the user's own may.
+    info = os.stat(base, follow_symlinks=bool(chosen))
     if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid():
         raise RuntimeError(
             f"{base} is not a directory of user {os.getuid()}: remove it, or set RAY_TMPDIR to a private directory"
@@ -44,7 +45,7 @@ def base_dir() -> Path:
     return base
 
 
-def create() -> tuple[Path, int]:
+def create() -> tuple[str, int]:
     """Make a session directory; returns it and the descriptor of its lock, which is held.
 
     The lock lives as long as a descriptor of it is open in some process: hand it to the node and close it here.
@@ -52,56 +53,58 @@ def create() -> tuple[Path, int]:
     Raises:
         RuntimeError: If the path is too long for a socket.
     """
-    base = base_dir()
     name = f"session_{time.strftime('%Y%m%d-%H%M%S')}_{os.getpid()}_{os.urandom(3).hex()}"
-    path = base / name
-    if len(os.fsencode(path / SOCKET_NAME)) > SOCKET_PATH_BYTES_MAX:
+    path = f"{base_dir()}/{name}"
+    if len(os.fsencode(f"{path}/{SOCKET_NAME}")) > SOCKET_PATH_BYTES_MAX:
         raise RuntimeError(
             f"{path} is too long: the path of a Unix socket in it may have {SOCKET_PATH_BYTES_MAX} bytes. Set "
             "RAY_TMPDIR to a shorter directory"
         )
-    path.mkdir(mode=0o700)
-    lock = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    os.mkdir(path, mode=0o700)
+    lock = os.open(f"{path}/{LOCK_NAME}", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    (path / "logs").mkdir(mode=0o700)
+    os.mkdir(f"{path}/logs", mode=0o700)
     return path, lock
 
 
-def sweep(base: Path) -> list[str]:
+def sweep(base: str) -> list[str]:
     """Remove the directories of sessions that have ended; returns their names."""
     removed: list[str] = []
-    for entry in sorted(base.iterdir()):
+    for name in sorted(os.listdir(base)):
         if len(removed) == SWEEP_MAX:
             break
-        if entry.name.startswith("session_") and _is_stale(entry):
-            remove(entry)
-            removed.append(entry.name)
+        path = f"{base}/{name}"
+        if name.startswith("session_") and _is_stale(path):
+            remove(path)
+            removed.append(name)
     return removed
 
 
-def remove(path: Path) -> None:
-    """Delete a directory with everything in it; links are deleted, not followed. What is gone already is fine."""
+def remove(path: str) -> None:
+    """Delete a directory with everything in it; links are deleted, not followed.
+
+    What has gone already is fine. What somebody still writes into stays; a later sweep finds it.
+    """
     try:
         entries = list(os.scandir(path))
     except OSError:
         return
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
-            remove(Path(entry.path))
+            remove(entry.path)
         else:
-            Path(entry.path).unlink(missing_ok=True)
-    try:
-        path.rmdir()
-    except OSError:
-        return  # somebody writes into it still; the next sweep finds it
+            with contextlib.suppress(OSError):
+                os.unlink(entry.path)
+    with contextlib.suppress(OSError):
+        os.rmdir(path)
 
 
-def _is_stale(path: Path) -> bool:
+def _is_stale(path: str) -> bool:
     try:
-        lock = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CLOEXEC)
+        lock = os.open(f"{path}/{LOCK_NAME}", os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         try:
-            return time.time() - path.stat().st_mtime > YOUNG_S
+            return time.time() - os.stat(path).st_mtime > YOUNG_S
         except OSError:
             return False
     except OSError:

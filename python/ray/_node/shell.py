@@ -16,7 +16,6 @@ import select
 import signal
 import time
 from collections import deque
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ray._control.machine import Effect, Event, Log, Multicast, Send, Tick, earliest
@@ -78,7 +77,7 @@ class Shell:
         self._manager = manager
         self._forks = forks
         self._memfd = memfd
-        self._logs = LogFiles(Path(config.session_dir) / "logs")
+        self._logs = LogFiles(f"{config.session_dir}/logs")
         self._logs_open = False
         self._segments: dict[int, int] = {}
         self._jobs: dict[int, int] = {}
@@ -106,6 +105,8 @@ class Shell:
     def run(self) -> None:
         """Serve until something ends the node; then end everything on it."""
         try:
+            process.become_subreaper()
+            process.set_title("ray::node")
             self._watch()
             while not self._ending:
                 deadline = earliest(self._manager.next_deadline(), self._logs.next_deadline())
@@ -295,7 +296,7 @@ class Shell:
         for fd in self._segments.values():
             os.close(fd)
         self._logs.close()
-        session.remove(Path(self._config.session_dir))
+        session.remove(self._config.session_dir)
 
 
 def kill_children(known: list[int], wake_fd: int, timeout_s: float) -> None:

@@ -48,6 +48,9 @@ _SINGLE_THREADED: Final = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", 
 
 NO_ROOM_EXIT: Final = 70
 
+FD_MAX: Final = 1 << 20
+"""More descriptors than a process may have by default."""
+
 
 class Zygote:
     """Serves forks on a connected stream socket until the other end closes."""
@@ -73,9 +76,7 @@ class Zygote:
             # Files take the place of the terminal: lines must come out as they are printed.
             stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
         try:
-            import cloudpickle  # noqa: F401
-            import msgspec  # noqa: F401
-
+            __import__("cloudpickle")
             module = __import__(init.worker_module, fromlist=["main"])
             self._main = module.main
         except Exception:
@@ -243,6 +244,10 @@ class Zygote:
 
 def main(fd: int) -> None:
     """Be a zygote on this socket; does not return."""
+    # Nothing else may reach the workers: among what the node has open are the session's lock and the pipes
+    # whose ends mean life and death.
+    os.closerange(3, fd)
+    os.closerange(fd + 1, FD_MAX)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver
     zygote = Zygote(fd)
     zygote.prepare()
