@@ -146,6 +146,8 @@ def apply_job(job: dict[str, Any]) -> None:
     job_number = job.get("job_number", 1)
 
 
-def in_driver() -> bool:
-    """Whether this process is outside of any worker."""
-    return mode == SCRIPT_MODE
+def load_job() -> None:
+    """In a worker, asks the node once for what the driver decided for the whole job."""
+    if mode == WORKER_MODE and not namespace:
+        apply_job(request("job.config") or {})
+        assert namespace, "the node knows the job's namespace"
