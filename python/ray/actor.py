@@ -475,10 +475,8 @@ def _find(core: Core, name: str, namespace: str) -> ActorHandle[Any] | None:
         info = session.request("actor.by_name", name=name, namespace=namespace)
     except (ValueError, KeyError):
         return None
-    if not info:
-        return None
-    ref = _core.ActorHandleRef(info["actor"], info.get("owner_node") or core.node)
-    return ActorHandle(ref, ActorMethods.from_bytes(info["methods"]))
+    ref = _core.ActorHandleRef(info["actor"], info["owner_node"])
+    return ActorHandle(ref, ActorMethods.from_bytes(info["meta"]))
 
 
 def _reserve(name: str, namespace: str, actor: bytes, described: ActorMethods) -> None:
@@ -486,7 +484,7 @@ def _reserve(name: str, namespace: str, actor: bytes, described: ActorMethods) -
 
     try:
         session.request(
-            "actor.reserve_name", name=name, namespace=namespace, actor=actor, methods=described.to_bytes()
+            "actor.reserve_name", name=name, namespace=namespace, actor=actor, meta=described.to_bytes()
         )
     except ValueError:
         message = (

@@ -106,7 +106,7 @@ class _Recipe:
         return _core.Template(
             core,
             blob=pickle_blob(self._pickled.get(core, self._function), meta, self._function),
-            name=options.get("name") or getattr(self._function, "__name__", "function"),
+            name=options.get("name") or str(getattr(self._function, "__name__", "function")),
             num_returns=opts.returns_of(options, generator=is_generator(self._function)),
             max_retries=opts.DEFAULT_MAX_RETRIES if retries is None else retries,
             retry_exceptions=bool(retry_exceptions),
@@ -141,10 +141,14 @@ class RemoteFunction(Generic[P, R]):
 
     if TYPE_CHECKING:
         # Calls are checked against the function's own signature, until one of the first four arguments is a reference.
+        # Whether one overload shadows another is decided by mypy for `Any`, which stands for every type; here the more
+        # special ones come first on purpose.
         @overload
-        def remote(self: RemoteFunction[P, Iterator[T]], *args: P.args, **kwargs: P.kwargs) -> ObjectRefGenerator[T]: ...
+        def remote(  # type: ignore[overload-overlap]
+            self: RemoteFunction[P, Iterator[T]], *args: P.args, **kwargs: P.kwargs
+        ) -> ObjectRefGenerator[T]: ...
         @overload
-        def remote(
+        def remote(  # type: ignore[overload-overlap]
             self: RemoteFunction[P, AsyncIterator[T]], *args: P.args, **kwargs: P.kwargs
         ) -> ObjectRefGenerator[T]: ...
         @overload

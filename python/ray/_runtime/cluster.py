@@ -35,26 +35,16 @@ def nodes() -> list[dict[str, Any]]:
 
 
 def _describe(node: dict[str, Any]) -> dict[str, Any]:
-    from ray._runtime.ids import NodeID
-
-    key = node.get("node", node.get("NodeID", 0))
-    alive = bool(node.get("alive", True))
+    alive = bool(node["Alive"])
     described = {
-        "NodeID": NodeID._from_key(key).hex() if isinstance(key, int) else key,
-        "Alive": alive,
-        "NodeManagerAddress": node.get("address", session.node_ip_address),
-        "NodeManagerHostname": node.get("hostname", ""),
-        "NodeManagerPort": node.get("port", 0),
-        "ObjectManagerPort": node.get("port", 0),
-        "ObjectStoreSocketName": node.get("socket", ""),
-        "RayletSocketName": node.get("socket", ""),
+        "NodeManagerPort": 0,
+        "ObjectManagerPort": 0,
+        "ObjectStoreSocketName": "",
+        "RayletSocketName": "",
         "MetricsExportPort": 0,
-        "NodeName": node.get("name", session.node_ip_address),
-        "Labels": dict(node.get("labels", {})),
+        "NodeName": node["NodeManagerAddress"],
+        **node,
         "alive": alive,
     }
-    if alive:
-        described["Resources"] = _amounts(node.get("resources", {}))
-    else:
-        described["DeathReasonMessage"] = node.get("death_reason", "")
+    described["Resources"] = _amounts(node.get("Resources", {})) if alive else {}
     return described

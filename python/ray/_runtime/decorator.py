@@ -17,17 +17,20 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 
+_COMPILED = ("cython_function_or_method", "builtin_function_or_method")
+
+
 class RemoteDecorator(Protocol):
     """What `ray.remote(...)` with options returns."""
 
     @overload
-    def __call__(self, function: type[T], /) -> ActorClass[T]: ...
+    def __call__(self, function: type[T], /) -> ActorClass[T]: ...  # type: ignore[overload-overlap]
     @overload
     def __call__(self, function: Callable[P, R], /) -> RemoteFunction[P, R]: ...
 
 
-@overload
-def remote(function: type[T], /) -> ActorClass[T]: ...
+@overload  # A class is a callable too; the first that fits counts.
+def remote(function: type[T], /) -> ActorClass[T]: ...  # type: ignore[overload-overlap]
 @overload
 def remote(function: Callable[P, R], /) -> RemoteFunction[P, R]: ...
 @overload
@@ -77,7 +80,7 @@ def _make(target: Any, options: dict[str, Any]) -> Any:
     if isinstance(target, type):
         opts.check(options, opts.ACTOR, "actors")
         return ActorClass._make(target, options)
-    if isinstance(target, FunctionType) or type(target).__name__ in ("cython_function_or_method", "builtin_function_or_method"):
+    if isinstance(target, FunctionType) or type(target).__name__ in _COMPILED:
         opts.check(options, opts.TASK, "remote functions")
         return RemoteFunction(target, options)
     if isinstance(target, RemoteFunction | ActorClass):

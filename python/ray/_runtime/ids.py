@@ -76,7 +76,7 @@ class BaseID:
         return int.from_bytes(self._id[-8:], "little")
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self._id == other._id  # type: ignore[attr-defined]
+        return type(self) is type(other) and self._id == other._id
 
     def __lt__(self, other: Any) -> bool:
         return self._id < other._id if type(self) is type(other) else NotImplemented

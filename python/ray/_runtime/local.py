@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,7 +28,7 @@ _IGNORED_EXTRAS = frozenset(
 _ABSENT_EXTRAS = frozenset(
     (
         "_enable_object_reconstruction", "_plasma_directory", "_redis_password", "_system_config",
-        "_tracing_startup_hook", "object_spilling_directory",
+        "_temp_dir", "_tracing_startup_hook", "object_spilling_directory",
     )
 )  # fmt: skip
 
@@ -135,7 +134,7 @@ def init(
         dashboard_port: Where a dashboard would listen.
         job_config: A `ray.job_config.JobConfig`.
         configure_logging: Whether to set the level of the logger "ray".
-        logging_level: That level, and the node's.
+        logging_level: That level.
         logging_format: Format for the logger "ray".
         logging_config: Not available yet.
         log_to_driver: Whether what workers print is printed here too; yes by default.
@@ -155,7 +154,7 @@ def init(
         NotImplementedError: If an argument asks for what does not exist yet.
         ValueError, TypeError: If an argument is out of range or of the wrong type.
     """
-    unknown = sorted(set(kwargs) - _IGNORED_EXTRAS - _ABSENT_EXTRAS - {"_memory", "_node_ip_address", "_temp_dir"})
+    unknown = sorted(set(kwargs) - _IGNORED_EXTRAS - _ABSENT_EXTRAS - {"_memory", "_node_ip_address"})
     if unknown:
         message = f"ray.init() has no argument {', '.join(map(repr, unknown))}"
         raise RuntimeError(message)
@@ -187,7 +186,7 @@ def init(
         amounts = _resources(num_cpus, num_gpus, resources, object_store_memory, kwargs.get("_memory"))
         if configure_logging:
             _configure_logging(logging_level, logging_format)
-        return _start(amounts, job, logging_level, log_to_driver, kwargs)
+        return _start(amounts, job, log_to_driver, kwargs)
 
 
 def _refuse_absent(arguments: dict[str, Any]) -> None:
@@ -327,6 +326,13 @@ def available_gpus() -> int:
         return 0
 
 
+def gpu_ids(count: int) -> list[int]:
+    """Which devices `count` GPUs are: the first visible ones. Positions, where those are not numbers but UUIDs."""
+    visible = [device.strip() for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    numbers = [int(device) for device in visible if device.isdigit()]
+    return numbers[:count] if len(numbers) >= count else list(range(count))
+
+
 def memory_bytes() -> int:
     """Memory that this process may use: the machine's, or its control group's limit."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -354,59 +360,36 @@ def _configure_logging(level: int | str, pattern: str | None) -> None:
         logger.handlers[:] = [handler]
 
 
-def _level_name(level: int | str) -> str:
-    if isinstance(level, str):
-        return level.lower()
-    import logging
-
-    return logging.getLevelName(level).lower()
-
-
-def _session_directory(base: str | None) -> tuple[str, str, str]:
-    """A new private directory for this session: its parent, its name, its path."""
-    import tempfile
-
-    parent = base or os.path.join(tempfile.gettempdir(), f"skate-{os.getuid()}")
-    os.makedirs(parent, mode=0o700, exist_ok=True)
-    if base is None and os.stat(parent).st_uid != os.getuid():
-        message = f"{parent} belongs to another user; set _temp_dir to a directory of your own"
-        raise PermissionError(message)
-    name = f"session_{time.strftime('%Y-%m-%d_%H-%M-%S')}_{time.time_ns() % 1_000_000_000 // 1000:06d}_{os.getpid()}"
-    path = os.path.join(parent, name)
-    os.mkdir(path, mode=0o700)
-    return parent, name, path
-
-
 def _start(
     amounts: dict[str, int],
     job: dict[str, Any],
-    logging_level: int | str,
     log_to_driver: bool | None,
     extras: dict[str, Any],
 ) -> RayContext:
     global _node, _printer, _atexit_registered
     from ray import _core
     from ray._node import launch
+    from ray._node.config import NodeConfig
     from ray._runtime.ids import NodeID
 
     ip = extras.get("_node_ip_address") or "127.0.0.1"
-    parent, name, directory = _session_directory(extras.get("_temp_dir"))
     session_id, token, node_key = os.urandom(16), os.urandom(32), _core.random_id()
     amounts.setdefault(f"node:{ip}", 10_000)
-    config = {
-        "session_dir": directory,
-        "session": session_id,
-        "token": token,
-        "node": node_key,
-        "resources": amounts,
-        "object_store_memory": amounts["object_store_memory"] // 10_000,
-        "sys_path": [entry or os.getcwd() for entry in sys.path],
-        "cwd": os.getcwd(),
-        "preload": [module for module in PRELOADS if module in sys.modules],
-        "env_vars": dict(job["runtime_env"].get("env_vars", {})),
-        "log_level": _level_name(logging_level),
-        "job": {**job, "session_name": name, "temp_dir": parent, "node_ip_address": ip},
-    }
+    config = NodeConfig(
+        session_dir="",  # made by the launcher
+        session=session_id,
+        token=token,
+        node=node_key,
+        resources=amounts,
+        gpu_ids=gpu_ids(amounts.get("GPU", 0) // 10_000),
+        object_store_memory=amounts["object_store_memory"] // 10_000,
+        sys_path=[entry or os.getcwd() for entry in sys.path],
+        cwd=os.getcwd(),
+        preload=[module for module in PRELOADS if module in sys.modules],
+        env_vars=dict(job["runtime_env"].get("env_vars", {})),
+        hostname=os.uname().nodename,
+        address=ip,
+    )
     node = launch.start_local_node(config)
     try:
         core = _core.Core(
@@ -423,7 +406,16 @@ def _start(
         raise
     _node = node
     session.attach(core, session.SCRIPT_MODE)
-    session.apply_job(config["job"])
+    temp_dir, session_name = os.path.split(node.session_dir)
+    session.publish_job(
+        {
+            **job,
+            "session_name": session_name,
+            "temp_dir": temp_dir,
+            "node_ip_address": ip,
+            "log_to_driver": log_to_driver is not False,
+        }
+    )
     if not _atexit_registered:
         import atexit
 
@@ -438,7 +430,7 @@ def _start(
             "node_ip_address": ip,
             "address": "local",
             "gcs_address": "local",
-            "session_dir": directory,
+            "session_dir": node.session_dir,
             "raylet_socket_name": node.address,
             "object_store_address": node.address,
             "webui_url": "",

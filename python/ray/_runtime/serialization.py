@@ -115,7 +115,7 @@ def _refresh_table() -> None:
     global _table_sources
     import copyreg
 
-    import cloudpickle
+    import cloudpickle  # type: ignore[import-untyped]
 
     _table.clear()
     _table.update(cloudpickle.Pickler._dispatch_table)

@@ -110,7 +110,7 @@ class Signature:
 
 def of_function(function: Any, *, bound: int = 0) -> Signature:
     """The signature of a function; `bound` leading parameters (`self`) are taken by Python."""
-    name = getattr(function, "__qualname__", None) or getattr(function, "__name__", repr(function))
+    name: str = getattr(function, "__qualname__", None) or repr(function)
     if not isinstance(function, FunctionType):
         return _of_other(function, name, bound)
     code = function.__code__
@@ -137,7 +137,8 @@ def of_function(function: Any, *, bound: int = 0) -> Signature:
 def of_class(cls: type) -> Signature:
     """The signature of making an instance. Open where a metaclass, `__new__` or native code decides."""
     init = cls.__init__  # type: ignore[misc]
-    if type(cls).__call__ is type.__call__ and cls.__new__ is object.__new__:
+    plain: Any = object.__new__
+    if type(cls).__call__ is type.__call__ and cls.__new__ is plain:
         if isinstance(init, FunctionType):
             return of_function(init, bound=1)
         if init is object.__init__:

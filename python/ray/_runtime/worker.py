@@ -72,6 +72,9 @@ class Worker:
         self.running: dict[int, bytes] = {}
         self.main_thread = threading.get_ident()
         self.gpu_ids: list[int] | None = None
+        # UUIDs of the visible devices, when they are named so: then ids are positions among them.
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        self._gpu_names = visible if not all(name.strip().isdigit() for name in visible if name) else []
         self.bound_methods: dict[str, Callable[..., Any]] = {}
         self.leaving: Leave | None = None
         self.creation: Task | None = None
@@ -267,7 +270,9 @@ class Worker:
     def set_gpus(self, gpu_ids: list[int]) -> None:
         """Makes the assigned devices, and no others, visible to what initialises CUDA from now on."""
         self.gpu_ids = gpu_ids
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpu_ids))
+        names = self._gpu_names
+        chosen = [names[gpu] if gpu < len(names) else str(gpu) for gpu in gpu_ids]
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)
 
     # --- actors ------------------------------------------------------------------------------------------------------
 
@@ -398,8 +403,8 @@ def _set_title(title: str) -> None:
 # --- process ---------------------------------------------------------------------------------------------------------
 
 
-def main(*, address: str, session: bytes, token: bytes, node: int, proc: int) -> int:
-    """Runs this process as a worker until it is told to leave.
+def main(*, address: str, session: bytes, token: bytes, node: int, proc: int) -> None:
+    """Runs this process as a worker until it is told to leave. Functions registered with `atexit` have run then.
 
     Args:
         address: Path of the node's socket.
@@ -408,8 +413,8 @@ def main(*, address: str, session: bytes, token: bytes, node: int, proc: int) ->
         node: The node's key.
         proc: This process's key.
 
-    Returns:
-        The exit code for the process. Functions registered with `atexit` have run.
+    Raises:
+        SystemExit: With the exit code, when that is not 0.
     """
     import atexit
 
@@ -448,7 +453,8 @@ def main(*, address: str, session: bytes, token: bytes, node: int, proc: int) ->
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
-    return code
+    if code:
+        raise SystemExit(code)
 
 
 def _farewell() -> None:

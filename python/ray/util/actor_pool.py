@@ -134,6 +134,7 @@ class ActorPool:
         if not self.has_next():
             message = "no result is to come"
             raise StopIteration(message)
+        ready: list[Any]
         ready, _ = ray.wait(list(self._running), num_returns=1, timeout=timeout)
         if not ready:
             message = f"no result was there after {timeout} s"

@@ -33,6 +33,7 @@ def as_completed(
     unfinished: list[Any] = list(refs)
     while unfinished:
         count = min(chunk_size, len(unfinished))
+        ready: list[Any]
         ready, unfinished = ray.wait(unfinished, num_returns=_available(unfinished, count), **kwargs)
         yield from ready if yield_obj_refs else ray.get(ready)
 
@@ -76,6 +77,7 @@ def map_unordered(
     unfinished = [fn.remote(item) for item in itertools.islice(remaining, backpressure_size)]
     while unfinished:
         count = min(chunk_size, len(unfinished))
+        ready: list[Any]
         ready, unfinished = ray.wait(unfinished, num_returns=_available(unfinished, count), **kwargs)
         unfinished.extend(fn.remote(item) for item in itertools.islice(remaining, len(ready)))
         yield from ready if yield_obj_refs else ray.get(ready)
