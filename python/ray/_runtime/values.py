@@ -9,17 +9,14 @@ from ray import _core
 from ray._runtime import session
 
 if TYPE_CHECKING:
-    from typing import Union
-
     from ray._core import Core
     from ray._core import ObjectRef as Ref
     from ray._runtime.generators import ObjectRefGenerator
 
-    Waitable = Union[Ref[Any], ObjectRefGenerator[Any]]
-
 __all__ = ["cancel", "get", "put", "wait"]
 
 R = TypeVar("R")
+W = TypeVar("W", bound="Ref[Any] | ObjectRefGenerator[Any]")
 
 ObjectRef = _core.ObjectRef
 
@@ -143,12 +140,12 @@ def _check_timeout(timeout: Any) -> None:
 
 
 def wait(
-    ray_waitables: list[Waitable],
+    ray_waitables: list[W],
     *,
     num_returns: int = 1,
     timeout: float | None = None,
     fetch_local: bool = True,
-) -> tuple[list[Waitable], list[Waitable]]:
+) -> tuple[list[W], list[W]]:
     """Waits until some of the references are there.
 
     A reference is there when its value is, or its error. A generator is there when its next item is, or its end.
@@ -187,7 +184,8 @@ def wait(
     for item in ray_waitables:
         if type(item) is not ObjectRef:
             return _wait_mixed(core, ray_waitables, num_returns, timeout)
-    return core.wait(ray_waitables, num_returns, timeout)  # type: ignore[arg-type, return-value]
+    refs: list[Any] = ray_waitables
+    return core.wait(refs, num_returns, timeout)  # type: ignore[return-value]
 
 
 def _wait_mixed(
@@ -209,7 +207,9 @@ def _wait_mixed(
     return [by_ref[ref] for ref in ready], [by_ref[ref] for ref in others]
 
 
-def cancel(ray_waitable: Waitable, *, force: bool = False, recursive: bool = True) -> None:
+def cancel(
+    ray_waitable: Ref[Any] | ObjectRefGenerator[Any], *, force: bool = False, recursive: bool = True
+) -> None:
     """Asks for the end of a task. `ray.get` of its reference raises `TaskCancelledError`, unless it was done before.
 
     A task that waits does not start. One that runs gets a KeyboardInterrupt in its main thread, or has its asyncio task
