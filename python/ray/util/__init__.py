@@ -1,7 +1,5 @@
 """Helpers on top of tasks and actors. Sub-modules load at their first use."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 from ray._runtime.serialization import deregister_serializer, register_serializer
