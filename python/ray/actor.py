@@ -11,7 +11,7 @@ from ray._runtime.methods import OPTIONS_ATTRIBUTE, SPECIAL, ActorMethods, Metho
 from ray.remote_function import Pickled
 
 if TYPE_CHECKING:
-    from ray._core import ActorHandleRef, Core, ObjectRef, Template
+    from ray._core import ActorHandleRef, Core, Template
     from ray._runtime.ids import ActorID
     from ray._runtime.signature import Signature
 
@@ -160,7 +160,7 @@ class ActorClass(Generic[T]):
             label=f"{cls.__name__}({name})" if name else cls.__name__,
             max_restarts=options.get("max_restarts") or 0,
             max_task_retries=options.get("max_task_retries") or 0,
-            max_pending_calls=_or(options.get("max_pending_calls"), -1),
+            max_pending_calls=described.max_pending_calls,
             max_concurrency=concurrency,
             is_async=is_async,
             concurrency_groups=opts.groups_of("concurrency_groups", options.get("concurrency_groups")),
@@ -178,7 +178,7 @@ class ActorClass(Generic[T]):
     def _blob(self, core: Core, run: dict[str, int], namespace: str) -> bytes:
         from ray.remote_function import pickle_blob
 
-        carried = ("concurrency_groups", "max_task_retries", "name")
+        carried = ("concurrency_groups", "max_pending_calls", "max_task_retries", "name")
         meta = {
             "options": {name: self._options[name] for name in carried if name in self._options},
             "resources": run,
@@ -275,7 +275,15 @@ class ActorHandle(Generic[T]):
 
 
 def _rebuild_handle(ref: ActorHandleRef, methods: bytes) -> ActorHandle[Any]:
-    return ActorHandle(ref, ActorMethods.from_bytes(methods))
+    return _adopt(ref, ActorMethods.from_bytes(methods))
+
+
+def _adopt(ref: ActorHandleRef, methods: ActorMethods) -> ActorHandle[Any]:
+    """A handle to an actor that another process may have created."""
+    core = session.core
+    if methods.max_pending_calls > 0 and core is not None:
+        core.limit_pending_calls(ref.binary(), methods.max_pending_calls)
+    return ActorHandle(ref, methods)
 
 
 class _MethodRecipe:
@@ -363,9 +371,7 @@ class ActorMethod:
         opts.check(options, opts.METHOD, "actor methods")
         group = options.get("concurrency_group")
         if group is not None and group not in self._described.groups:
-            message = (
-                f"{self._described.class_name} has no concurrency group {group!r}; it has {list(self._described.groups)}"
-            )
+            message = f"{self._described.class_name} has no concurrency group {group!r}; it has {list(self._described.groups)}"
             raise ValueError(message)
         if isinstance(options.get("retry_exceptions"), list | tuple):
             message = (
@@ -476,16 +482,14 @@ def _find(core: Core, name: str, namespace: str) -> ActorHandle[Any] | None:
     except (ValueError, KeyError):
         return None
     ref = _core.ActorHandleRef(info["actor"], info["owner_node"])
-    return ActorHandle(ref, ActorMethods.from_bytes(info["meta"]))
+    return _adopt(ref, ActorMethods.from_bytes(info["meta"]))
 
 
 def _reserve(name: str, namespace: str, actor: bytes, described: ActorMethods) -> None:
     from ray.exceptions import ActorAlreadyExistsError
 
     try:
-        session.request(
-            "actor.reserve_name", name=name, namespace=namespace, actor=actor, meta=described.to_bytes()
-        )
+        session.request("actor.reserve_name", name=name, namespace=namespace, actor=actor, meta=described.to_bytes())
     except ValueError:
         message = (
             f"the name {name!r} is taken by another actor of namespace {namespace!r}. Choose another, or use "
@@ -509,5 +513,3 @@ def kill(actor: ActorHandle[Any], *, no_restart: bool = True) -> None:
         message = f"ray.kill() takes the handle of an actor, not a {type(actor).__name__}.{hint}"
         raise ValueError(message)
     session.ensure().kill_actor(actor._ray_ref.binary(), no_restart)
-
-

@@ -222,9 +222,7 @@ class RayTaskError(RayError):
         return _rebuild_task_error, (fields, blob, isinstance(self, _Dual))
 
 
-_TASK_ERROR_FIELDS = frozenset(
-    ("function_name", "traceback_str", "proctitle", "pid", "ip", "actor_repr", "actor_id")
-)
+_TASK_ERROR_FIELDS = frozenset(("function_name", "traceback_str", "proctitle", "pid", "ip", "actor_repr", "actor_id"))
 
 
 class _Dual:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from ray._runtime import calls, session
 from ray._runtime import options as opts
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
     from ray._core import Core, ObjectRef, Template
     from ray._runtime.generators import ObjectRefGenerator
     from ray._runtime.signature import Signature
@@ -168,9 +169,7 @@ class RemoteFunction(Generic[P, R]):
         __name__: str
         __qualname__: str
 
-    def __init__(
-        self, function: Callable[P, R], task_options: dict[str, Any], _pickled: Pickled | None = None
-    ) -> None:
+    def __init__(self, function: Callable[P, R], task_options: dict[str, Any], _pickled: Pickled | None = None) -> None:
         check_streaming(task_options, function, getattr(function, "__qualname__", repr(function)))
         self._function = function
         self._default_options = task_options

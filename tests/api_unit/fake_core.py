@@ -95,6 +95,7 @@ class Core:
         self.created: list[dict[str, Any]] = []
         self.killed: list[tuple[bytes, bool]] = []
         self.cancels: list[tuple[bytes, bool, bool]] = []
+        self.limits: list[tuple[bytes, int]] = []
         self.execute = True
         self._work: queue.Queue[Any] = queue.Queue()
         self.logs: queue.Queue[Any] = queue.Queue()
@@ -133,6 +134,12 @@ class Core:
                 raise TimeoutError
         return [self._load(ref) for ref in refs]
 
+    def get_one(self, reference: ObjectRef[Any], timeout: float | None = None) -> Any:
+        return self.get([reference], timeout)[0]
+
+    def limit_pending_calls(self, actor: bytes, limit: int) -> None:
+        self.limits.append((actor, limit))
+
     def _load(self, ref: ObjectRef[Any]) -> Any:
         kind, content = STORE[ref.binary()]
         if kind == "value":
@@ -146,7 +153,8 @@ class Core:
             ready = [ref for ref in refs if ref.binary() in STORE][:num_returns]
         return ready, [ref for ref in refs if ref not in ready]
 
-    def cancel(self, ref: ObjectRef[Any], force: bool, recursive: bool) -> None:
+    def cancel(self, reference: Any, force: bool, recursive: bool) -> None:
+        ref = reference.completed() if isinstance(reference, StreamRef) else reference
         self.cancels.append((ref.binary(), force, recursive))
 
     def why(self, ref: ObjectRef[Any]) -> list[tuple[str, str]]:
@@ -226,6 +234,7 @@ class Task:
         self.backpressure = -1
         self.outcome: Any = None
         self.stream: StreamRef | None = None
+        self.error: BaseException | None = None
 
     def refs(self, count: int) -> list[ObjectRef[Any]]:
         return [ObjectRef(self.id + struct.pack(">I", index)) for index in range(count)]
@@ -286,7 +295,16 @@ class Task:
         self.stream.items.append(("value", self._core.hooks.dump(value)))
         self.stream.publish()
 
+    def yield_error(self, error: BaseException) -> None:
+        if self.stream is None:
+            self.stream = StreamRef(self)
+        self.error = error
+        stream, buffers = self._core.hooks.dump(error)
+        self.stream.items.append(("error", (ERROR_TASK, stream, buffers)))
+        self.stream.publish()
+
     def finish_stream(self) -> None:
+        assert self.outcome is None, "finished twice"
         self.outcome = ("stream", None)
         if self.stream is not None:
             self.stream.end(("value", self._core.hooks.dump(None)))
@@ -310,11 +328,7 @@ class StreamRef:
         self.publish()
         with CHANGED:
             self.ended = True
-        store(self._ref(len(self.items)).binary(), ("value", (b"\x80\x05N.", [])))
         store(self.completed().binary(), outcome)
-
-    def peek(self) -> ObjectRef[Any]:
-        return self._ref(self.taken)
 
     def next(self, timeout: float | None = None) -> ObjectRef[Any] | None:
         with CHANGED:
@@ -344,10 +358,16 @@ class Completions:
     def fileno(self) -> int:
         return self._read
 
-    def watch(self, ref: ObjectRef[Any], token: int) -> None:
+    def watch(self, reference: ObjectRef[Any], token: int) -> None:
+        self._watch(lambda: reference.binary() in STORE, token)
+
+    def watch_stream(self, stream: StreamRef, token: int) -> None:
+        self._watch(stream.ready, token)
+
+    def _watch(self, ready: Any, token: int) -> None:
         def run() -> None:
             with CHANGED:
-                CHANGED.wait_for(lambda: ref.binary() in STORE or self._closed)
+                CHANGED.wait_for(lambda: ready() or self._closed)
                 if self._closed:
                     return
                 self._ready.append(token)

@@ -44,7 +44,9 @@ def raised(error: BaseException) -> BaseException:
         return caught
 
 
-@pytest.mark.parametrize("error", [ValueError("x"), KeyError("k"), ZeroDivisionError(), SystemExit(3), StopIteration(5)])
+@pytest.mark.parametrize(
+    "error", [ValueError("x"), KeyError("k"), ZeroDivisionError(), SystemExit(3), StopIteration(5)]
+)
 def test_error_is_also_an_instance_of_what_was_raised(error: BaseException) -> None:
     arrived = travel(raised(error))
     assert isinstance(arrived, exceptions.RayTaskError)

@@ -19,7 +19,16 @@ def three(a: Any, b: Any, c: Any) -> None: ...
 def positional_only_and_keywords(x: Any, /, **kwargs: Any) -> None: ...
 
 
-FUNCTIONS = [no_arguments, one, defaulted, positional_only, keyword_only, everything, three, positional_only_and_keywords]
+FUNCTIONS = [
+    no_arguments,
+    one,
+    defaulted,
+    positional_only,
+    keyword_only,
+    everything,
+    three,
+    positional_only_and_keywords,
+]
 CALLS: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
     (args, kwargs)
     for args in [(), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)]

@@ -129,9 +129,7 @@ def test_await_and_gather(core: fake_core.Core) -> None:
             fake_core.store(late.binary(), ("value", core.hooks.dump("late")))
             fake_core.store(failing.binary(), ("error", (fake_core.ERROR_WORKER_CRASHED, b"boom", [])))
 
-        results, _ = await asyncio.gather(
-            asyncio.gather(late, ray.put(1), failing, return_exceptions=True), finish()
-        )
+        results, _ = await asyncio.gather(asyncio.gather(late, ray.put(1), failing, return_exceptions=True), finish())
         return results
 
     first, second, third = asyncio.run(main())

@@ -170,7 +170,8 @@ def test_streamed_items_and_wrong_streams(calls: Calls) -> None:
     assert stream.outcome == ("stream", None)
     assert stream.stream is not None
     assert len(stream.stream.items) == 2
-    assert "iterate" in str(wrong.outcome[1])
+    assert wrong.outcome == ("stream", None)  # its error was the last item
+    assert "iterate" in str(wrong.error)
 
 
 # --- actors ----------------------------------------------------------------------------------------------------------

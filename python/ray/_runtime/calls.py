@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ray._core import Core, Template
     from ray._runtime.signature import Signature
 
-__all__ = ["Binding", "Recipe", "submitter"]
+__all__ = ["Binding", "Recipe", "remote_callable", "submitter", "translated"]
 
 
 class Recipe(Protocol):
@@ -64,7 +64,10 @@ def remote_callable(recipe: Recipe) -> Callable[..., Any]:
     def remote(*args: Any, **kwargs: Any) -> Any:
         if kwargs or not low <= len(args) <= high:
             prepare(args, kwargs)
-        return submit(args, kwargs)
+        try:
+            return submit(args, kwargs)
+        except (MemoryError, ConnectionError) as error:
+            raise translated(error) from None
 
     def prepare(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal low, high, submit, signature, binding
@@ -86,6 +89,20 @@ def remote_callable(recipe: Recipe) -> Callable[..., Any]:
         low, high, submit = 0, -1, None
 
     return remote
+
+
+def translated(error: BaseException) -> BaseException:
+    """Ray's exception for what the core says with a builtin one; anything else as it is."""
+    kind = type(error)
+    if kind is MemoryError:
+        from ray.exceptions import ObjectStoreFullError
+
+        return ObjectStoreFullError(str(error))
+    if kind is ConnectionError:
+        from ray.exceptions import LocalRayletDiedError
+
+        return LocalRayletDiedError(str(error))
+    return error
 
 
 def submitter(template: Template, *, streaming: bool) -> Callable[..., Any]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import FunctionType
-from typing import Any, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
 from ray._runtime import options as opts
 from ray.actor import ActorClass, ActorHandle
 from ray.remote_function import RemoteFunction
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["remote"]
 

@@ -17,11 +17,11 @@ from ray._runtime import session
 if TYPE_CHECKING:
     import asyncio
     import concurrent.futures
-    from collections.abc import Callable, Generator
+    from collections.abc import Generator
 
-    from ray._core import Completions, Core, ObjectRef
+    from ray._core import Completions, Core, ObjectRef, StreamRef
 
-__all__ = ["as_asyncio_future", "await_ref", "future_of", "when_ready"]
+__all__ = ["as_asyncio_future", "await_ref", "future_of", "when_stream_ready"]
 
 
 class _Watch:
@@ -35,16 +35,22 @@ class _Watch:
 
         self.core = core
         self.completions: Completions = _core.Completions(core)
-        self._waiting: dict[int, tuple[ObjectRef[Any], Any]] = {}
+        self._waiting: dict[int, tuple[Any, Any]] = {}
         self._next = 0
         self._lock = threading.Lock()
 
     def add(self, ref: ObjectRef[Any], callback: Any) -> None:
+        self.completions.watch(ref, self._token(ref, callback))
+
+    def add_stream(self, stream: StreamRef, callback: Any) -> None:
+        self.completions.watch_stream(stream, self._token(stream, callback))
+
+    def _token(self, watched: Any, callback: Any) -> int:
         with self._lock:
             token = self._next
             self._next += 1
-            self._waiting[token] = (ref, callback)
-        self.completions.watch(ref, token)
+            self._waiting[token] = (watched, callback)
+        return token
 
     def finish(self, tokens: list[int]) -> None:
         for token in tokens:
@@ -131,7 +137,7 @@ def as_asyncio_future(ref: ObjectRef[Any]) -> asyncio.Future[Any]:
             future.set_exception(failure)
             return
         try:
-            value = watch.core.get([ready], None)[0]
+            value = watch.core.get_one(ready)
         except StopIteration as error:  # which a future refuses
             future.set_exception(_stop_iteration(error))
         except BaseException as error:
@@ -154,19 +160,19 @@ def await_ref(ref: ObjectRef[Any]) -> Generator[Any, None, Any]:
     return as_asyncio_future(ref).__await__()
 
 
-def when_ready(ref: ObjectRef[Any]) -> asyncio.Future[None]:
-    """A future of the running loop that is done when the reference is, whether with a value or an error."""
+def when_stream_ready(stream: StreamRef) -> asyncio.Future[None]:
+    """A future of the running loop that is done when the stream's next item is there, or its end."""
     loop, watch = _watch_of_running_loop()
     future: asyncio.Future[None] = loop.create_future()
 
-    def settle(_ready: ObjectRef[Any], failure: BaseException | None) -> None:
+    def settle(_stream: StreamRef, failure: BaseException | None) -> None:
         if not future.done():
             if failure is None:
                 future.set_result(None)
             else:
                 future.set_exception(failure)
 
-    watch.add(ref, settle)
+    watch.add_stream(stream, settle)
     return future
 
 
@@ -223,7 +229,7 @@ def future_of(ref: ObjectRef[Any]) -> concurrent.futures.Future[Any]:
             future.set_exception(failure)
             return
         try:
-            value = core.get([ready], None)[0]
+            value = core.get_one(ready)
         except BaseException as error:
             future.set_exception(error)
         else:

@@ -63,7 +63,7 @@ class ObjectRefGenerator(Generic[R]):
         from ray._runtime import futures
 
         if not self._finished and not self._stream.ready():
-            await futures.when_ready(self._stream.peek())  # type: ignore[attr-defined]
+            await futures.when_stream_ready(self._stream)
         ref = self._stream.next(None)
         if ref is None:
             self._finished = True

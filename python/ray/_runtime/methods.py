@@ -49,17 +49,24 @@ class ActorMethods:
         methods: By name.
         groups: Names of the concurrency groups.
         max_task_retries: How often calls are run again when the actor dies, unless a method says otherwise.
+        max_pending_calls: How many unfinished calls one caller may have; -1 for any number.
     """
 
-    __slots__ = ("_bytes", "class_name", "groups", "max_task_retries", "methods")
+    __slots__ = ("_bytes", "class_name", "groups", "max_pending_calls", "max_task_retries", "methods")
 
     def __init__(
-        self, class_name: str, methods: dict[str, Method], groups: tuple[str, ...], max_task_retries: int
+        self,
+        class_name: str,
+        methods: dict[str, Method],
+        groups: tuple[str, ...],
+        max_task_retries: int,
+        max_pending_calls: int,
     ) -> None:
         self.class_name = class_name
         self.methods = methods
         self.groups = groups
         self.max_task_retries = max_task_retries
+        self.max_pending_calls = max_pending_calls
         self._bytes: bytes | None = None
 
     def to_bytes(self) -> bytes:
@@ -67,9 +74,7 @@ class ActorMethods:
         if self._bytes is None:
             from ray._runtime import serialization
 
-            self._bytes = serialization.dumps(
-                (self.class_name, self.methods, self.groups, self.max_task_retries)
-            )
+            self._bytes = serialization.dumps((self.class_name, self.methods, self.groups, self.max_task_retries, self.max_pending_calls))
         return self._bytes
 
     @classmethod
@@ -110,7 +115,10 @@ def describe(cls: type, options: dict[str, Any]) -> ActorMethods:
         if group is not None and group not in groups:
             message = f"{cls.__qualname__}.{name} is in the concurrency group {group!r}, which is not one of {groups}"
             raise ValueError(message)
-    return ActorMethods(cls.__name__, methods, groups, options.get("max_task_retries") or 0)
+    pending = options.get("max_pending_calls")
+    return ActorMethods(
+        cls.__name__, methods, groups, options.get("max_task_retries") or 0, -1 if pending is None else pending
+    )
 
 
 def functions_of(cls: type) -> dict[str, tuple[Any, int]]:

@@ -272,9 +272,7 @@ def _deserialize_custom(cls: type, deserializer: Callable[[Any], Any], data: Any
     return deserializer(data)
 
 
-def register_serializer(
-    cls: type, *, serializer: Callable[[Any], Any], deserializer: Callable[[Any], Any]
-) -> None:
+def register_serializer(cls: type, *, serializer: Callable[[Any], Any], deserializer: Callable[[Any], Any]) -> None:
     """Makes instances of exactly `cls` travel as `serializer(instance)`, and come back by `deserializer`.
 
     Counts in this process only; the deserializer travels with the value. Call it where values are sent, which

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from ray import _core
 from ray._runtime import session
+from ray._runtime.calls import translated
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ray._core import Core
     from ray._core import ObjectRef as Ref
     from ray._runtime.generators import ObjectRefGenerator
@@ -41,15 +43,16 @@ def put(value: R, *, _owner: Any = None, _tensor_transport: str | None = None) -
         message = "ray.put(): Skate has neither _owner nor _tensor_transport yet"
         raise NotImplementedError(message)
     core = session.core
-    return (session.ensure() if core is None else core).put(value)
+    try:
+        return (session.ensure() if core is None else core).put(value)
+    except (MemoryError, ConnectionError) as error:
+        raise translated(error) from None
 
 
 @overload
 def get(object_refs: Ref[R], *, timeout: float | None = None, _use_object_store: bool = False) -> R: ...
 @overload
-def get(
-    object_refs: Sequence[Ref[R]], *, timeout: float | None = None, _use_object_store: bool = False
-) -> list[R]: ...
+def get(object_refs: Sequence[Ref[R]], *, timeout: float | None = None, _use_object_store: bool = False) -> list[R]: ...
 
 
 def get(object_refs: Any, *, timeout: float | None = None, _use_object_store: bool = False) -> Any:
@@ -74,21 +77,22 @@ def get(object_refs: Any, *, timeout: float | None = None, _use_object_store: bo
     core = session.core
     if core is None:
         core = session.ensure()
-    if type(object_refs) is ObjectRef:
-        if timeout is None:
-            return core.get((object_refs,), None)[0]
-        return _get_in_time(core, [object_refs], timeout)[0]
-    if type(object_refs) is not list:
+    try:
+        if type(object_refs) is ObjectRef:
+            if timeout is None:
+                return core.get_one(object_refs)
+            return _get_in_time(core, [object_refs], timeout)[0]
         if not isinstance(object_refs, list):
             return _get_other(object_refs)
-        object_refs = list(object_refs)
-    try:
         if timeout is None:
-            return core.get(object_refs, None)
+            return core.get(object_refs)
         return _get_in_time(core, object_refs, timeout)
     except TypeError:
-        _check_refs(object_refs)
+        if isinstance(object_refs, list):
+            _check_refs(object_refs)
         raise
+    except (MemoryError, ConnectionError) as error:
+        raise translated(error) from None
 
 
 def _get_in_time(core: Core, refs: list[Any], timeout: float) -> list[Any]:
@@ -191,25 +195,41 @@ def wait(
 def _wait_mixed(
     core: Core, waitables: list[Any], num_returns: int, timeout: float | None
 ) -> tuple[list[Any], list[Any]]:
-    """Waits with each generator represented by the reference of its next item."""
+    """Waits for references and generators, by the events that they raise."""
+    import time
+
     from ray._runtime.generators import ObjectRefGenerator
 
-    by_ref: dict[Any, Any] = {}
     for index, item in enumerate(waitables):
-        if isinstance(item, ObjectRefGenerator):
-            by_ref[item._stream.peek()] = item  # type: ignore[attr-defined]
-        elif type(item) is ObjectRef:
-            by_ref[item] = item
-        else:
+        if type(item) is not ObjectRef and not isinstance(item, ObjectRefGenerator):
             message = f"ray.wait() was given a list whose item {index} is a {type(item).__name__}, not an ObjectRef"
             raise TypeError(message)
-    ready, others = core.wait(list(by_ref), num_returns, timeout)
-    return [by_ref[ref] for ref in ready], [by_ref[ref] for ref in others]
+    deadline = None if timeout is None else time.monotonic() + timeout
+    done: set[int] = set()
+    events = _core.Completions(core)
+    try:
+        for index, item in enumerate(waitables):
+            if isinstance(item, ObjectRefGenerator):
+                events.watch_stream(item._stream, index)
+            else:
+                events.watch(item, index)
+        done.update(events.drain())
+        while len(done) < num_returns:
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                break
+            done.update(events.wait(left))
+    finally:
+        events.close()
+    first = [index for index in range(len(waitables)) if index in done][:num_returns]
+    taken = set(first)
+    return (
+        [waitables[index] for index in first],
+        [item for index, item in enumerate(waitables) if index not in taken],
+    )
 
 
-def cancel(
-    ray_waitable: Ref[Any] | ObjectRefGenerator[Any], *, force: bool = False, recursive: bool = True
-) -> None:
+def cancel(ray_waitable: Ref[Any] | ObjectRefGenerator[Any], *, force: bool = False, recursive: bool = True) -> None:
     """Asks for the end of a task. `ray.get` of its reference raises `TaskCancelledError`, unless it was done before.
 
     A task that waits does not start. One that runs gets a KeyboardInterrupt in its main thread, or has its asyncio task
@@ -226,8 +246,9 @@ def cancel(
     from ray._runtime.generators import ObjectRefGenerator
 
     if isinstance(ray_waitable, ObjectRefGenerator):
-        ray_waitable = ray_waitable.completed()
-    elif type(ray_waitable) is not ObjectRef:
+        session.ensure().cancel(ray_waitable._stream, force, recursive)
+        return
+    if type(ray_waitable) is not ObjectRef:
         hint = " Use ray.kill() for actors." if type(ray_waitable).__name__ == "ActorHandle" else ""
         message = f"ray.cancel() takes an ObjectRef, not a {type(ray_waitable).__name__}.{hint}"
         raise TypeError(message)

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 from ray import _core
 from ray._runtime import context, errors, methods
 from ray._runtime import session as membership
+from ray._runtime.calls import translated
 from ray._runtime.options import DYNAMIC, STREAMING
 from ray.actor import ActorExit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from types import FrameType
 
     from ray._core import Core, Task
@@ -220,7 +221,12 @@ class Worker:
             task.fail_code(_core.ERROR_CANCELLED, "")
             return
         retryable = task.retry_exceptions and (retry is True or (bool(retry) and isinstance(error, retry)))
-        task.fail(self.describe(task, error), retryable=retryable)
+        described = self.describe(task, translated(error))
+        if task.num_returns == STREAMING and not retryable:
+            task.yield_error(described)
+            task.finish_stream()
+        else:
+            task.fail(described, retryable=retryable)
 
     def describe(self, task: Task, error: BaseException) -> BaseException:
         """The error as its receiver sees it."""

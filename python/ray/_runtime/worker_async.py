@@ -69,17 +69,13 @@ class _Runner:
         for _ in range(BATCH_MAX):
             task = self._core.poll_task()
             if task is None:
-                if not self._core.is_open() or self._core_is_over():
+                if self._core.tasks_over():
                     self._over.set()
                 return
             running = loop.create_task(self._execute(task))
             self._running[running] = task.id
             running.add_done_callback(self._finished)
         loop.call_soon(self._drain)
-
-    def _core_is_over(self) -> bool:
-        over = getattr(self._core, "tasks_over", None)
-        return False if over is None else bool(over())
 
     def _finished(self, running: asyncio.Task[None]) -> None:
         self._running.pop(running, None)
@@ -147,7 +143,7 @@ class _Runner:
         if task.num_returns != STREAMING:
             return self._worker.collect(task, iter([item async for item in value]))
         # Where the consumer limits what may be unread, handing over an item can block: then another thread does it.
-        may_block = getattr(task, "backpressure", -1) > 0
+        may_block = task.backpressure > 0
         loop = asyncio.get_running_loop()
         async for item in value:
             if may_block:
@@ -156,5 +152,3 @@ class _Runner:
                 task.yield_item(item)
         task.finish_stream()
         return _STREAMED
-
-

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import pickle
 import sys
-from collections.abc import Iterator
 from types import FunctionType, MethodType
-from typing import Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["FailureTuple", "inspect_serializability"]
 

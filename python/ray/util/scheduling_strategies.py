@@ -88,7 +88,7 @@ class DoesNotExist:
     """The node does not have the label."""
 
 
-LabelMatchExpressionsT: TypeAlias = "dict[str, Union[In, NotIn, Exists, DoesNotExist]]"
+LabelMatchExpressionsT: TypeAlias = "dict[str, In | NotIn | Exists | DoesNotExist]"
 
 
 class NodeLabelSchedulingStrategy:
@@ -108,5 +108,5 @@ class NodeLabelSchedulingStrategy:
 
 
 SchedulingStrategyT: TypeAlias = (
-    "Union[None, str, PlacementGroupSchedulingStrategy, NodeAffinitySchedulingStrategy, NodeLabelSchedulingStrategy]"
+    "None | str | PlacementGroupSchedulingStrategy | NodeAffinitySchedulingStrategy | NodeLabelSchedulingStrategy"
 )
