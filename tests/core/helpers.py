@@ -73,6 +73,13 @@ def is_alive(pid):
         return False
 
 
+def sleep_in_steps(seconds=50):
+    """Sleep, but so that an interrupt is noticed also where sleeping itself is not interrupted."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 def kill_self():
     """Die at once, as by the kernel's out-of-memory killer."""
     os.kill(os.getpid(), signal.SIGKILL)
