@@ -155,6 +155,7 @@ pub struct Core {
     transport: OnceLock<Arc<Transport>>,
     store: Store,
     state: Mutex<State>,
+    /// Taken under `state` as well as alone: nothing else may be locked while it is held.
     logs: Mutex<VecDeque<Log>>,
     logs_changed: Condvar,
     logs_dropped: AtomicU64,
@@ -163,6 +164,8 @@ pub struct Core {
     task_event: OwnedFd,
     main_thread: AtomicU64,
     closing: AtomicBool,
+    /// Set once, with `State::closed`.
+    ended: AtomicBool,
 }
 
 struct Shell(Weak<Core>);
@@ -213,6 +216,7 @@ impl Core {
             task_event,
             main_thread: AtomicU64::new(0),
             closing: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
         });
         let config = Config { me, role, python_minor, session, token, node, node_address: address, listeners: Vec::new(), io_thread: true };
         let shell = Arc::new(Shell(Arc::downgrade(&core)));
@@ -266,7 +270,11 @@ impl Core {
         }
         self.raise_task_event(&mut state);
         drop(state);
+        self.ended.store(true, Ordering::Release);
+        // Under the lock, so that no thread is between its look at the flag and its sleep.
+        let logs = self.logs.lock();
         self.logs_changed.notify_all();
+        drop(logs);
         if let Some(transport) = self.transport.get() {
             transport.wake();
         }
@@ -929,7 +937,7 @@ impl Core {
             if let Some(log) = logs.pop_front() {
                 return Some(log);
             }
-            if self.closing.load(Ordering::Acquire) || !self.is_open() {
+            if self.ended.load(Ordering::Acquire) {
                 return None;
             }
             self.logs_changed.wait(&mut logs);
