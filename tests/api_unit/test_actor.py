@@ -9,7 +9,7 @@ from typing import Any
 
 import fake_core
 import pytest
-from conftest import join
+from tests.api_unit.conftest import join
 
 import ray
 from ray._runtime import session

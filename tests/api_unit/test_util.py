@@ -125,7 +125,7 @@ def test_annotations() -> None:
 
 
 def test_resources_and_nodes() -> None:
-    from conftest import join
+    from tests.api_unit.conftest import join
 
     from ray._runtime import session
 

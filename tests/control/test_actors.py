@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from simulated import NODE, World, actor_id, cpu, create, gpu
+from tests.node.simulated import NODE, World, actor_id, cpu, create, gpu
 
 from ray import _protocol as p
 from ray._control import actors as control

@@ -9,7 +9,7 @@ from __future__ import annotations
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
-from simulated import World, actor_id, cpu, create
+from tests.node.simulated import World, actor_id, cpu, create
 
 from ray import _protocol as p
 

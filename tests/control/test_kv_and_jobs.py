@@ -1,5 +1,5 @@
 import pytest
-from simulated import World
+from tests.node.simulated import World
 
 from ray._control import jobs
 from ray._control.kv import KeyValueStore

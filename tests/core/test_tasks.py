@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import ray
-from helpers import Gate
+from tests.core.helpers import Gate
 
 
 @ray.remote

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import ray
-from helpers import Gate
+from tests.core.helpers import Gate
 
 
 @pytest.fixture

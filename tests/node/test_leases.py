@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from simulated import NODE, World, actor_id, cpu, create, gpu
+from tests.node.simulated import NODE, World, actor_id, cpu, create, gpu
 
 from ray import _protocol as p
 from ray._node import events, fairness, leases, workers

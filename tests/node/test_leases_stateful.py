@@ -10,7 +10,7 @@ from __future__ import annotations
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
-from simulated import World, actor_id, cpu, create, gpu
+from tests.node.simulated import World, actor_id, cpu, create, gpu
 
 from ray import _protocol as p
 from ray._node import events

@@ -1,7 +1,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from simulated import cpu, gpu
+from tests.node.simulated import cpu, gpu
 
 from ray._node.resources import Ledger, show, show_demand
 from ray._protocol import UNIT

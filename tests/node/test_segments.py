@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
-from simulated import World, cpu
+from tests.node.simulated import World, cpu
 
 from ray import _protocol as p
 from ray._node import segments
