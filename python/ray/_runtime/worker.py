@@ -22,7 +22,9 @@ from ray._runtime import context, errors, methods
 from ray._runtime import session as membership
 from ray._runtime.calls import translated
 from ray._runtime.options import DYNAMIC, STREAMING
+from ray._runtime.ids import TaskID
 from ray.actor import ActorExit
+from ray.exceptions import TaskCancelledError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +43,7 @@ class TaskInterrupt(KeyboardInterrupt):
     """Raised inside user code when its task is cancelled."""
 
 
-class Leave(Exception):
+class Leave(BaseException):
     """The process must end. Carries the exit code."""
 
     def __init__(self, code: int) -> None:
@@ -212,21 +214,29 @@ class Worker:
 
     def failed(self, task: Task, error: BaseException, retry: Any) -> None:
         """Sends what user code raised; leaves the process when it asked for that."""
+        if isinstance(error, Leave):  # another thread has left; this one was interrupted for it
+            raise error
         if isinstance(error, ActorExit):
             self.core.actor_exit("the actor called exit_actor()")
             self.leave(0)
         if isinstance(error, SystemExit):
             self._exit(error)
         if isinstance(error, KeyboardInterrupt):
-            task.fail_code(_core.ERROR_CANCELLED, "")
+            self.cancelled(task)
             return
         retryable = task.retry_exceptions and (retry is True or (bool(retry) and isinstance(error, retry)))
         described = self.describe(task, translated(error))
         if task.num_returns == STREAMING and not retryable:
-            task.yield_error(described)
-            task.finish_stream()
+            end_stream(task, described)
         else:
             task.fail(described, retryable=retryable)
+
+    def cancelled(self, task: Task, why: str = "") -> None:
+        """Says that the task was cancelled while it ran."""
+        if task.num_returns == STREAMING:
+            end_stream(task, TaskCancelledError(TaskID(task.id), why or None))
+        else:
+            task.fail_code(_core.ERROR_CANCELLED, why)
 
     def describe(self, task: Task, error: BaseException) -> BaseException:
         """The error as its receiver sees it."""
@@ -249,6 +259,8 @@ class Worker:
     def leave(self, code: int) -> None:
         """Ends this process once its loops have noticed."""
         self.leaving = Leave(code)
+        if threading.get_ident() != self.main_thread:
+            signal.pthread_kill(self.main_thread, signal.SIGINT)
         raise self.leaving
 
     # --- parts of a task -------------------------------------------------------------------------------------------
@@ -341,9 +353,13 @@ class Worker:
     def on_interrupt(self, _signum: int, _frame: FrameType | None) -> None:
         """SIGINT: the core has seen a cancellation of something that runs. Runs on the main thread.
 
+        Or another thread has left the actor, and this one must not wait for calls any longer.
+
         Only the main thread is interrupted. An exception sent into another thread might arrive after its call, where
         it would take the next one with it; threaded code asks `RuntimeContext.is_canceled()`.
         """
+        if self.leaving is not None:
+            raise self.leaving
         task_id = self.running.get(self.main_thread)
         if task_id is not None and self.core.cancelled(task_id):
             del self.running[self.main_thread]  # once is enough
@@ -351,6 +367,12 @@ class Worker:
 
 
 _STREAMED: Any = object()
+
+
+def end_stream(task: Task, error: BaseException) -> None:
+    """Ends a stream with an exception as its last item, as `ray.get` will raise it."""
+    task.yield_error(error)
+    task.finish_stream()
 
 
 def _load(task: Task) -> Loaded | BaseException:
