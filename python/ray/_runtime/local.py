@@ -145,6 +145,7 @@ def init(
         system_reserved_cpu: Not available yet.
         system_reserved_memory: Not available yet.
         proxy_server_url: Not available yet.
+        kwargs: Arguments that begin with an underscore, as Ray has them; unknown ones are refused.
 
     Returns:
         Facts about the cluster; also a context manager that shuts it down.

@@ -36,7 +36,7 @@ __all__ = ["Worker", "main"]
 
 TASK, ACTOR_CREATION, ACTOR_METHOD = 0, 1, 2
 
-MAX_CALLS_TRACKED = 10_000
+TELL_AGAIN_S = 0.01  # how long a leaving thread waits for the main thread to notice, before it tells it again
 
 
 class TaskInterrupt(KeyboardInterrupt):
@@ -80,6 +80,7 @@ class Worker:
         self._gpu_names = visible if not all(name.strip().isdigit() for name in visible if name) else []
         self.bound_methods: dict[str, Callable[..., Any]] = {}
         self.leaving: Leave | None = None
+        self._heard = threading.Event()  # the main thread knows that another one leaves
         self.creation: Task | None = None
 
     # --- loops ---------------------------------------------------------------------------------------------------
@@ -259,9 +260,18 @@ class Worker:
     def leave(self, code: int) -> None:
         """Ends this process once its loops have noticed."""
         self.leaving = Leave(code)
-        if threading.get_ident() != self.main_thread:
+        if threading.get_ident() == self.main_thread:
+            raise self.leaving
+        # A signal that arrives just before a thread goes to sleep in native code does not keep it from sleeping: so the
+        # main thread is told until it has heard.
+        while not self._heard.is_set():
             signal.pthread_kill(self.main_thread, signal.SIGINT)
+            self._heard.wait(TELL_AGAIN_S)
         raise self.leaving
+
+    def heard(self) -> None:
+        """The main thread has left its loop: nobody needs to tell it any more."""
+        self._heard.set()
 
     # --- parts of a task -------------------------------------------------------------------------------------------
 
@@ -359,6 +369,9 @@ class Worker:
         it would take the next one with it; threaded code asks `RuntimeContext.is_canceled()`.
         """
         if self.leaving is not None:
+            if self._heard.is_set():
+                return
+            self._heard.set()
             raise self.leaving
         task_id = self.running.get(self.main_thread)
         if task_id is not None and self.core.cancelled(task_id):
@@ -465,6 +478,7 @@ def main(*, address: str, session: bytes, token: bytes, node: int, proc: int) ->
         worker = context.worker = Worker(core)
         signal.signal(signal.SIGINT, worker.on_interrupt)
         code = worker.run()
+        worker.heard()
     except BaseException:
         report_internal_error()
         code = 1
