@@ -21,8 +21,8 @@ from ray import _core
 from ray._runtime import context, errors, methods
 from ray._runtime import session as membership
 from ray._runtime.calls import translated
-from ray._runtime.options import DYNAMIC, STREAMING
 from ray._runtime.ids import TaskID
+from ray._runtime.options import DYNAMIC, STREAMING
 from ray.actor import ActorExit
 from ray.exceptions import TaskCancelledError
 
@@ -398,8 +398,8 @@ def _load(task: Task) -> Loaded | BaseException:
         return Loaded(pickle.loads(function), meta)
     except Exception as error:
         wrapped = RuntimeError(
-            f"{task.name} could not be loaded in the worker: {type(error).__name__}: {error}. What it imports and refers "
-            "to must be importable there."
+            f"{task.name} could not be loaded in the worker: {type(error).__name__}: {error}. What it imports and "
+            "refers to must be importable there."
         )
         wrapped.__cause__ = error
         return errors.task_error(wrapped, task.name)
