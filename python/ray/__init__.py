@@ -60,7 +60,7 @@ from ray.actor import get_actor, kill, method  # noqa: E402
 from ray.runtime_context import get_gpu_ids, get_runtime_context  # noqa: E402
 
 if TYPE_CHECKING:
-    from ray import job_config, remote_function, runtime_context, runtime_env, types, util
+    from ray import util
     from ray._runtime.local import init, shutdown
 
 ObjectID = ObjectRef

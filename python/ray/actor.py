@@ -187,6 +187,7 @@ class ActorClass(Generic[T]):
         return pickle_blob(self._pickled.get(core, self._cls), meta, self._cls)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: an actor class is not called itself."""
         name = self._cls.__qualname__
         message = f"{name} is an actor class; use {name}.remote(), or {name}.__wrapped__() for a plain instance"
         raise TypeError(message)
@@ -221,8 +222,8 @@ class ActorHandle(Generic[T]):
     """A running actor, seen from anywhere. Methods are called as `handle.method.remote(...)`.
 
     Calls of one caller to one actor run in the order in which they were made, unless the actor is asynchronous,
-    threaded or has concurrency groups. Handles can be passed to tasks and actors, compared and hashed. An actor lives as
-    long as a handle to it exists, unless it is detached.
+    threaded or has concurrency groups. Handles can be passed to tasks and actors, compared and hashed. An actor lives
+    as long as a handle to it exists, unless it is detached.
     """
 
     _ray_ref: ActorHandleRef
@@ -371,7 +372,8 @@ class ActorMethod:
         opts.check(options, opts.METHOD, "actor methods")
         group = options.get("concurrency_group")
         if group is not None and group not in self._described.groups:
-            message = f"{self._described.class_name} has no concurrency group {group!r}; it has {list(self._described.groups)}"
+            groups = list(self._described.groups)
+            message = f"{self._described.class_name} has no concurrency group {group!r}; it has {groups}"
             raise ValueError(message)
         if isinstance(options.get("retry_exceptions"), list | tuple):
             message = (
@@ -385,6 +387,7 @@ class ActorMethod:
         return ActorMethod(self._ref, self._described, self._name, self._method, {**self._options, **options})
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: a method of an actor is not called itself."""
         message = f"{self._name}() is a method of an actor; call {self._name}.remote()"
         raise TypeError(message)
 

@@ -131,6 +131,8 @@ class TaskCancelledError(RayError):
         self.error_message = error_message
 
     def __str__(self) -> str:
+        if self.error_message and "cancelled" in self.error_message:
+            return self.error_message
         what = "This task was cancelled" if self.task_id is None else f"Task {self.task_id.hex()} was cancelled"
         return f"{what}: {self.error_message}" if self.error_message else f"{what}."
 

@@ -136,8 +136,8 @@ class RemoteFunction(Generic[P, R]):
 
     `f.remote(...)` returns at once with an `ObjectRef` (a list of them when `num_returns` is above 1, None when it is
     0, an `ObjectRefGenerator` for generators). Arguments are copied; an `ObjectRef` that is an argument itself, not
-    inside of another, is replaced by its value before the function runs. Unless options say otherwise a call holds one CPU
-    while it runs, and is run again up to 3 times when its worker dies, though not when the function raises.
+    inside of another, is replaced by its value before the function runs. Unless options say otherwise a call holds one
+    CPU while it runs, and is run again up to 3 times when its worker dies, though not when the function raises.
     """
 
     if TYPE_CHECKING:
@@ -215,6 +215,7 @@ class RemoteFunction(Generic[P, R]):
         return derived
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: a remote function is not called itself."""
         name = getattr(self._function, "__qualname__", "f")
         message = f"{name}() is a remote function; call {name}.remote(), or {name}.__wrapped__() to run it here"
         raise TypeError(message)

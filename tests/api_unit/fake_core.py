@@ -464,7 +464,6 @@ class FakeWorkerCore:
 
     def actor_exit(self, reason: str) -> None:
         self.exit_reason = reason
-        self.finish()
 
     def cancelled(self, task_id: bytes) -> bool:
         return task_id in self.cancelled_ids

@@ -191,6 +191,9 @@ class Plain:
     def leave(self) -> None:
         ray.actor.exit_actor()
 
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
     def system_exit(self, code: int) -> None:
         sys.exit(code)
 
@@ -278,11 +281,19 @@ def test_groups_have_threads_of_their_own(calls: Calls) -> None:
     assert value_of(io).startswith("ray-io")
 
 
-def test_exit_from_a_thread_of_a_group(calls: Calls) -> None:
-    calls.create(Plain, concurrency_groups={"io": 1}, options={"concurrency_groups": {"io": 1}})
-    calls.call("leave", concurrency_group="io")
-    assert calls.worker.run() == 0
+@pytest.mark.parametrize("busy", [False, True])
+def test_exit_from_a_thread_of_a_group(calls: Calls, busy: bool) -> None:
+    """The main thread waits for calls, or runs one, when another thread leaves: it ends at once."""
+    previous = signal.signal(signal.SIGINT, calls.worker.on_interrupt)
+    try:
+        calls.create(Plain, concurrency_groups={"io": 1}, options={"concurrency_groups": {"io": 1}})
+        sleeping = calls.call("sleep", 30) if busy else None
+        calls.call("leave", concurrency_group="io")
+        assert calls.worker.run() == 0
+    finally:
+        signal.signal(signal.SIGINT, previous)
     assert calls.core.exit_reason is not None
+    assert sleeping is None or sleeping.outcome is None
 
 
 def _until(condition: Any) -> None:

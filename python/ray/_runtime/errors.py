@@ -17,6 +17,7 @@ _OURS = (
     os.path.join(_PACKAGE, "actor.py"),
     os.path.join(_PACKAGE, "remote_function.py"),
 )
+_PICKLER = os.path.join("cloudpickle", "cloudpickle.py")
 
 
 def task_error(
@@ -35,7 +36,7 @@ def task_error(
     actor_repr = None if actor is None else _safe_repr(actor)
     place = f"ray::{function_name}() (pid={pid}, ip={ip}"
     if actor_id is not None:
-        place += f", actor_id={actor_id}, repr={actor_repr}"
+        place += f", actor_id={actor_id}" if actor is None else f", actor_id={actor_id}, repr={actor_repr}"
     text = f"{place})\n{remote_traceback(error)}"
     return RayTaskError(
         function_name, text, error, f"ray::{function_name}", pid, ip, actor_repr=actor_repr, actor_id=actor_id
@@ -69,7 +70,11 @@ def _trim(described: Any, seen: set[int]) -> None:
     if described is None or id(described) in seen:
         return
     seen.add(id(described))
-    kept = [frame for frame in described.stack if not frame.filename.startswith(_OURS)]
+    kept = [
+        frame
+        for frame in described.stack
+        if not (frame.filename.startswith(_OURS) or frame.filename.endswith(_PICKLER))
+    ]
     described.stack[:] = kept
     _trim(described.__cause__, seen)
     _trim(described.__context__, seen)

@@ -5,6 +5,7 @@ The node process is started by `ray._node.launch` and lives as long as this proc
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Mapping
@@ -145,6 +146,7 @@ def init(
         system_reserved_cpu: Not available yet.
         system_reserved_memory: Not available yet.
         proxy_server_url: Not available yet.
+        kwargs: Arguments that begin with an underscore, as Ray has them; unknown ones are refused.
 
     Returns:
         Facts about the cluster; also a context manager that shuts it down.
@@ -457,11 +459,9 @@ def shutdown(*, wait_for_processes: bool = False, _exiting_interpreter: bool = F
             return
         node, printer = _node, _printer
         _node = _printer = None
-        try:
-            # The reply comes after every line that workers have printed.
+        # The reply comes after every line that workers have printed. The node may be gone; it is ended below anyway.
+        with contextlib.suppress(Exception):
             session.core.request("shutdown", b"", LOG_DRAIN_TIMEOUT_S)
-        except Exception:  # noqa: S110 (the node may be gone, and is ended below in any case)
-            pass
         core = session.detach()
     assert core is not None
     core.close()

@@ -74,7 +74,9 @@ class ActorMethods:
         if self._bytes is None:
             from ray._runtime import serialization
 
-            self._bytes = serialization.dumps((self.class_name, self.methods, self.groups, self.max_task_retries, self.max_pending_calls))
+            self._bytes = serialization.dumps(
+                (self.class_name, self.methods, self.groups, self.max_task_retries, self.max_pending_calls)
+            )
         return self._bytes
 
     @classmethod

@@ -21,8 +21,10 @@ from ray import _core
 from ray._runtime import context, errors, methods
 from ray._runtime import session as membership
 from ray._runtime.calls import translated
+from ray._runtime.ids import TaskID
 from ray._runtime.options import DYNAMIC, STREAMING
 from ray.actor import ActorExit
+from ray.exceptions import TaskCancelledError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,14 +36,14 @@ __all__ = ["Worker", "main"]
 
 TASK, ACTOR_CREATION, ACTOR_METHOD = 0, 1, 2
 
-MAX_CALLS_TRACKED = 10_000
+TELL_AGAIN_S = 0.01  # how long a leaving thread waits for the main thread to notice, before it tells it again
 
 
 class TaskInterrupt(KeyboardInterrupt):
     """Raised inside user code when its task is cancelled."""
 
 
-class Leave(Exception):
+class Leave(BaseException):
     """The process must end. Carries the exit code."""
 
     def __init__(self, code: int) -> None:
@@ -78,6 +80,7 @@ class Worker:
         self._gpu_names = visible if not all(name.strip().isdigit() for name in visible if name) else []
         self.bound_methods: dict[str, Callable[..., Any]] = {}
         self.leaving: Leave | None = None
+        self._heard = threading.Event()  # the main thread knows that another one leaves
         self.creation: Task | None = None
 
     # --- loops ---------------------------------------------------------------------------------------------------
@@ -212,21 +215,29 @@ class Worker:
 
     def failed(self, task: Task, error: BaseException, retry: Any) -> None:
         """Sends what user code raised; leaves the process when it asked for that."""
+        if isinstance(error, Leave):  # another thread has left; this one was interrupted for it
+            raise error
         if isinstance(error, ActorExit):
             self.core.actor_exit("the actor called exit_actor()")
             self.leave(0)
         if isinstance(error, SystemExit):
             self._exit(error)
         if isinstance(error, KeyboardInterrupt):
-            task.fail_code(_core.ERROR_CANCELLED, "")
+            self.cancelled(task)
             return
         retryable = task.retry_exceptions and (retry is True or (bool(retry) and isinstance(error, retry)))
         described = self.describe(task, translated(error))
         if task.num_returns == STREAMING and not retryable:
-            task.yield_error(described)
-            task.finish_stream()
+            end_stream(task, described)
         else:
             task.fail(described, retryable=retryable)
+
+    def cancelled(self, task: Task, why: str = "") -> None:
+        """Says that the task was cancelled while it ran."""
+        if task.num_returns == STREAMING:
+            end_stream(task, TaskCancelledError(TaskID(task.id), why or None))
+        else:
+            task.fail_code(_core.ERROR_CANCELLED, why)
 
     def describe(self, task: Task, error: BaseException) -> BaseException:
         """The error as its receiver sees it."""
@@ -249,7 +260,18 @@ class Worker:
     def leave(self, code: int) -> None:
         """Ends this process once its loops have noticed."""
         self.leaving = Leave(code)
+        if threading.get_ident() == self.main_thread:
+            raise self.leaving
+        # A signal that arrives just before a thread goes to sleep in native code does not keep it from sleeping: so the
+        # main thread is told until it has heard.
+        while not self._heard.is_set():
+            signal.pthread_kill(self.main_thread, signal.SIGINT)
+            self._heard.wait(TELL_AGAIN_S)
         raise self.leaving
+
+    def heard(self) -> None:
+        """The main thread has left its loop: nobody needs to tell it any more."""
+        self._heard.set()
 
     # --- parts of a task -------------------------------------------------------------------------------------------
 
@@ -341,9 +363,16 @@ class Worker:
     def on_interrupt(self, _signum: int, _frame: FrameType | None) -> None:
         """SIGINT: the core has seen a cancellation of something that runs. Runs on the main thread.
 
+        Or another thread has left the actor, and this one must not wait for calls any longer.
+
         Only the main thread is interrupted. An exception sent into another thread might arrive after its call, where
         it would take the next one with it; threaded code asks `RuntimeContext.is_canceled()`.
         """
+        if self.leaving is not None:
+            if self._heard.is_set():
+                return
+            self._heard.set()
+            raise self.leaving
         task_id = self.running.get(self.main_thread)
         if task_id is not None and self.core.cancelled(task_id):
             del self.running[self.main_thread]  # once is enough
@@ -351,6 +380,12 @@ class Worker:
 
 
 _STREAMED: Any = object()
+
+
+def end_stream(task: Task, error: BaseException) -> None:
+    """Ends a stream with an exception as its last item, as `ray.get` will raise it."""
+    task.yield_error(error)
+    task.finish_stream()
 
 
 def _load(task: Task) -> Loaded | BaseException:
@@ -363,8 +398,8 @@ def _load(task: Task) -> Loaded | BaseException:
         return Loaded(pickle.loads(function), meta)
     except Exception as error:
         wrapped = RuntimeError(
-            f"{task.name} could not be loaded in the worker: {type(error).__name__}: {error}. What it imports and refers "
-            "to must be importable there."
+            f"{task.name} could not be loaded in the worker: {type(error).__name__}: {error}. What it imports and "
+            "refers to must be importable there."
         )
         wrapped.__cause__ = error
         return errors.task_error(wrapped, task.name)
@@ -443,6 +478,7 @@ def main(*, address: str, session: bytes, token: bytes, node: int, proc: int) ->
         worker = context.worker = Worker(core)
         signal.signal(signal.SIGINT, worker.on_interrupt)
         code = worker.run()
+        worker.heard()
     except BaseException:
         report_internal_error()
         code = 1

@@ -104,7 +104,7 @@ class _Runner:
         except asyncio.CancelledError:
             if self._stopping:
                 raise
-            task.fail_code(_core.ERROR_CANCELLED, "")
+            self._worker.cancelled(task)
 
     async def _call(self, task: Task) -> None:
         worker = self._worker
@@ -125,7 +125,7 @@ class _Runner:
         except asyncio.CancelledError:
             if self._stopping or self._core.cancelled(task.id):
                 raise
-            task.fail_code(_core.ERROR_CANCELLED, "the actor's code cancelled it")
+            worker.cancelled(task, "the actor's code cancelled it")
             return
         except BaseException as error:
             worker.failed(task, error, retry)

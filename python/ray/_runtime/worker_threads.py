@@ -71,10 +71,8 @@ class _Lane:
                 if grow:
                     self.start_thread()
                 worker.execute(task)
-        except Leave as leave:
+        except Leave:
             self._on_leave.set()
-            if leave.code != 0 and threading.current_thread() is not threading.main_thread():
-                end_process(leave.code)  # a crash by intention: the others are not waited for
         except BaseException:
             report_internal_error()
             end_process(1)

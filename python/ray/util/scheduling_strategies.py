@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias, Union
+from typing import Any, TypeAlias
 
 __all__ = [
     "DoesNotExist",
@@ -108,5 +108,5 @@ class NodeLabelSchedulingStrategy:
 
 
 SchedulingStrategyT: TypeAlias = (
-    "None | str | PlacementGroupSchedulingStrategy | NodeAffinitySchedulingStrategy | NodeLabelSchedulingStrategy"
+    "str | PlacementGroupSchedulingStrategy | NodeAffinitySchedulingStrategy | NodeLabelSchedulingStrategy | None"
 )
