@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.node.simulated import cpu, gpu
 
+from ray._node import config
 from ray._node.resources import Ledger, show, show_demand
 from ray._protocol import UNIT
 
@@ -98,3 +99,7 @@ def test_amounts_are_shown_as_people_write_them():
     assert show("memory", (3 << 30) * UNIT) == "3.0 GiB"
     assert show_demand({"CPU": UNIT, "GPU": 2500}) == "CPU: 1, GPU: 0.25"
     assert show_demand({}) == "nothing"
+
+
+def test_the_configuration_counts_in_the_units_of_the_wire():
+    assert config._UNIT == UNIT

@@ -61,19 +61,21 @@ def _run(config: NodeConfig) -> None:
         )
     )
     forks.start_as_fork()
+    signals = _catch_signals()
 
     from ray._core import NodeCore, memfd, random_id
 
     core = NodeCore(path=config.socket_path, session=config.session, token=config.token, node=config.node)
     # From here on drivers can connect. They do so, and wait for their handshake, while the machines load.
     _tell(config, b"ok\n")
-    _serve(config, core, forks, memfd, random_id)
+    _serve(config, core, forks, signals, memfd, random_id)
 
 
 def _serve(
     config: NodeConfig,
     core: Core,
     forks: ForkServer,
+    signals: int,
     memfd: Callable[[str, int], int],
     random_id: Callable[[], int],
 ) -> None:
@@ -96,13 +98,28 @@ def _serve(
         new_id=random_id,
         validate=os.environ.get("RAY_VALIDATE") == "1",
     )
-    shell = Shell(config, core, manager, forks, memfd)
+    shell = Shell(config, core, manager, forks, signals, memfd)
     log(f"node {config.node:016x} listens on {config.socket_path}")
     removed = session.sweep(os.path.dirname(config.session_dir))
     if removed:
         log(f"removed what dead sessions had left: {', '.join(removed)}")
     gc.freeze()  # modules and classes stay for ever; the collector need not visit them
     shell.run()
+
+
+def _catch_signals() -> int:
+    """From now on SIGTERM and SIGCHLD are bytes in a pipe; returns its reading end."""
+    import signal
+
+    reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    for number in (signal.SIGCHLD, signal.SIGTERM):
+        signal.signal(number, _heed)
+    return reading
+
+
+def _heed(number: int, frame: object) -> None:
+    """The pipe has the signal; the handler is there because Python writes only for signals that have one."""
 
 
 def _keep_only(*fds: int) -> None:

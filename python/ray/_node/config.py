@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+from typing import Final
 
 import msgspec
+
+
+_UNIT: Final = 10_000
+"""As in `ray._protocol`, which is not imported here because a driver would pay for it at its start."""
 
 
 class NodeConfig(msgspec.Struct, frozen=True):
@@ -47,3 +52,18 @@ def read_config(fd: int) -> NodeConfig:
     with os.fdopen(fd, "rb") as file:
         file.seek(0)
         return msgspec.msgpack.decode(file.read(), type=NodeConfig)
+
+
+def check(config: NodeConfig) -> None:
+    """Raise `ValueError` for what a user may have asked and no node can be."""
+    gpus = config.resources.get("GPU", 0)
+    if gpus != _UNIT * len(config.gpu_ids):
+        raise ValueError(
+            f"GPU: {gpus / _UNIT:g} does not agree with {len(config.gpu_ids)} device ids: a node has whole devices, "
+            "each with one id"
+        )
+    if config.object_store_memory <= 0:
+        raise ValueError(f"object_store_memory is {config.object_store_memory} bytes; it must be positive")
+    for name, units in config.resources.items():
+        if units < 0:
+            raise ValueError(f"{name}: {units / _UNIT:g} is negative")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from ray._node import session
+from ray._node.config import check
 from ray._node.forkserver import interpreter_flags, package_root
 
 if TYPE_CHECKING:
@@ -113,8 +114,10 @@ def start_local_node(config: NodeConfig) -> NodeProcess:
     Descriptors, the driver's pid and, if it is empty, the session directory of `config` are filled in here.
 
     Raises:
+        ValueError: If the configuration cannot be met by any node.
         RuntimeError: If it does not start; the text has its own words, and the end of its log.
     """
+    check(config)
     if config.session_dir:
         directory, lock = config.session_dir, config.lock_fd
     else:

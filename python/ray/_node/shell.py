@@ -61,6 +61,7 @@ class Shell:
         core: Its transport.
         manager: Its decisions.
         forks: Its zygote.
+        signals: A pipe that gets the number of each SIGCHLD and SIGTERM.
         memfd: Creates a sealed memory file: (name, bytes) -> descriptor.
     """
 
@@ -70,12 +71,14 @@ class Shell:
         core: Core,
         manager: NodeManager,
         forks: ForkServer,
+        signals: int,
         memfd: Callable[[str, int], int],
     ) -> None:
         self._config = config
         self._core = core
         self._manager = manager
         self._forks = forks
+        self._signals = signals
         self._memfd = memfd
         self._logs = LogFiles(f"{config.session_dir}/logs")
         self._logs_open = False
@@ -119,17 +122,12 @@ class Shell:
             self._end()
 
     def _watch(self) -> None:
-        self._signals, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-        for number in (signal.SIGCHLD, signal.SIGTERM):
-            signal.signal(number, _heed)
         self._core.watch_fd(self._signals, SIGNALS)
         self._watch_zygote()
         if self._config.lifeline_fd >= 0:
             self._core.watch_fd(self._config.lifeline_fd, LIFELINE)
         if self._config.driver_pid:
             self._watch_driver(self._config.driver_pid)
-        self._reap()  # who has ended before the handler stood
 
     def _watch_driver(self, pid: int) -> None:
         """The pipe alone would not do: a forked child of the driver may keep it open."""
@@ -334,7 +332,3 @@ def kill_children(known: list[int], wake_fd: int, timeout_s: float) -> None:
 def log(text: str) -> None:
     """A line in the node's own log, which standard error is."""
     os.write(2, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n".encode())
-
-
-def _heed(number: int, frame: object) -> None:
-    """The wake-up descriptor has the signal; the handler only makes Python keep it."""
