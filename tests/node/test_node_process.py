@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 import pytest
 from fake_core import ROLE_DRIVER, Peer
-from simulated import actor_id, cpu, create
+from tests.node.simulated import actor_id, cpu, create
 
 from ray import _protocol as p
 from ray._node import session

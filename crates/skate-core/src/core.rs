@@ -163,6 +163,8 @@ pub struct Core {
     /// Readable while an event loop should poll for work.
     task_event: OwnedFd,
     main_thread: AtomicU64,
+    /// A signal was sent to the main thread; see `interrupt`.
+    interrupted: AtomicBool,
     closing: AtomicBool,
     /// Set once, with `State::closed`.
     ended: AtomicBool,
@@ -215,6 +217,7 @@ impl Core {
             timer,
             task_event,
             main_thread: AtomicU64::new(0),
+            interrupted: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             ended: AtomicBool::new(false),
         });
@@ -398,6 +401,8 @@ impl Core {
         if done() {
             return Ok(());
         }
+        let main = self.is_main_thread();
+        let signalled = || main && self.interrupted.load(Ordering::Acquire);
         let transport = self.transport().clone();
         let outcome = |driven: Driven| match driven {
             Driven::Done => Some(Ok(())),
@@ -409,7 +414,8 @@ impl Core {
         let result = loop {
             let soon = Instant::now() + BLOCK_AFTER;
             let until = if blocks && !blocked { Some(deadline.map_or(soon, |d| d.min(soon))) } else { deadline };
-            match outcome(transport.drive(done, until)) {
+            match outcome(transport.drive(&|| done() || signalled(), until)) {
+                Some(Ok(())) if main && self.interrupted.swap(false, Ordering::AcqRel) => break Err(CoreError::Interrupted),
                 Some(result) => break result,
                 None if deadline.is_some_and(|d| Instant::now() >= d) => {
                     break if done() { Ok(()) } else { Err(CoreError::TimedOut) };
@@ -427,9 +433,13 @@ impl Core {
         result
     }
 
+    fn is_main_thread(&self) -> bool {
+        self.main_thread.load(Ordering::Relaxed) == thread_id()
+    }
+
     /// Whether a wait of the calling thread stops a task that holds CPUs.
     fn holds_cpus(&self) -> bool {
-        self.role == Role::Worker && self.main_thread.load(Ordering::Relaxed) == thread_id()
+        self.role == Role::Worker && self.is_main_thread()
     }
 
     fn begin_block(&self) {
@@ -633,8 +643,15 @@ impl Core {
         })
     }
 
-    pub fn cancel(&self, id: ObjectId, force: bool, recursive: bool) {
-        self.step(|state, now| state.owner.cancel(id, force, recursive, now, &mut state.out));
+    /// False: an actor's call cannot be forced, and nothing was done.
+    pub fn cancel(&self, id: ObjectId, force: bool, recursive: bool) -> bool {
+        self.step(|state, now| {
+            if force && state.owner.is_actor_call(id) {
+                return false;
+            }
+            state.owner.cancel(id, force, recursive, now, &mut state.out);
+            true
+        })
     }
 
     pub fn why(&self, id: ObjectId) -> (String, Option<ObjectId>, Option<ClassId>, Option<ActorId>) {
@@ -733,9 +750,24 @@ impl Core {
 
     /// The end of this process, soon to come, is what the actor wants.
     pub fn actor_exit(&self, reason: &str) {
+        {
+            let mut state = self.state.lock();
+            state.executor.exiting = true;
+            self.raise_task_event(&mut state);
+        }
+        self.transport().wake();
         if let Some((actor, life)) = self.own_actor() {
             self.tell_node(node_wire::ACTOR_EXIT, 0, &node_wire::actor_exit(actor, life, reason));
         }
+    }
+
+    /// Gives back what was not started, before this worker ends by its own will.
+    pub fn leave(&self) {
+        self.step(|state, _| {
+            let State { executor, owner, out, .. } = state;
+            let counted = executor.leave(out);
+            owner.release_all(&counted, out);
+        });
     }
 
     fn own_actor(&self) -> Option<(ActorId, u32)> {
@@ -1021,6 +1053,9 @@ impl Core {
         let thread = self.main_thread.load(Ordering::Relaxed);
         if thread != 0 {
             crate::sys::interrupt_thread(thread);
+            // A signal that arrives between Python's last look and the wait does not end the wait; the
+            // flag does. It is raised after the signal, so that whoever sees it finds the signal too.
+            self.interrupted.store(true, Ordering::Release);
         }
         self.transport().wake();
     }

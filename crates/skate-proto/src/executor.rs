@@ -97,7 +97,7 @@ impl Executor {
             self.answer(from, push.task, vec![Value::Inline(error)], false, 0, 0, out);
             return None;
         };
-        if self.blocked > 0 && !self.is_actor {
+        if (self.blocked > 0 || self.exiting) && !self.is_actor {
             out.push(Effect::Send { to: from, msg: Msg::Returned { tasks: vec![push.task] }, urgent: true });
             return None;
         }
@@ -217,6 +217,19 @@ impl Executor {
         by_owner.sort_unstable_by_key(|(owner, _)| *owner);
         for (to, tasks) in by_owner {
             out.push(Effect::Send { to, msg: Msg::Blocked { tasks }, urgent: true });
+        }
+        counted
+    }
+
+    /// This worker will end: what has not started goes back, and nothing more is taken.
+    pub fn leave(&mut self, out: &mut Out) -> Vec<ObjectId> {
+        self.exiting = true;
+        let mut counted = Vec::new();
+        if !self.is_actor {
+            for work in self.queues.get_mut("").map(std::mem::take).unwrap_or_default() {
+                counted.extend(Self::counted(&work.args, &work.deps));
+                out.push(Effect::Send { to: work.owner, msg: Msg::Returned { tasks: vec![work.task] }, urgent: true });
+            }
         }
         counted
     }

@@ -299,6 +299,11 @@ impl Owner {
     fn complete(&mut self, task: TaskId, mut results: Vec<Value>, items: u32, now_ns: u64, out: &mut Out) {
         let returns = self.definitions[self.tasks[&task].def as usize].call.returns;
         if returns == Returns::Streaming {
+            // A worker sends the user's exception as the last item; this is an error of another kind.
+            if let Some(Value::Inline(error)) = results.first().filter(|value| value.is_error()) {
+                let error = error.clone();
+                self.break_stream(task, &error, out);
+            }
             self.finish_stream(task, items, out);
         }
         let expected = match returns {
@@ -353,10 +358,6 @@ impl Owner {
         let Some(entry) = self.tasks.get(&task) else { return };
         if entry.place == Place::Finished {
             return;
-        }
-        let returns = self.definitions[entry.def as usize].call.returns;
-        if returns == Returns::Streaming {
-            self.break_stream(task, error, out);
         }
         for &inner in &error.refs {
             self.objects.retain(inner);
@@ -483,6 +484,12 @@ impl Owner {
             }
             Place::Sent { proc, .. } => out.send(proc, Msg::Cancel { task, recursive }),
         }
+    }
+
+    /// Whether an object is the result of a call to an actor, as far as this process knows.
+    #[must_use]
+    pub fn is_actor_call(&self, object: ObjectId) -> bool {
+        self.tasks.get(&object.task).is_some_and(|entry| entry.actor.is_some())
     }
 
     /// Cancels what `parent`, which runs in this process, has submitted.

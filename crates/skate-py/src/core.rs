@@ -43,8 +43,9 @@ pub(crate) fn deadline(timeout: Option<f64>) -> PyResult<Option<Instant>> {
 /// The one door for calls that may wait: releases the interpreter, and lets signals in.
 pub(crate) fn waiting<T: Send>(py: Python<'_>, run: impl Fn() -> Result<T, CoreError> + Sync) -> PyResult<T> {
     loop {
+        py.check_signals()?;
         match py.detach(&run) {
-            Err(CoreError::Interrupted) => py.check_signals()?,
+            Err(CoreError::Interrupted) => {}
             result => return result.map_err(to_py),
         }
     }
@@ -194,8 +195,10 @@ impl PyCore {
             Ok(stream) => ObjectId { task: stream.get().task, index: 0 },
             Err(_) => reference.cast::<ObjectRef>()?.get().id,
         };
-        self.inner.cancel(id, force, recursive);
-        Ok(())
+        if self.inner.cancel(id, force, recursive) {
+            return Ok(());
+        }
+        Err(PyValueError::new_err("force=True is not for calls of actors, as it would end the actor: use ray.kill(actor) for that"))
     }
 
     /// The chain of reasons why a value is not there: (what, reason), outermost first.
@@ -328,6 +331,10 @@ impl PyCore {
         let payload = crate::task::error_payload(py, self.hooks.get(), error, ErrorCode::ActorDied)?;
         self.inner.actor_failed(&payload.data);
         Ok(())
+    }
+
+    fn leave(&self) {
+        self.inner.leave();
     }
 
     fn actor_exit(&self, reason: &str) {

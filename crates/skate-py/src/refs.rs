@@ -108,6 +108,54 @@ impl ObjectRef {
     }
 
     #[classmethod]
+    fn from_binary(_cls: &Bound<'_, PyType>, id: &[u8]) -> PyResult<Self> {
+        Self::new(id)
+    }
+
+    #[classmethod]
+    fn from_hex(_cls: &Bound<'_, PyType>, hex: &str) -> PyResult<Self> {
+        let digit = |at| hex.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok());
+        let bytes: Option<Vec<u8>> = (0..hex.len()).step_by(2).map(digit).collect();
+        Self::new(&bytes.ok_or_else(|| PyValueError::new_err(format!("{hex:?} is not hexadecimal")))?)
+    }
+
+    /// A reference to nothing, for tests of programs.
+    #[classmethod]
+    fn from_random(_cls: &Bound<'_, PyType>) -> PyResult<Self> {
+        let word = || skate_core::sys::random_id().map(u64::to_be_bytes);
+        let bytes = [word()?, word()?, word()?, word()?].concat();
+        let id = ObjectId::from_bytes(&bytes[..ObjectId::LEN]).expect("the right length");
+        Ok(Self { id, core: None })
+    }
+
+    #[classmethod]
+    fn size(_cls: &Bound<'_, PyType>) -> usize {
+        ObjectId::LEN
+    }
+
+    fn job_id<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        py.import("ray._runtime.ids")?.getattr("JobID")?.call_method1("from_int", (1,))
+    }
+
+    /// Where the call stood; call sites are not recorded.
+    fn call_site(&self) -> &'static str {
+        ""
+    }
+
+    /// The owning process, in hexadecimal.
+    fn owner_address(&self) -> String {
+        format!("{:016x}", self.id.owner().0)
+    }
+
+    fn tensor_transport(&self) -> Option<&'static str> {
+        None
+    }
+
+    fn __lt__(&self, other: &Self) -> bool {
+        self.id < other.id
+    }
+
+    #[classmethod]
     fn nil(_cls: &Bound<'_, PyType>) -> PyResult<Self> {
         Ok(Self { id: ObjectId::from_bytes(&[0xff; ObjectId::LEN]).expect("the right length"), core: None })
     }

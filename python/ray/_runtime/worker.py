@@ -478,6 +478,7 @@ def main(*, address: str, session: bytes, token: bytes, node: int, proc: int) ->
         worker = context.worker = Worker(core)
         signal.signal(signal.SIGINT, worker.on_interrupt)
         code = worker.run()
+        core.leave()
         worker.heard()
     except BaseException:
         report_internal_error()
