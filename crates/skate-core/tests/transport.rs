@@ -406,6 +406,47 @@ fn the_end_of_a_peer_is_told_once_and_the_next_frame_connects_anew() {
 }
 
 #[test]
+fn what_a_peer_sent_before_it_ended_is_delivered_before_its_end() {
+    let _shared = ALONE.read();
+    let cluster = Cluster::new();
+    for round in 0..20 {
+        let (a_id, b_id) = (ProcId(100 + 2 * round), ProcId(101 + 2 * round));
+        let (a, b) = (cluster.join(a_id), cluster.join(b_id));
+        // Mostly two connections, one for each direction.
+        std::thread::scope(|scope| {
+            scope.spawn(|| a.transport.send(b_id, 9, 0, &[], SendMode::Now));
+            scope.spawn(|| b.transport.send(a_id, 9, 0, &[], SendMode::Now));
+        });
+        a.drive_until(|h| h.count() == 1);
+        b.drive_until(|h| h.count() == 1);
+        (0..1000).for_each(|n| b.transport.send(a_id, 9, n, &[], SendMode::Queue));
+        drop(b);
+        a.drive_until(|h| !h.closed.lock().is_empty());
+        assert_eq!(a.handler.count(), 1001);
+    }
+}
+
+#[test]
+fn a_frame_to_a_peer_that_has_ended_does_not_cost_its_last_words() {
+    let _shared = ALONE.read();
+    let cluster = Cluster::new();
+    let mut config = cluster.config(A);
+    config.io_thread = false;
+    let a = start(config).unwrap();
+    let b = cluster.join(B);
+    b.transport.send(A, 9, 0, &[], SendMode::Now);
+    a.drive_until(|h| h.count() == 1);
+    wait_for("the handshake's end", || b.transport.peer_info(A).is_some());
+    (0..10).for_each(|n| b.transport.send(A, 9, n, &[], SendMode::Now));
+    drop(b);
+    a.transport.send(B, 9, 1, &[], SendMode::Now);
+    a.transport.send(B, 9, 1, &[], SendMode::Now);
+    a.drive_until(|h| !h.closed.lock().is_empty());
+    assert_eq!(a.handler.count(), 11);
+    assert_eq!(a.handler.closed.lock().len(), 1);
+}
+
+#[test]
 fn the_end_of_the_node_is_told() {
     let _shared = ALONE.read();
     let cluster = Cluster::new();
