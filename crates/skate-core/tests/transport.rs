@@ -758,6 +758,30 @@ fn no_wake_up_is_lost_when_many_threads_send_and_drive() {
     }
 }
 
+/// The pauses between the calls go over the time for which the I/O threads linger, back and forth.
+#[test]
+fn a_call_is_answered_wherever_the_reactor_is() {
+    let _shared = ALONE.read();
+    let cluster = Cluster::new();
+    let (a, b) = (cluster.join(A), cluster.join(B));
+    for n in 0..400u64 {
+        for (me, other) in [(&a, B), (&b, A)] {
+            let before = me.handler.count();
+            let mode = if n % 3 == 0 {
+                SendMode::Queue
+            } else {
+                SendMode::Now
+            };
+            me.transport.send(other, ECHO, n, &[], mode);
+            me.drive_until(|h| h.count() > before);
+        }
+        let until = Instant::now() + Duration::from_micros(n * 37 % 700);
+        while Instant::now() < until {
+            std::thread::yield_now();
+        }
+    }
+}
+
 #[test]
 fn threads_that_wait_for_each_other_within_a_process_are_woken() {
     let _shared = ALONE.read();
