@@ -7,6 +7,7 @@
 
 #![allow(clippy::print_stdout, reason = "its output is what it is for")]
 
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -138,6 +139,33 @@ fn worker(path: &Path) {
     transport.shutdown();
 }
 
+/// What the machine can do: 64 bytes there and back over a bare socket with blocking calls.
+fn bare_round_trips(seconds: f64) -> f64 {
+    let (mut a, mut b) = std::os::unix::net::UnixStream::pair().unwrap();
+    let mut bytes = [0; 64];
+    let pid = in_child(|| {
+        let mut bytes = [0; 64];
+        while b.read_exact(&mut bytes).is_ok() && bytes[0] == 0 {
+            b.write_all(&bytes).unwrap();
+        }
+    });
+    let begin = Instant::now();
+    let mut rounds = 0u32;
+    while begin.elapsed().as_secs_f64() < seconds {
+        for _ in 0..100 {
+            a.write_all(&bytes).unwrap();
+            a.read_exact(&mut bytes).unwrap();
+        }
+        rounds += 100;
+    }
+    let rate = f64::from(rounds) / begin.elapsed().as_secs_f64();
+    bytes[0] = 1;
+    a.write_all(&bytes).unwrap();
+    // SAFETY: waits for a child of this process.
+    unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+    rate
+}
+
 fn call(transport: &Transport, handler: &Counter, corr: u64) {
     transport.send(WORKER, PING, corr, &[&[1; 16], &[7; 32]], SendMode::Now);
     while transport.drive(&|| handler.pings.load(Ordering::Acquire) == corr, None) != Driven::Done {
@@ -151,6 +179,10 @@ fn main() {
     let directory = std::env::temp_dir().join(format!("skate-pingpong-{}", std::process::id()));
     std::fs::create_dir_all(&directory).unwrap();
     let path = directory.join("node.sock");
+    println!(
+        "bare socket, round trips      {:8.0} /s",
+        bare_round_trips(seconds)
+    );
     let listener = Listener::bind_unix(&path).unwrap();
     let mut listener = Some(listener);
     let node_pid = in_child(|| node(&path, listener.take().unwrap()));

@@ -16,7 +16,10 @@ use skate_core::transport::{
     Address, CloseReason, Config, Driven, Frame, Handler, Listener, PeerInfo, SendMode, StartError,
     Transport,
 };
-use skate_proto::handshake::{ANSWER_LEN, HandshakeError, Preface, Role};
+use skate_proto::frame::{FLAG_FD, Header};
+use skate_proto::handshake::{
+    ANSWER_LEN, Connector, Credentials, HandshakeError, Preface, Role, Step,
+};
 use skate_proto::ids::ProcId;
 
 const NODE: ProcId = ProcId(1);
@@ -406,6 +409,140 @@ fn the_end_of_a_peer_is_told_once_and_the_next_frame_connects_anew() {
 }
 
 #[test]
+fn what_a_peer_sent_before_it_ended_is_delivered_before_its_end() {
+    let _shared = ALONE.read();
+    let cluster = Cluster::new();
+    for round in 0..20 {
+        let (a_id, b_id) = (ProcId(100 + 2 * round), ProcId(101 + 2 * round));
+        let (a, b) = (cluster.join(a_id), cluster.join(b_id));
+        // Mostly two connections, one for each direction.
+        std::thread::scope(|scope| {
+            scope.spawn(|| a.transport.send(b_id, 9, 0, &[], SendMode::Now));
+            scope.spawn(|| b.transport.send(a_id, 9, 0, &[], SendMode::Now));
+        });
+        a.drive_until(|h| h.count() == 1);
+        b.drive_until(|h| h.count() == 1);
+        (0..1000).for_each(|n| b.transport.send(a_id, 9, n, &[], SendMode::Queue));
+        drop(b);
+        a.drive_until(|h| !h.closed.lock().is_empty());
+        assert_eq!(a.handler.count(), 1001);
+    }
+}
+
+#[test]
+fn a_frame_to_a_peer_that_has_ended_does_not_cost_its_last_words() {
+    let _shared = ALONE.read();
+    let cluster = Cluster::new();
+    let mut config = cluster.config(A);
+    config.io_thread = false;
+    let a = start(config).unwrap();
+    let b = cluster.join(B);
+    b.transport.send(A, 9, 0, &[], SendMode::Now);
+    a.drive_until(|h| h.count() == 1);
+    wait_for("the handshake's end", || b.transport.peer_info(A).is_some());
+    (0..10).for_each(|n| b.transport.send(A, 9, n, &[], SendMode::Now));
+    drop(b);
+    a.transport.send(B, 9, 1, &[], SendMode::Now);
+    a.transport.send(B, 9, 1, &[], SendMode::Now);
+    a.drive_until(|h| !h.closed.lock().is_empty());
+    assert_eq!(a.handler.count(), 11);
+    assert_eq!(a.handler.closed.lock().len(), 1);
+}
+
+/// A peer that knows the token and is then free to misbehave.
+fn raw_peer(cluster: &Cluster, me: ProcId) -> UnixStream {
+    let mut stream = UnixStream::connect(cluster.path()).unwrap();
+    let me = PeerInfo {
+        proc: me,
+        role: Role::Tool,
+        pid: 1,
+        python_minor: 0,
+    };
+    let credentials = Credentials {
+        session: [1; 16],
+        token: [2; 32],
+    };
+    let (mut connector, first) = Connector::new(&me, &credentials, NODE, [3; 32]);
+    stream.write_all(&first).unwrap();
+    loop {
+        let mut message = vec![0; connector.wants()];
+        stream.read_exact(&mut message).unwrap();
+        match connector.handle(&message).unwrap() {
+            Step::Send(bytes) => stream.write_all(&bytes).unwrap(),
+            Step::Done { .. } => return stream,
+        }
+    }
+}
+
+#[test]
+fn a_proven_peer_that_breaks_the_protocol_is_closed_alone() {
+    let _shared = ALONE.read();
+    let cluster = Cluster::new();
+    let a = cluster.join(A);
+    let header = |len, kind, flags| {
+        Header {
+            body_len: len,
+            kind,
+            flags,
+            corr: 0,
+        }
+        .encode()
+    };
+    let breaches = [
+        (header(u32::MAX, 9, 0), "a body of"),
+        (header(0, 0, 0), "kind 0"),
+        (header(0, 9, 0x40), "unknown flags"),
+        (header(0, 9, FLAG_FD), "descriptors"),
+    ];
+    for (n, (bytes, reason)) in breaches.iter().enumerate() {
+        let peer = ProcId(500 + n as u64);
+        let mut stream = raw_peer(&cluster, peer);
+        // A good frame before the bad one is still heard.
+        stream
+            .write_all(&[&header(0, COUNTED, 0)[..], bytes].concat())
+            .unwrap();
+        wait_for("the breach", || {
+            cluster.node.handler.closed.lock().len() == n + 1
+        });
+        let closed = cluster.node.handler.closed.lock();
+        assert_eq!(closed[n].0, peer);
+        assert!(closed[n].1.contains(reason), "{}", closed[n].1);
+        assert_eq!(cluster.node.handler.count(), n + 1);
+        assert_eq!(stream.read(&mut [0; 1]).unwrap_or(0), 0);
+    }
+    a.transport.send(NODE, ECHO, 1, &[], SendMode::Now);
+    a.drive_until(|h| h.count() == 1);
+}
+
+#[test]
+fn a_peer_that_connects_again_replaces_its_former_self() {
+    let _shared = ALONE.read();
+    let cluster = Cluster::new();
+    let _first = raw_peer(&cluster, A);
+    let mut second = raw_peer(&cluster, A);
+    wait_for("both", || cluster.node.handler.joined.lock().len() == 2);
+    assert!(cluster.node.handler.closed.lock()[0].1.contains("anew"));
+    cluster.node.transport.send(A, 9, 1, &[], SendMode::Now);
+    second.read_exact(&mut [0; 16]).unwrap();
+}
+
+#[test]
+fn only_the_node_may_pass_connections() {
+    let _shared = ALONE.read();
+    let cluster = Cluster::new();
+    let (a, b) = (cluster.join(A), cluster.join(B));
+    let (mine, theirs) = UnixStream::pair().unwrap();
+    a.transport.send_fd(B, 1, 0, &[&[0; 32]], theirs.as_fd());
+    drop(theirs);
+    assert_eq!(
+        (&mine).read(&mut [0; 1]).unwrap(),
+        0,
+        "it was closed unread"
+    );
+    assert!(b.handler.warnings.load(Ordering::Acquire) > 0);
+}
+
+#[test]
 fn the_end_of_the_node_is_told() {
     let _shared = ALONE.read();
     let cluster = Cluster::new();
@@ -618,6 +755,30 @@ fn no_wake_up_is_lost_when_many_threads_send_and_drive() {
     });
     for process in [&a, &b] {
         process.drive_until(|h| h.count() == 3 * rounds as usize);
+    }
+}
+
+/// The pauses between the calls go over the time for which the I/O threads linger, back and forth.
+#[test]
+fn a_call_is_answered_wherever_the_reactor_is() {
+    let _shared = ALONE.read();
+    let cluster = Cluster::new();
+    let (a, b) = (cluster.join(A), cluster.join(B));
+    for n in 0..400u64 {
+        for (me, other) in [(&a, B), (&b, A)] {
+            let before = me.handler.count();
+            let mode = if n % 3 == 0 {
+                SendMode::Queue
+            } else {
+                SendMode::Now
+            };
+            me.transport.send(other, ECHO, n, &[], mode);
+            me.drive_until(|h| h.count() > before);
+        }
+        let until = Instant::now() + Duration::from_micros(n * 37 % 700);
+        while Instant::now() < until {
+            std::thread::yield_now();
+        }
     }
 }
 

@@ -56,6 +56,8 @@ pub(super) enum Sent {
     Full,
     /// The limit was hit; the connection drops everything from now on and must be closed.
     Overflow,
+    /// The peer can no longer be written to; likewise.
+    Broken(Errno),
 }
 
 struct Out {
@@ -205,9 +207,9 @@ impl Connection {
         if let Some(fd) = fd {
             match fd.try_clone_to_owned() {
                 Ok(fd) => out.fds.push_back((out.end, fd)),
-                Err(_) => {
+                Err(error) => {
                     self.fail(out);
-                    return Sent::Overflow;
+                    return Sent::Broken(Errno::from_io_error(&error).unwrap_or(Errno::MFILE));
                 }
             }
         }
@@ -243,9 +245,9 @@ impl Connection {
         let written = match result {
             Ok(written) => written,
             Err(Errno::AGAIN) => 0,
-            Err(_) => {
+            Err(error) => {
                 self.fail(out);
-                return Sent::Settled;
+                return Sent::Broken(error);
             }
         };
         out.sent += written as u64;
@@ -265,9 +267,9 @@ impl Connection {
                     let position = out.sent;
                     out.fds.push_front((position, fd));
                 }
-                Err(_) => {
+                Err(error) => {
                     self.fail(out);
-                    return Sent::Overflow;
+                    return Sent::Broken(Errno::from_io_error(&error).unwrap_or(Errno::MFILE));
                 }
             }
         }
@@ -309,9 +311,9 @@ impl Connection {
             let written = match result {
                 Ok(written) => written,
                 Err(Errno::AGAIN) => 0,
-                Err(_) => {
+                Err(error) => {
                     self.fail(out);
-                    break Sent::Settled;
+                    break Sent::Broken(error);
                 }
             };
             if written == 0
@@ -332,7 +334,7 @@ impl Connection {
         result
     }
 
-    /// The socket is broken or the limit is hit. The reactor learns the former from the socket itself.
+    /// The socket is broken or the limit is hit: from now on frames are dropped.
     fn fail(&self, out: &mut Out) {
         out.state = State::Closed;
         out.front = Vec::new();

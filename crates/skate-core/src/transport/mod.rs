@@ -182,6 +182,18 @@ struct Peer {
     info: Option<PeerInfo>,
 }
 
+/// A process whose I/O thread died of a bug would hang its peers and itself; it ends instead, and they
+/// are told.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
 /// Descriptors of others that are watched.
 #[derive(Default)]
 struct Foreign {
@@ -259,7 +271,11 @@ impl Transport {
         transport.handler.on_started(&transport);
         if config.io_thread {
             let shared = Arc::clone(&transport);
-            match spawn_without_signals("skate-io", move || shared.run_io()) {
+            let run = move || {
+                let _abort = AbortOnPanic;
+                shared.run_io();
+            };
+            match spawn_without_signals("skate-io", run) {
                 Ok(thread) => *transport.io_thread.lock() = Some(thread),
                 Err(source) => {
                     transport.shutdown();
@@ -454,7 +470,7 @@ impl Transport {
         let mut io_thread = self.io_thread.lock();
         self.gate.close();
         if let Some(thread) = io_thread.take() {
-            // A panic in the handler was reported by the thread itself.
+            // It does not panic: `AbortOnPanic`.
             let _ = thread.join();
         }
         if let Some(mut reactor) = self.reactor.lock().take() {
@@ -579,6 +595,10 @@ impl Transport {
                         .gate
                         .with_poller(|p| p.modify(&**socket, Source::decode(*token), flags));
                 }
+            }
+            Sent::Broken(error) => {
+                let reason = CloseReason::Io(error.into());
+                self.command(Command::Close(Arc::clone(connection), reason));
             }
             Sent::Overflow => {
                 self.command(Command::Close(

@@ -29,6 +29,9 @@ use super::{CloseReason, Command, Frame, PASS_CONN, Transport};
 
 /// One read takes at most this much. Larger bodies take several.
 const READ_BYTES: usize = 256 << 10;
+/// Reads of a connection that ends: more than fit into a socket's buffer. A peer that goes on sending
+/// although it does not want to hear must not hold us.
+const LAST_READS_MAX: usize = 256;
 /// A handshake that takes longer is given up.
 const HANDSHAKE_S_MAX: Duration = Duration::from_secs(5);
 /// Strangers at a time. More wait in the listener's backlog, or in `passed`.
@@ -242,19 +245,40 @@ impl Reactor {
         }
     }
 
-    fn read_frames(&mut self, t: &Transport, index: u32, peer: ProcId) -> Result<(), CloseReason> {
-        let mut buffer = mem::take(&mut self.buffer);
-        let mut passed = Vec::new();
-        let result = match self.slots.at(index) {
-            Some(slot) => read_once(t, slot, peer, &mut buffer, &mut passed),
-            None => Ok(false),
+    /// Reads a connection once. False if nothing was there.
+    fn read_frames(
+        &mut self,
+        t: &Transport,
+        index: u32,
+        peer: ProcId,
+    ) -> Result<bool, CloseReason> {
+        let Some(slot) = self.slots.at(index) else {
+            return Ok(false);
         };
-        self.buffer = buffer;
+        let mut passed = Vec::new();
+        let read = read_once(t, slot, peer, &mut self.buffer, &mut passed);
         for (preface, fd) in passed {
             self.on_passed(t, peer, preface, fd);
         }
-        self.told |= result?;
-        Ok(())
+        let read = read?;
+        self.told |= read.frames;
+        Ok(read.bytes)
+    }
+
+    /// Hands out what a peer sent before it ended, on all of its connections: it may have sent on another
+    /// than the one whose end was noticed first.
+    fn read_last_words(&mut self, t: &Transport, peer: ProcId) {
+        for index in self.slots.of_peer(peer) {
+            let is_open = |slot: &mut Slot| matches!(slot.phase, Phase::Open { .. });
+            if !self.slots.at(index).is_some_and(is_open) {
+                continue;
+            }
+            for _ in 0..LAST_READS_MAX {
+                if !matches!(self.read_frames(t, index, peer), Ok(true)) {
+                    break;
+                }
+            }
+        }
     }
 
     // ---- handshakes
@@ -616,6 +640,9 @@ impl Reactor {
 
     /// Ends everything with a peer and tells the handler.
     pub(super) fn close_peer(&mut self, t: &Transport, peer: ProcId, reason: CloseReason) {
+        if matches!(reason, CloseReason::Closed | CloseReason::Io(_)) {
+            self.read_last_words(t, peer);
+        }
         if let Some(entry) = t.peers.write().remove(&peer) {
             entry.connection.close();
         }
@@ -692,23 +719,33 @@ impl Reactor {
     }
 }
 
-/// Reads a connection once and hands out the frames that are complete. True if there was one.
+/// What a read brought.
+struct Read {
+    bytes: bool,
+    frames: bool,
+}
+
+/// Reads a connection once and hands out the frames that are complete.
 fn read_once(
     t: &Transport,
     slot: &mut Slot,
     peer: ProcId,
     buffer: &mut [u8],
     passed: &mut Vec<([u8; PREFACE_LEN], OwnedFd)>,
-) -> Result<bool, CloseReason> {
+) -> Result<Read, CloseReason> {
     let Slot {
         socket,
         assembler,
         fds,
         ..
     } = slot;
-    let mut told = false;
+    let mut read = Read {
+        bytes: false,
+        frames: false,
+    };
     let mut behind = if assembler.is_empty() {
         let len = receive(socket, &mut [IoSliceMut::new(buffer)], fds)?;
+        read.bytes = len > 0;
         &buffer[..len]
     } else {
         let (room, complete) = assembler.room();
@@ -722,11 +759,12 @@ fn read_once(
         } else {
             receive(socket, &mut [IoSliceMut::new(room)], fds)?
         };
+        read.bytes = len > 0;
         let inside = len.min(room_len);
         assembler.advance(inside)?;
         if let Some((header, body)) = assembler.finished() {
             deliver(t, peer, header, body, fds, passed)?;
-            told = true;
+            read.frames = true;
             assembler.clear();
         }
         &buffer[..len - inside]
@@ -735,7 +773,7 @@ fn read_once(
         match frame::split(behind)? {
             Split::Frame { header, body, rest } => {
                 deliver(t, peer, header, body, fds, passed)?;
-                told = true;
+                read.frames = true;
                 behind = rest;
             }
             Split::Need { .. } => {
@@ -744,7 +782,7 @@ fn read_once(
             }
         }
     }
-    Ok(told)
+    Ok(read)
 }
 
 /// Zero bytes mean that nothing was there after all.
