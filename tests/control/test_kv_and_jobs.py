@@ -33,7 +33,7 @@ def test_keys_over_the_wire_take_arguments_by_place_or_name():
     assert world.request(driver, "kv.put", b"k", b"v") is True
     assert world.request(driver, "kv.get", b"k") == b"v"
     assert world.request(driver, "kv.del", b"k") == 1
-    with pytest.raises(ValueError, match="no request 'kv.nonsense'"):
+    with pytest.raises(ValueError, match=r"no request .kv\.nonsense."):
         world.request(driver, "kv.nonsense")
     with pytest.raises(ValueError, match="arguments were given"):
         world.request(driver, "kv.get", 1, 2, 3)

@@ -22,9 +22,7 @@ NODE = 1 << 40
 class World:
     """See the module's docstring. Process ids, pids and time are plain numbers that count up."""
 
-    def __init__(
-        self, resources: dict[str, float] | None = None, *, store: int = 64 << 20, auto: bool = True
-    ) -> None:
+    def __init__(self, resources: dict[str, float] | None = None, *, store: int = 64 << 20, auto: bool = True) -> None:
         wire = {name: round(amount * UNIT) for name, amount in (resources or {"CPU": 2}).items()}
         gpus = tuple(range(wire.get("GPU", 0) // UNIT))
         ids = itertools.count(1000)

@@ -43,7 +43,12 @@ class Leases(RuleBasedStateMachine):
         if owner in self.world.inbox and owner not in self.world.pid_of:
             self.world.leave(owner)
 
-    @rule(owner=owners, class_id=st.integers(0, len(DEMANDS) - 1), count=st.integers(0, 4), env=st.sampled_from([b"", b"\x80"]))
+    @rule(
+        owner=owners,
+        class_id=st.integers(0, len(DEMANDS) - 1),
+        count=st.integers(0, 4),
+        env=st.sampled_from([b"", b"\x80"]),
+    )
     def demand(self, owner: int, class_id: int, count: int, env: bytes) -> None:
         if owner in self.world.inbox:
             self.wanted[owner, class_id] = count
@@ -73,7 +78,9 @@ class Leases(RuleBasedStateMachine):
 
     # ---------------------------------------------------------- actors
 
-    @rule(owner=owners, run=st.sampled_from([{}, cpu(1), gpu(0.5)]), restarts=st.integers(-1, 2), detached=st.booleans())
+    @rule(
+        owner=owners, run=st.sampled_from([{}, cpu(1), gpu(0.5)]), restarts=st.integers(-1, 2), detached=st.booleans()
+    )
     def create_actor(self, owner: int, run: dict[str, int], restarts: int, detached: bool) -> None:
         if owner in self.world.inbox:
             self.serial += 1
@@ -88,7 +95,10 @@ class Leases(RuleBasedStateMachine):
 
     # ---------------------------------------------------------- the world
 
-    @rule(data=st.data(), fate=st.sampled_from(["fork", "fork", "fork", "join", "join", "join", "fail", "die", "reap", "zygote"]))
+    @rule(
+        data=st.data(),
+        fate=st.sampled_from(["fork", "fork", "fork", "join", "join", "join", "fail", "die", "reap", "zygote"]),
+    )
     def something_happens(self, data: st.DataObject, fate: str) -> None:
         world = self.world
         pools = {

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 import pytest
 from fake_core import ROLE_DRIVER, Peer
-from tests.node.simulated import actor_id, cpu, create
+from tests.node.simulated import cpu, create
 
 from ray import _protocol as p
 from ray._node import session
@@ -148,7 +148,7 @@ def test_an_actor_is_back_soon_after_a_kill(driver: Driver):
         alive = driver.state(p.ACTOR_ALIVE)
         started = time.monotonic()
         os.kill(alive.pid, signal.SIGKILL)
-        alive, _ = driver.wait(p.ActorState, lambda x: x.state == p.ACTOR_ALIVE)  # noqa: B023
+        alive, _ = driver.wait(p.ActorState, lambda x: x.state == p.ACTOR_ALIVE)
         times.append(time.monotonic() - started)
         assert alive.incarnation == incarnation
         driver.tell(p.ActorSubscribe(alive.actor))
@@ -351,9 +351,7 @@ def test_a_node_that_cannot_start_says_why(surroundings: Path, tmp_path: Path):
         start_local_node(config(session_dir=str(tmp_path)))
 
 
-def test_a_path_too_long_for_a_socket_is_refused_with_the_remedy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_path_too_long_for_a_socket_is_refused_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("x" * 90)))
     with pytest.raises(RuntimeError, match="RAY_TMPDIR"):
         start_local_node(config())

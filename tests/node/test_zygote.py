@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -224,25 +225,27 @@ def test_numpy_is_preloaded_without_threads_and_reseeded(node_of: Callable[..., 
 
 
 def test_workers_die_with_the_node(tmp_path: Path):
-    """A process in between plays the node, and is killed."""
-    told, tell = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        process.become_subreaper()
-        node = Node(tmp_path)
-        node.forks.start_as_fork()
-        node.fork(1)
-        os.write(tell, node.wait_for()[0].pid.to_bytes(4, "little") + node.forks.pid.to_bytes(4, "little"))
-        signal.pause()
-    answer = os.read(told, 8)
-    handles = [os.pidfd_open(int.from_bytes(answer[at : at + 4], "little")) for at in (0, 4)]
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    """Another process plays the node, forks its zygote from itself, and is killed."""
+    script = f"""
+import os, signal, sys
+sys.path[:0] = {[str(STAND_INS), str(Path(__file__).parent)]!r}
+from pathlib import Path
+from test_zygote import Node, process
+process.become_subreaper()
+node = Node(Path({str(tmp_path)!r}))
+node.forks.start_as_fork()
+node.fork(1)
+print(node.wait_for()[0].pid, node.forks.pid, flush=True)
+signal.pause()
+"""
+    process.become_subreaper()
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        handles = [os.pidfd_open(int(pid)) for pid in program.stdout.readline().split()]
+        program.kill()
     for handle in handles:
         assert select.select([handle], [], [], WAIT_S)[0], "the worker or the zygote lives on"
         os.close(handle)
-    os.close(told)
-    os.close(tell)
     # As the nearest subreaper this process has inherited both.
     for _ in handles:
         os.waitpid(-1, 0)

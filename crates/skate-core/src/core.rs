@@ -367,6 +367,7 @@ impl Core {
             ToNode::ActorCreate { creation, spec } => (node_wire::ACTOR_CREATE, node_wire::actor_create(&creation, &spec)),
             ToNode::ActorSubscribe { actor } => (node_wire::ACTOR_SUBSCRIBE, node_wire::actor(actor)),
             ToNode::ActorRelease { actor } => (node_wire::ACTOR_RELEASE, node_wire::actor(actor)),
+            ToNode::ActorKill { actor, no_restart } => (node_wire::ACTOR_KILL, node_wire::actor_kill(actor, no_restart)),
             ToNode::PeerLost { proc } => (node_wire::PEER_LOST, node_wire::peer_lost(proc)),
         };
         self.tell_node(kind, 0, &body);
@@ -732,7 +733,7 @@ impl Core {
     }
 
     pub fn kill_actor(&self, actor: ActorId, no_restart: bool) {
-        self.tell_node(node_wire::ACTOR_KILL, 0, &node_wire::actor_kill(actor, no_restart));
+        self.step(|state, _| state.owner.kill_actor(actor, no_restart, &mut state.out));
     }
 
     /// `__init__` of the actor that this process is has returned.

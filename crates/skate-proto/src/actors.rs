@@ -34,6 +34,8 @@ pub struct ActorClient {
     subscribed: bool,
     creation: Option<TaskId>,
     detached: bool,
+    /// This process asked for the end of the current life: calls made since are for the next one.
+    killed: bool,
 }
 
 impl ActorClient {
@@ -46,6 +48,7 @@ impl ActorClient {
             subscribed: false,
             creation: None,
             detached: false,
+            killed: false,
         }
     }
 }
@@ -187,11 +190,22 @@ impl Owner {
         self.flush_calls(actor, now_ns, out);
     }
 
+    /// Asks the node to end the actor's current life. Calls made from now on wait for what becomes of it.
+    pub fn kill_actor(&mut self, actor: ActorId, no_restart: bool, out: &mut Out) {
+        let client = self.actors.entry(actor).or_insert_with(ActorClient::new);
+        client.killed = !matches!(client.state, ActorState::Dead(_));
+        self.subscribe(actor, out);
+        out.node(ToNode::ActorKill { actor, no_restart });
+    }
+
     /// Sends what can be sent, in order.
     pub(crate) fn flush_calls(&mut self, actor: ActorId, now_ns: u64, out: &mut Out) {
         loop {
             let Some(client) = self.actors.get(&actor) else { return };
             let ActorState::Alive { proc, incarnation } = client.state else { return };
+            if client.killed {
+                return;
+            }
             let Some(&task) = client.queue.front() else { return };
             if self.tasks.get(&task).is_some_and(|entry| entry.missing > 0) {
                 return;
@@ -236,6 +250,9 @@ impl Owner {
             return;
         }
         let same_life = matches!((&client.state, &state), (ActorState::Alive { incarnation: a, .. }, ActorState::Alive { incarnation: b, .. }) if a == b);
+        // Only the end of a life says that the kill has been done: its beginning may have been under way.
+        let next_life = matches!((&client.state, &state), (ActorState::Alive { incarnation: a, .. }, ActorState::Alive { incarnation: b, .. }) if a < b);
+        client.killed &= !next_life && !matches!(state, ActorState::Restarting | ActorState::Dead(_));
         client.state = state.clone();
         if !same_life {
             let sent = std::mem::take(&mut client.sent);

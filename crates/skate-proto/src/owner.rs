@@ -42,6 +42,7 @@ pub enum ToNode {
     ActorCreate { creation: Box<Creation>, spec: Box<ActorSpec> },
     ActorSubscribe { actor: ActorId },
     ActorRelease { actor: ActorId },
+    ActorKill { actor: ActorId, no_restart: bool },
     PeerLost { proc: ProcId },
 }
 

@@ -7,7 +7,6 @@ from typing import Final
 
 import msgspec
 
-
 _UNIT: Final = 10_000
 """As in `ray._protocol`, which is not imported here because a driver would pay for it at its start."""
 

@@ -13,6 +13,7 @@ from _socket import socketpair  # the socket module's classes cost 2 ms of a nod
 from typing import TYPE_CHECKING, Final
 
 from ray._node import wire
+
 if TYPE_CHECKING:
     from _socket import socket
 
@@ -81,7 +82,7 @@ class ForkServer:
         fields = {name: getattr(self._init, name) for name in self._init.__struct_fields__}
         fields["preload"] = [name for name in self._init.preload if name not in self._unsafe]
         ours.sendall(wire.pack(wire.Init(**fields)))
-        ours.setblocking(False)
+        ours.setblocking(False)  # noqa: FBT003  (its only form)
 
     def fork(self, command: wire.ForkCommand) -> None:
         """Ask for a worker; the outcome comes with `read`."""

@@ -41,6 +41,7 @@ DROP_NOTE_S: Final = 1.0
 """After this time without an accepted line, the number of lost ones is told anyway."""
 
 _IN_MODIFY: Final = 0x2
+_IN_ATTRIB: Final = 0x4
 _EVENT: Final = struct.Struct("iIII")
 _SUFFIXES: Final = {"out": STREAM_OUT, "err": STREAM_ERR}
 
@@ -124,7 +125,7 @@ class LogFiles:
         """Begin to watch; returns the descriptor that becomes readable when a worker has written."""
         libc = ctypes.CDLL(None, use_errno=True)
         fd: int = libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
-        if fd < 0 or libc.inotify_add_watch(fd, os.fsencode(self._directory), _IN_MODIFY) < 0:
+        if fd < 0 or libc.inotify_add_watch(fd, os.fsencode(self._directory), _IN_MODIFY | _IN_ATTRIB) < 0:
             errno = ctypes.get_errno()
             raise OSError(errno, f"inotify on {self._directory}: {os.strerror(errno)}")
         self._inotify = fd

@@ -173,9 +173,12 @@ class Shell:
 
     def _on_fd(self, token: int) -> None:
         if token == SIGNALS:
-            for number in os.read(self._signals, 4096):
-                if number == signal.SIGTERM:
-                    self._ending = "SIGTERM"
+            try:
+                numbers = os.read(self._signals, 4096)
+            except BlockingIOError:  # two wake-ups were taken together; the first has read all
+                numbers = b""
+            if signal.SIGTERM in numbers:
+                self._ending = "SIGTERM"
             self._reap()
         elif token == LOGS:
             for proc, lines in self._logs.read_changed(time.monotonic()):

@@ -21,7 +21,9 @@ def main(*, address: str, session: bytes, token: bytes, node: int, proc: int) ->
             preloaded = "numpy" in sys.modules
             import numpy as np
 
-            print("numpy", preloaded, np.random.rand(), f"OPENBLAS_NUM_THREADS={os.environ.get('OPENBLAS_NUM_THREADS')}")
+            print(
+                "numpy", preloaded, np.random.rand(), f"OPENBLAS_NUM_THREADS={os.environ.get('OPENBLAS_NUM_THREADS')}"
+            )
         case ["exit", code]:
             sys.exit(int(code))
         case ["raise"]:

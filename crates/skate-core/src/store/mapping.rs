@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
 
 use rustix::fs::SealFlags;
-use rustix::mm::{Advice, MapFlags, ProtFlags};
+use rustix::mm::{MapFlags, ProtFlags};
 use thiserror::Error;
 
 use skate_proto::ids::SegmentId;
@@ -97,8 +97,8 @@ impl Mapping {
         };
         let base = NonNull::new(base.map_err(system)?.cast::<u8>())
             .ok_or_else(|| system(rustix::io::Errno::NOMEM))?;
-        // SAFETY: the range was mapped above. A failure only means that a child could see the segment.
-        let _ = unsafe { rustix::mm::madvise(base.as_ptr().cast(), len, Advice::LinuxDontFork) };
+        // A forked child of the user's program inherits the mapping: arrays that came from `ray.get` go
+        // on to work there. The core itself refuses to be used in it.
         Ok(Self {
             segment,
             base,
