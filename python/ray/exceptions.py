@@ -261,6 +261,8 @@ def _copy_native_fields(cls: type, source: object, target: object) -> None:
     """Copies what `__getattr__` cannot reach: `errno`, `code`, `value` and other slots of built-in classes."""
     for base in cls.__mro__:
         for name, member in vars(base).items():
+            if name.startswith("__"):  # among them __class__, which would make the error a plain one again
+                continue
             if isinstance(member, (GetSetDescriptorType, MemberDescriptorType)) and name not in _NOT_COPIED:
                 try:
                     setattr(target, name, getattr(source, name))

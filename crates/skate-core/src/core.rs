@@ -1069,9 +1069,12 @@ impl Core {
             }
             FromNode::LeaseReclaim { lease } => state.owner.handle_lease_reclaim(lease, now, &mut state.out),
             FromNode::WorkerDied { proc, .. } if self.is_connected(proc) => state.deferred.entry(proc).or_default().push(msg),
-            FromNode::ActorState { left: Some(proc), .. } if self.is_connected(proc) => state.deferred.entry(proc).or_default().push(msg),
+            FromNode::ActorState { actor, state: ref new } if self.former_life(state, actor, new).is_some() => {
+                let proc = self.former_life(state, actor, new).expect("just seen");
+                state.deferred.entry(proc).or_default().push(msg);
+            }
             FromNode::WorkerDied { proc, cause, oom } => self.process_gone(state, proc, &cause, oom, now),
-            FromNode::ActorState { actor, state: actor_state, .. } => {
+            FromNode::ActorState { actor, state: actor_state } => {
                 let State { owner, out, .. } = state;
                 owner.handle_actor_state(actor, actor_state, now, out);
             }
@@ -1104,6 +1107,17 @@ impl Core {
                 self.raise_task_event(state);
                 self.transport().wake();
             }
+        }
+    }
+
+    /// The process of an actor's life that `new` says has ended, while its last answers may be on their
+    /// way: they are read before the end is believed.
+    fn former_life(&self, state: &State, actor: ActorId, new: &ActorState) -> Option<ProcId> {
+        match state.owner.actor_state(actor)? {
+            ActorState::Alive { proc, .. } if !matches!(new, ActorState::Alive { proc: same, .. } if same == proc) => {
+                Some(*proc).filter(|proc| self.is_connected(*proc))
+            }
+            _ => None,
         }
     }
 

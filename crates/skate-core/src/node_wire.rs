@@ -148,7 +148,7 @@ pub enum FromNode {
     SegmentMapped { segment: SegmentId, size: u64 },
     SegmentTrim { bytes: u64 },
     SegmentAdopted { segment: SegmentId },
-    ActorState { actor: ActorId, state: ActorState, left: Option<ProcId> },
+    ActorState { actor: ActorId, state: ActorState },
     ActorInit { actor: ActorId, incarnation: u32, spec: Box<ActorSpec>, gpu_ids: Vec<u32> },
     Reply { ok: bool, body: Vec<u8> },
     LogLines { name: String, pid: u32, stream: u8, lines: Vec<String> },
@@ -223,7 +223,5 @@ fn decode_actor_state(body: &[u8]) -> Option<FromNode> {
         3 => ActorState::Dead(Payload::error(ErrorCode::ActorDied, &String::from_utf8_lossy(&cause))),
         _ => return None,
     };
-    // The process that this state says is gone: its last answers are read before it is believed.
-    let left = (proc != 0 && !matches!(state, ActorState::Alive { .. })).then_some(ProcId(proc));
-    Some(FromNode::ActorState { actor, state, left })
+    Some(FromNode::ActorState { actor, state })
 }

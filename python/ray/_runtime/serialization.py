@@ -15,7 +15,7 @@ from __future__ import annotations
 import io
 import pickle
 import sys
-from types import FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -119,9 +119,18 @@ def _refresh_table() -> None:
 
     _table.clear()
     _table.update(cloudpickle.Pickler._dispatch_table)
+    _table[CodeType] = _reduce_code
     _table.update(copyreg.dispatch_table)
     _table.update(_custom)
     _table_sources = (len(copyreg.dispatch_table), len(_custom))
+
+
+def _reduce_code(code: CodeType) -> Any:
+    """As cloudpickle does, but with the file's name, which the user will look for in a remote traceback."""
+    import cloudpickle
+
+    make, arguments = cloudpickle.Pickler._dispatch_table[CodeType](code)
+    return make, tuple(code.co_filename if item == "<dynamic-code>" else item for item in arguments)
 
 
 def _pickler_class() -> type[pickle.Pickler]:
