@@ -1,0 +1,125 @@
+"""What workers print is seen by the driver's user."""
+
+import re
+import textwrap
+
+import pytest
+from helpers import run_driver
+
+def program(body):
+    """Return a driver that runs `body`, then waits for output that is still under way.
+
+    Ray has no way to wait for that, so time has to pass.
+    """
+    return textwrap.dedent("""
+        import os, sys, time
+        import ray
+
+        @ray.remote
+        def speak(text, stream="stdout"):
+            print(text, file=getattr(sys, stream), flush=True)
+            return os.getpid()
+
+        @ray.remote
+        class Speaker:
+            def speak(self, text):
+                print(text)
+    """) + textwrap.dedent(body) + "\ntime.sleep(1.0)\n"
+
+
+def test_output_of_a_task_has_its_name_and_process(no_cluster):
+    status, output, errors = run_driver(program("""
+        ray.init()
+        print("worker", ray.get(speak.remote("hello from a task")))
+    """))
+    assert status == 0, errors
+    pid = re.search(r"worker (\d+)", output)[1]
+    assert re.search(rf"\(speak pid={pid}\) hello from a task", output + errors)
+
+
+def test_output_of_an_actor_has_its_class_and_process(no_cluster):
+    _, output, errors = run_driver(program("""
+        ray.init()
+        ray.get(Speaker.remote().speak.remote("hello from an actor"))
+    """))
+    assert re.search(r"\(Speaker pid=\d+\) hello from an actor", output + errors)
+
+
+def test_errors_of_a_task_arrive_too(no_cluster):
+    _, output, errors = run_driver(program("""
+        ray.init()
+        ray.get(speak.remote("to standard error", "stderr"))
+    """))
+    assert re.search(r"\(speak pid=\d+\) to standard error", output + errors)
+
+
+def test_several_lines_each_get_a_prefix(no_cluster):
+    _, output, errors = run_driver(program("""
+        ray.init()
+        ray.get(speak.remote("first line\\nsecond line"))
+    """))
+    assert re.search(r"\(speak pid=\d+\) first line", output + errors)
+    assert re.search(r"\(speak pid=\d+\) second line", output + errors)
+
+
+def test_output_can_be_silenced(no_cluster):
+    status, output, errors = run_driver(program("""
+        ray.init(log_to_driver=False)
+        ray.get(speak.remote("not to be seen"))
+    """))
+    assert status == 0, errors
+    assert "not to be seen" not in output + errors
+
+
+def test_identical_lines_of_many_processes_are_folded(no_cluster):
+    _, output, errors = run_driver(program("""
+        ray.init(num_cpus=4)
+        speakers = [Speaker.remote() for _ in range(4)]
+        ray.get([speaker.speak.remote("the same") for speaker in speakers])
+        time.sleep(5.5)  # folded lines are reported after five seconds
+        ray.get(speakers[0].speak.remote("another"))
+    """))
+    everything = output + errors
+    assert everything.count("the same") == 2
+    assert re.search(r"the same.*repeated 3x", everything)
+
+
+def test_output_of_the_driver_itself_has_no_prefix(no_cluster):
+    _, output, _ = run_driver(program("""
+        ray.init()
+        print("plain")
+    """))
+    assert "plain" in output.splitlines()
+
+
+def test_unusual_characters_pass(no_cluster):
+    _, output, errors = run_driver(program("""
+        ray.init()
+        ray.get(speak.remote("tab\\tsnowman \\N{SNOWMAN}"))
+    """), env={"PYTHONIOENCODING": "utf-8"})
+    assert "tab\tsnowman \N{SNOWMAN}" in output + errors
+
+
+def test_the_last_words_of_a_worker_that_dies_arrive(no_cluster):
+    _, output, errors = run_driver(program("""
+        @ray.remote(max_retries=0)
+        def die():
+            print("last words", flush=True)
+            os._exit(1)
+
+        ray.init()
+        try:
+            ray.get(die.remote())
+        except ray.exceptions.WorkerCrashedError:
+            pass
+    """))
+    assert "last words" in output + errors
+
+
+@pytest.mark.skate
+def test_output_printed_just_before_the_end_of_the_driver_is_not_lost(no_cluster):
+    _, output, errors = run_driver("""
+        import ray
+        ray.get(ray.remote(lambda: print("in time")).remote())
+    """)
+    assert "in time" in output + errors
