@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 if TYPE_CHECKING:
-    from ray._control.actors import Actor
+    from ray._control.actor_records import Actor
 
 NO_HANDLES: Final = "no handle to it was left"
 

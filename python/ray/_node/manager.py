@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ray._control import actors as control
+from ray._control import actor_records
+from ray._control.actors import ActorTable
 from ray._control.jobs import JobTable
 from ray._control.kv import KeyValueStore
 from ray._control.machine import (
@@ -31,7 +32,7 @@ from ray._control.machine import (
     Tick,
     earliest,
 )
-from ray._node import events, leases, requests
+from ray._node import events, lease_records, requests
 from ray._node.leases import LeaseTable
 from ray._node.processes import ProcessEnded, ProcessTable
 from ray._node.resources import Ledger
@@ -104,7 +105,7 @@ class NodeManager:
         self.processes = ProcessTable(validate=validate)
         self.jobs = JobTable()
         self.kv = KeyValueStore()
-        self.actors = control.ActorTable(node=facts.node, job_of=self.job_of, validate=validate)
+        self.actors = ActorTable(node=facts.node, job_of=self.job_of, validate=validate)
         self.requests = requests.RequestTable(self)
         self._machines: tuple[Machine, ...] = (
             self.pool,
@@ -246,7 +247,7 @@ class NodeManager:
         self._tell(self.leases, gone, now)
         self._tell(
             self.actors,
-            control.ActorWorkerGone(gone.proc, gone.pid, gone.cause, gone.lines, gone.exit_code),
+            actor_records.ActorWorkerGone(gone.proc, gone.pid, gone.cause, gone.lines, gone.exit_code),
             now,
         )
         ended = ProcessEnded(gone.proc, _with_lines(gone), gone.exit_code, gone.intended, gone.oom, holder, lease)
@@ -268,8 +269,8 @@ def _with_lines(gone: events.WorkerGone) -> str:
 def _to_node(effect: Effect | Event) -> Event | None:
     """What an effect of the control service means for the node."""
     match effect:
-        case control.PlaceActor():
-            return leases.ActorDemand(
+        case actor_records.PlaceActor():
+            return lease_records.ActorDemand(
                 effect.actor,
                 effect.incarnation,
                 effect.job,
@@ -279,11 +280,11 @@ def _to_node(effect: Effect | Event) -> Event | None:
                 effect.strategy,
                 effect.label,
             )
-        case control.WithdrawActor():
-            return leases.ActorWithdrawn(effect.actor)
-        case control.StopActorWorker():
+        case actor_records.WithdrawActor():
+            return lease_records.ActorWithdrawn(effect.actor)
+        case actor_records.StopActorWorker():
             return events.StopWorker(effect.proc, effect.reason)
-        case control.ActorWorkerExits():
+        case actor_records.ActorWorkerExits():
             return events.ExitAnnounced(effect.proc, effect.reason)
         case _:
             return None
@@ -292,9 +293,9 @@ def _to_node(effect: Effect | Event) -> Event | None:
 def _to_control(event: Event) -> Event | None:
     """What an event of the node means for the control service."""
     match event:
-        case leases.ActorPlaced():
-            return control.Placed(event.actor, event.incarnation, event.proc, event.pid, event.gpu_ids)
-        case leases.ActorUnplaceable():
-            return control.Unplaceable(event.actor, event.incarnation, event.reason)
+        case lease_records.ActorPlaced():
+            return actor_records.Placed(event.actor, event.incarnation, event.proc, event.pid, event.gpu_ids)
+        case lease_records.ActorUnplaceable():
+            return actor_records.Unplaceable(event.actor, event.incarnation, event.reason)
         case _:
             return None

@@ -17,7 +17,7 @@ from ray._protocol import Reply, Request
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ray._control.actors import Actor
+    from ray._control.actor_records import Actor
     from ray._node.manager import NodeManager
 
 RECLAIM_S: Final = 0.05

@@ -17,9 +17,7 @@ state that must end has a deadline.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Final, TypeAlias
-
-import msgspec
+from typing import TYPE_CHECKING, Final
 
 from ray._control.machine import Deadlines, Log, Machine, ProcessJoined, Send, Tick
 from ray._node.events import (
@@ -46,13 +44,11 @@ from ray._node.events import (
     ZygoteLost,
 )
 from ray._node.exits import describe_exit
+from ray._node.worker_records import STARTING, Kind, Ticket, Worker
 from ray._protocol import ROLE_WORKER, Exit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-Kind: TypeAlias = "tuple[int, bytes]"
-"""(job, env): what must agree between a ticket and a worker."""
 
 FORKS_MAX: Final = 16
 """Processes on their way from fork to join at a time; more would only slow each other down."""
@@ -81,37 +77,9 @@ ANNOUNCED_S: Final = 5.0
 REKILL_S: Final = 5.0
 """A killed process that is still there (in an uninterruptible wait) is mentioned and killed again."""
 
-STARTING: Final = ("forking", "joining")
 
 UNCLAIMED_EXITS: Final = 1024
 """Exits of children that no `Forked` has named yet; older ones are forgotten."""
-
-
-class Worker(msgspec.Struct):
-    """One worker process. `pid` is 0 until the zygote or the worker itself tells it."""
-
-    proc: int
-    kind: Kind
-    state: str
-    since: float
-    pid: int = 0
-    joined: bool = False
-    reaped: bool = False
-    exit_code: int = 0
-    announced: str = ""
-    """Why it ends, in its own words or in those of who wanted it to."""
-    stopped: bool = False
-    """This node killed it on purpose."""
-    failure: str = ""
-    """Why it was given up before it joined."""
-
-
-class Ticket(msgspec.Struct, frozen=True):
-    """Somebody waits for a worker."""
-
-    id: int
-    kind: Kind
-    label: str
 
 
 class WorkerPool(Machine):
