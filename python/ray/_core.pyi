@@ -100,7 +100,8 @@ class Core:
     def get_one(self, reference: ObjectRef[R], timeout: float | None = None) -> R: ...
     def wait(
         self, refs: list[ObjectRef[Any]], num_returns: int, timeout: float | None
-    ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]: ...
+    ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]] | None:
+        """Ready ones and others; None when something in the list is not a reference. ValueError for duplicates."""
     def cancel(self, reference: ObjectRef[Any] | StreamRef, force: bool, recursive: bool) -> None: ...
     def why(self, reference: ObjectRef[Any]) -> list[tuple[str, str]]:
         """The chain of reasons why a value is not there yet: (what, reason), outermost first."""

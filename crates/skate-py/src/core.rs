@@ -155,8 +155,17 @@ impl PyCore {
         self.load(py, ids[0], fetched)
     }
 
-    fn wait<'py>(&self, py: Python<'py>, refs: &Bound<'py, PyList>, num_returns: usize, timeout: Option<f64>) -> PyResult<(Bound<'py, PyList>, Bound<'py, PyList>)> {
-        let ids = ids_of(refs)?;
+    /// Splits references into the first `num_returns` that are ready, and the others. `None`: the list
+    /// holds something else than references, which is not waited for here.
+    fn wait<'py>(&self, py: Python<'py>, refs: &Bound<'py, PyList>, num_returns: usize, timeout: Option<f64>) -> PyResult<Option<(Bound<'py, PyList>, Bound<'py, PyList>)>> {
+        let mut ids = Vec::with_capacity(refs.len());
+        for item in refs.iter() {
+            let Ok(reference) = item.cast_exact::<ObjectRef>() else { return Ok(None) };
+            ids.push(reference.get().id);
+        }
+        if has_duplicates(&ids) {
+            return Err(PyValueError::new_err("ray.wait() was given the same reference twice"));
+        }
         let mut ready = self.inner.ready_at_most(&ids, num_returns);
         if ready.len() < num_returns && timeout != Some(0.0) {
             let deadline = deadline(timeout)?;
@@ -166,28 +175,23 @@ impl PyCore {
             }
             ready = self.inner.ready_at_most(&ids, num_returns);
         }
-        // `ready` ascends: everything else is copied in runs.
+        // `ready` ascends; what lies between two of them is copied in one piece.
         let first = PyList::empty(py);
-        let rest = PyList::empty(py);
-        let mut next = 0;
-        for (at, item) in refs.iter().enumerate() {
-            if ready.get(next) == Some(&at) {
-                next += 1;
-                first.append(item)?;
-            } else if next == ready.len() {
-                let tail = refs.get_slice(at, refs.len());
-                if rest.is_empty() {
-                    return Ok((first, tail));
-                }
-                for item in tail.iter() {
-                    rest.append(item)?;
-                }
-                break;
-            } else {
-                rest.append(item)?;
+        let mut rest = None;
+        let mut from = 0;
+        for at in ready.iter().copied().chain([refs.len()]) {
+            let between = refs.get_slice(from, at);
+            match &rest {
+                None if at == refs.len() || !between.is_empty() => rest = Some(between),
+                None => {}
+                Some(rest) => rest.set_slice(rest.len(), rest.len(), between.as_any())?,
             }
+            if at < refs.len() {
+                first.append(refs.get_item(at)?)?;
+            }
+            from = at + 1;
         }
-        Ok((first, rest))
+        Ok(Some((first, rest.unwrap_or_else(|| PyList::empty(py)))))
     }
 
     fn cancel(&self, reference: &Bound<'_, PyAny>, force: bool, recursive: bool) -> PyResult<()> {
@@ -344,6 +348,22 @@ impl PyCore {
     fn cancelled(&self, task: &[u8]) -> PyResult<bool> {
         Ok(self.inner.is_cancelled(crate::task::task_id(task)?))
     }
+}
+
+/// Whether an id stands twice. References that are waited for together were mostly made one after
+/// another, so a bitmap over their running numbers answers nearly always; a clash is looked at closely.
+fn has_duplicates(ids: &[ObjectId]) -> bool {
+    const BITS: u64 = 1 << 16;
+    let mut seen = vec![0_u64; (BITS / 64) as usize];
+    for id in ids {
+        let at = (id.task.seq.wrapping_add(u64::from(id.index))) % BITS;
+        let word = &mut seen[(at / 64) as usize];
+        if *word >> (at % 64) & 1 == 1 {
+            return ids.iter().collect::<std::collections::HashSet<_>>().len() != ids.len();
+        }
+        *word |= 1 << (at % 64);
+    }
+    false
 }
 
 pub(crate) fn actor_id(bytes: &[u8]) -> PyResult<ActorId> {

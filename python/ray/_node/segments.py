@@ -51,10 +51,10 @@ from ray._protocol import (
 MIN_SEGMENT_BYTES: Final = 1 << 20
 """Smaller requests are rounded up to this: a descriptor and a mapping each cost more than the memory."""
 
-CLASS_BYTES_MAX: Final = 64 << 20
+CLASS_BYTES_MAX: Final = 4 << 20
 """Up to here sizes are powers of two, so that what one process returns suits the next."""
 
-LARGE_STEP_BYTES: Final = 2 << 20
+LARGE_STEP_BYTES: Final = 64 << 10
 """Above, sizes are multiples of a huge page."""
 
 WARM_SHARE: Final = 8

@@ -23,6 +23,9 @@ SOCKET_PATH_BYTES_MAX: Final = 107
 YOUNG_S: Final = 60.0
 """A directory without a lock file is left alone for this long: its maker may be about to create it."""
 
+NAME_BYTES_MAX: Final = 50
+"""What a session's name and the socket's in it add to the path of the base directory, at most."""
+
 SWEEP_MAX: Final = 100
 """Directories removed at one start; the rest waits for the next."""
 
@@ -35,6 +38,8 @@ def base_dir() -> str:
     """
     chosen = os.environ.get("RAY_TMPDIR")
     base = chosen or f"{_temporary()}/ray-{os.getuid()}"
+    if not chosen and len(os.fsencode(base)) + NAME_BYTES_MAX > SOCKET_PATH_BYTES_MAX:
+        base = f"/tmp/ray-{os.getuid()}"  # TMPDIR is too deep for a socket, as test runners' often are
     os.makedirs(base, mode=0o700, exist_ok=True)
     # A link that somebody else has put into a shared directory must not be followed; the user's own may.
     info = os.stat(base, follow_symlinks=bool(chosen))

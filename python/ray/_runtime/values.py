@@ -181,15 +181,11 @@ def wait(
     if not 1 <= num_returns <= count:
         message = f"num_returns must be from 1 to the number of references ({count}), not {num_returns}"
         raise ValueError(message)
-    if len(set(ray_waitables)) != count:
-        message = "ray.wait() was given the same reference twice"
-        raise ValueError(message)
     core = session.core or session.ensure()
-    for item in ray_waitables:
-        if type(item) is not ObjectRef:
-            return _wait_mixed(core, ray_waitables, num_returns, timeout)
-    refs: list[Any] = ray_waitables
-    return core.wait(refs, num_returns, timeout)  # type: ignore[return-value]
+    split = core.wait(ray_waitables, num_returns, timeout)  # raises ValueError for duplicates
+    if split is None:
+        return _wait_mixed(core, ray_waitables, num_returns, timeout)
+    return split  # type: ignore[return-value]
 
 
 def _wait_mixed(
@@ -204,6 +200,9 @@ def _wait_mixed(
         if type(item) is not ObjectRef and not isinstance(item, ObjectRefGenerator):
             message = f"ray.wait() was given a list whose item {index} is a {type(item).__name__}, not an ObjectRef"
             raise TypeError(message)
+    if len(set(waitables)) != len(waitables):
+        message = "ray.wait() was given the same reference twice"
+        raise ValueError(message)
     deadline = None if timeout is None else time.monotonic() + timeout
     done: set[int] = set()
     events = _core.Completions(core)

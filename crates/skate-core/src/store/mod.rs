@@ -5,7 +5,7 @@
 //! [`Store::add_segment`]; who reads a [`Location`] asks for the descriptor and calls
 //! [`Store::map_readonly`].
 //!
-//! Objects up to half of [`SHARED_SEGMENT_BYTES_MAX`] share segments. A larger one has a segment of its
+//! Objects up to [`SHARED_OBJECT_BYTES_MAX`] share segments. A larger one has a segment of its
 //! own, or at least an empty one of which it takes more than half; so no small block keeps gigabytes.
 //! Segments that become empty are kept warm within [`Store::surplus`].
 //!
@@ -36,9 +36,9 @@ pub const SHARED_SEGMENT_BYTES_MIN: u64 = 4 << 20;
 /// Larger segments are not shared by objects.
 pub const SHARED_SEGMENT_BYTES_MAX: u64 = 64 << 20;
 /// A larger object gets a segment of its own.
-pub const SHARED_OBJECT_BYTES_MAX: u64 = SHARED_SEGMENT_BYTES_MAX / 2;
-/// An own segment is rounded up to this, so that a somewhat larger successor still fits.
-const OWN_SEGMENT_STEP_BYTES: u64 = 2 << 20;
+pub const SHARED_OBJECT_BYTES_MAX: u64 = 4 << 20;
+/// Own segments are hardly larger than their object: the store's capacity is for objects.
+const OWN_SEGMENT_STEP_BYTES: u64 = 64 << 10;
 /// Segments of others that stay mapped although nothing uses them: mapping anew costs a round trip to
 /// the node and a fault per page, but their memory cannot be given back meanwhile.
 const IDLE_MAPPINGS_MAX: usize = 16;
