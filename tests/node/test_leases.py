@@ -446,3 +446,16 @@ def test_an_owner_may_not_ask_for_endless_kinds(monkeypatch: pytest.MonkeyPatch)
     for class_id in range(5):
         world.send(driver, demand(class_id, 1, gpu(1)))
     assert [x.class_id for x in world.take(driver, p.LeaseFailed)] == [3, 4]  # type: ignore[attr-defined]
+
+
+def test_a_count_beyond_all_reason_is_served_in_portions():
+    world = World({"CPU": 1}, auto=False)
+    driver = world.driver()
+    world.send(driver, demand(count=1 << 62, asked={}))
+    stats = world.node.leases.statistics()
+    assert stats["leases_starting"] == 64
+    for proc in list(world.forking):
+        world.forked(proc)
+        world.join(proc)
+    assert len(granted(world, driver)) == workers.FORKS_MAX
+    assert world.node.leases.statistics()["leases_starting"] == 64

@@ -125,7 +125,7 @@ def choose_reclaims(
 
 def overlooked(turns: dict[int, dict[Key, Want]], ledger: Ledger) -> list[Want]:
     """Demands that fit now and wait without being held up; there should be none after sharing out."""
-    wants = [want for turn in turns.values() for want in turn.values() if want.unmet > 0]
+    wants = [want for turn in turns.values() for want in turn.values() if want.may_start]
     held = {name for want in wants if want.passed_over >= want.patience for name in want.demand}
     return [
         want
@@ -143,7 +143,7 @@ def _serve_patient(turns: dict[int, dict[Key, Want]], ledger: Ledger, start: Cal
         want
         for turn in turns.values()
         for want in turn.values()
-        if want.passed_over >= want.patience and want.unmet > 0
+        if want.passed_over >= want.patience and want.may_start
     ]
     holding: list[Want] = []
     held: set[str] = set()
@@ -167,7 +167,7 @@ def _next_fitting(
     """
     while queue:
         want = queue[0]
-        if want.unmet <= 0 or ledger.infeasible(want.place) or ledger.infeasible(want.demand):
+        if not want.may_start or ledger.infeasible(want.place) or ledger.infeasible(want.demand):
             queue.pop(0)
             continue
         lacking = ledger.lacking(want.demand)

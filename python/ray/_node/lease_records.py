@@ -54,6 +54,11 @@ class ActorUnplaceable(Event, frozen=True):
     reason: str
 
 
+STARTING_PER_DEMAND_MAX: Final = 64
+"""Leases of one demand that may wait for their workers at a time: four times as many as can be forked at once.
+A count comes from another process and may be anything; what needs no resources would fit any number of times."""
+
+
 class Want(msgspec.Struct):
     """One owner's demand for leases of one class, or one actor's for its worker."""
 
@@ -80,6 +85,11 @@ class Want(msgspec.Struct):
     def unmet(self) -> int:
         """Leases for which no resources were taken yet."""
         return self.count - self.starting
+
+    @property
+    def may_start(self) -> bool:
+        """Whether another lease may take resources now."""
+        return self.unmet > 0 and self.starting < STARTING_PER_DEMAND_MAX
 
 
 class Lease(msgspec.Struct):

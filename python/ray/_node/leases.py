@@ -282,6 +282,7 @@ class LeaseTable(Machine):
         lease.proc, lease.pid, lease.since = event.proc, event.pid, now
         self._by_proc[event.proc] = lease
         want = self._wants[lease.key]
+        saturated = want.unmet > 0 and not want.may_start
         want.starting -= 1
         want.count -= 1
         gpu_ids = lease.allocation.gpu_ids
@@ -294,6 +295,8 @@ class LeaseTable(Machine):
             self._emit(Send(owner, LeaseGranted(name, lease.id, event.proc, self._node, event.pid, gpu_ids)))
         if want.count == 0:
             self._remove(want)
+        elif saturated:
+            self._schedule(now)
 
     def _on_worker_unavailable(self, event: WorkerUnavailable, now: float) -> None:
         lease = self._leases.get(event.ticket)
