@@ -4,7 +4,7 @@ import os
 
 import pytest
 import ray
-from helpers import Gate, Tally, is_alive, wait_until
+from tests.core.helpers import Gate, Tally, is_alive, wait_until
 
 
 @ray.remote

@@ -5,7 +5,7 @@ import contextvars
 
 import pytest
 import ray
-from helpers import Gate, wait_until
+from tests.core.helpers import Gate, wait_until
 
 
 @ray.remote

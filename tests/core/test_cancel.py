@@ -7,7 +7,7 @@ import time
 
 import pytest
 import ray
-from helpers import Gate, Tally, sleep_in_steps, wait_until
+from tests.core.helpers import Gate, Tally, sleep_in_steps, wait_until
 
 
 @pytest.fixture

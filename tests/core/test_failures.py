@@ -12,7 +12,7 @@ import uuid
 import numpy as np
 import pytest
 import ray
-from helpers import MARK, Gate, Tally, is_alive, kill_self, plain, processes_with, run_driver, start_driver, wait_until
+from tests.core.helpers import MARK, Gate, Tally, is_alive, kill_self, plain, processes_with, run_driver, start_driver, wait_until
 
 GONE_WITHIN_S = 5.0
 

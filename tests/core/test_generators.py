@@ -5,7 +5,7 @@ import os
 
 import pytest
 import ray
-from helpers import Gate, Tally, wait_until
+from tests.core.helpers import Gate, Tally, wait_until
 
 
 @ray.remote(num_returns="streaming")

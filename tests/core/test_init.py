@@ -4,7 +4,7 @@ import os
 
 import pytest
 import ray
-from helpers import run_driver
+from tests.core.helpers import run_driver
 
 
 def test_init_makes_a_cluster_and_shutdown_ends_it(fresh_cluster):

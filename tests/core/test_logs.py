@@ -4,7 +4,7 @@ import re
 import textwrap
 
 import pytest
-from helpers import run_driver
+from tests.core.helpers import run_driver
 
 def program(body):
     """Return a driver that runs `body` and ends when all output has arrived.

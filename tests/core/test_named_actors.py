@@ -5,7 +5,7 @@ import uuid
 
 import pytest
 import ray
-from helpers import is_alive, wait_until
+from tests.core.helpers import is_alive, wait_until
 
 
 @ray.remote

@@ -2,7 +2,7 @@
 
 import pytest
 import ray
-from helpers import Gate, Tally
+from tests.core.helpers import Gate, Tally
 
 
 @ray.remote

@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import ray
-from helpers import Gate
+from tests.core.helpers import Gate
 
 
 @pytest.mark.parametrize(

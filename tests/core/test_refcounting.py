@@ -5,7 +5,7 @@ import gc
 import numpy as np
 import pytest
 import ray
-from helpers import Gate, wait_until
+from tests.core.helpers import Gate, wait_until
 
 MEGABYTES = 1_000_000
 STORE_BYTES = 100 * MEGABYTES
@@ -271,7 +271,7 @@ def test_a_reference_used_as_its_own_waiting_argument(cluster, tmp_path):
 def test_an_actor_dies_when_the_last_object_with_its_handle_goes(cluster):
     import os
 
-    from helpers import is_alive
+    from tests.core.helpers import is_alive
 
     @ray.remote
     class Counted:

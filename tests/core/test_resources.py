@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import ray
-from helpers import Gate, run_driver, start_driver, wait_until
+from tests.core.helpers import Gate, run_driver, start_driver, wait_until
 
 
 def test_a_resource_limits_how_many_tasks_run(cluster, tmp_path):

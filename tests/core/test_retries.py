@@ -5,7 +5,7 @@ import signal
 
 import pytest
 import ray
-from helpers import Gate, Tally, is_alive, kill_self, wait_until
+from tests.core.helpers import Gate, Tally, is_alive, kill_self, wait_until
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import os
 
 import pytest
 import ray
-from helpers import wait_until
+from tests.core.helpers import wait_until
 
 
 @ray.remote

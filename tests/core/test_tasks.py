@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import ray
-from helpers import Gate
+from tests.core.helpers import Gate
 
 
 @ray.remote
@@ -292,7 +292,7 @@ def test_tasks_of_different_functions_interleave(cluster):
 
 
 def test_a_task_can_use_modules_that_the_driver_can_import(cluster):
-    import helpers
+    from tests.core import helpers
 
     @ray.remote
     def name():

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import ray
-from helpers import Gate
+from tests.core.helpers import Gate
 
 
 def test_a_threaded_actor_runs_calls_side_by_side(cluster):

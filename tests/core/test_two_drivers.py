@@ -4,7 +4,7 @@ import json
 import re
 
 import ray
-from helpers import run_driver, start_driver
+from tests.core.helpers import run_driver, start_driver
 
 PROGRAM = """
     import json, sys

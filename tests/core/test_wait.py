@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import ray
-from helpers import Gate
+from tests.core.helpers import Gate
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_wait_for_nothing(cluster):
 
 def test_duplicates_are_refused(cluster):
     reference = ray.put(1)
-    with pytest.raises(ValueError, match=r"(?i)unique|duplicate"):
+    with pytest.raises(ValueError, match=r"(?i)unique|duplicate|twice"):
         ray.wait([reference, reference])
 
 

@@ -1,1 +1,9 @@
-//! What touches the system.
+//! What touches the system: transport, shared memory, and the core that joins the machines to them.
+//!
+//! There is no Python in here: `cargo test -p skate-core` is a complete verdict on this crate.
+
+pub mod core;
+pub mod node_wire;
+pub mod store;
+pub mod sys;
+pub mod transport;

@@ -5,4 +5,18 @@
 
 #![forbid(unsafe_code)]
 
+pub mod actors;
+pub mod alloc;
+pub mod digest;
+pub mod executor;
+pub mod frame;
+pub mod handshake;
 pub mod ids;
+pub mod leases;
+pub mod location;
+pub mod msg;
+pub mod objects;
+pub mod owner;
+pub mod payload;
+pub mod streams;
+pub mod tasks;

@@ -1,0 +1,75 @@
+# Skate: `make` lists what there is.
+#
+# Everything is built into .venv, from a fresh clone, with git, make, Python 3.11+ and cargo.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUST := $(shell find crates -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-rust test-python bench lint format clean wheel
+
+help:  ## list these targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */: /' | awk -F': ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+demo: $(VENV)/.built $(VENV)/.examples  ## index the standard library's source on all cores
+	@$(BIN)/python examples/index_source.py
+
+test: test-rust test-python  ## the whole test suite
+
+test-rust: $(VENV)/.built
+	cargo test --workspace --exclude skate-py --quiet
+
+test-python: $(VENV)/.built $(VENV)/.dev
+	$(BIN)/python -m pytest tests/api_unit  # on a core of one process: a run of its own
+	$(BIN)/python -m pytest tests --ignore tests/api_unit
+
+bench: $(VENV)/.dev bench/.venv-ray/.installed  ## compare with Ray, side by side (installs Ray under bench/)
+	$(BIN)/maturin develop --release --quiet && touch $(VENV)/.built
+	$(BIN)/python bench/compare.py --ours $(BIN)/python --theirs bench/.venv-ray/bin/python
+
+lint: $(VENV)/.built $(VENV)/.dev  ## formatting, clippy, ruff, mypy, layer contracts
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --quiet -- -D warnings
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format:  ## rewrite the sources as lint wants them
+	cargo fmt --all
+	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+wheel: $(VENV)/.tools  ## build the release wheel into dist/
+	$(BIN)/maturin build --release --out dist
+
+clean:  ## remove everything that was built
+	rm -rf $(VENV) target dist bench/.venv-ray
+
+$(VENV)/.tools:
+	@command -v cargo >/dev/null || { echo 'Skate is built with cargo: install Rust 1.88 or newer (https://rustup.rs, or the packages of your system).' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'Skate needs Python 3.11 or newer: make PYTHON=python3.12' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install 'maturin>=1.9,<2'
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.tools pyproject.toml $(RUST)
+	$(BIN)/maturin develop --quiet
+	@touch $@
+
+$(VENV)/requirements-%.txt: $(VENV)/.tools pyproject.toml
+	@$(BIN)/python -c 'import sys, tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]]))' $* > $@
+
+$(VENV)/.examples: $(VENV)/requirements-examples.txt
+	$(PIP) install -r $(VENV)/requirements-examples.txt
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/requirements-dev.txt
+	$(PIP) install -r $(VENV)/requirements-dev.txt
+	@touch $@
+
+bench/.venv-ray/.installed:
+	bash bench/setup_ray.sh
+	@touch $@

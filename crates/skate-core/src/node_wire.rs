@@ -1,0 +1,227 @@
+//! Messages between a core and its node manager: msgpack arrays, one frame kind each.
+//!
+//! The Python side is `ray/_protocol.py`; the kinds and the order of the fields must agree, which
+//! `tests/test_wire.py` checks. Golden rule: fields are only ever appended.
+
+use serde::Serialize;
+use serde_bytes::{ByteBuf, Bytes};
+use skate_proto::actors::{ActorState, Creation};
+use skate_proto::ids::{ActorId, LeaseId, ProcId, SegmentId};
+use skate_proto::leases::ClassSpec;
+use skate_proto::msg::ActorSpec;
+use skate_proto::payload::{Blob, ErrorCode, Payload};
+
+/// Frames between cores; the body is a postcard `Msg`.
+pub const CORE: u8 = 2;
+
+pub const LEASE_DEMAND: u8 = 64;
+pub const LEASE_RETURN: u8 = 65;
+pub const BLOCKED: u8 = 66;
+pub const UNBLOCKED: u8 = 67;
+pub const SEGMENT_REQUEST: u8 = 68;
+pub const SEGMENT_MAP: u8 = 69;
+pub const SEGMENT_RELEASE: u8 = 70;
+pub const SEGMENT_CLAIMS: u8 = 71;
+pub const BLOCKS_FREED: u8 = 72;
+pub const ACTOR_CREATE: u8 = 73;
+pub const ACTOR_READY: u8 = 74;
+pub const ACTOR_FAILED: u8 = 75;
+pub const ACTOR_SUBSCRIBE: u8 = 76;
+pub const ACTOR_RELEASE: u8 = 77;
+pub const ACTOR_KILL: u8 = 78;
+pub const ACTOR_EXIT: u8 = 79;
+pub const PEER_LOST: u8 = 80;
+pub const REQUEST: u8 = 81;
+
+pub const LEASE_GRANTED: u8 = 96;
+pub const LEASE_RECLAIM: u8 = 97;
+pub const WORKER_DIED: u8 = 98;
+pub const SEGMENT_GRANTED: u8 = 99;
+pub const SEGMENT_DENIED: u8 = 100;
+pub const SEGMENT_MAPPED: u8 = 101;
+pub const SEGMENT_TRIM: u8 = 102;
+pub const SEGMENT_ADOPTED: u8 = 103;
+pub const ACTOR_STATE: u8 = 104;
+pub const ACTOR_INIT: u8 = 105;
+pub const REPLY: u8 = 106;
+pub const LOG_LINES: u8 = 107;
+pub const NOTICE: u8 = 108;
+pub const ACTOR_STOP: u8 = 110;
+pub const EXIT: u8 = 111;
+
+fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    rmp_serde::to_vec(value).expect("plain data always encodes")
+}
+
+/// A map, as Python wants demands.
+struct Demand<'a>(&'a [(String, i64)]);
+
+impl Serialize for Demand<'_> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, amount)| (name, amount)))
+    }
+}
+
+pub fn lease_demand(class: u32, count: u32, spec: &ClassSpec) -> Vec<u8> {
+    encode(&(class, Demand(&spec.demand), count, Bytes::new(&spec.env), Bytes::new(&spec.strategy), &spec.label))
+}
+
+pub fn lease_return(lease: LeaseId, reusable: bool) -> Vec<u8> {
+    encode(&(lease.0, reusable))
+}
+
+pub fn empty() -> Vec<u8> {
+    encode(&[(); 0])
+}
+
+pub fn segment_request(min_bytes: u64) -> Vec<u8> {
+    encode(&(min_bytes,))
+}
+
+pub fn segment(segment: SegmentId) -> Vec<u8> {
+    encode(&(segment.0,))
+}
+
+pub fn segment_claims(segment: SegmentId, blocks: &[(u64, u64)]) -> Vec<u8> {
+    encode(&(segment.0, blocks))
+}
+
+pub fn blocks_freed(segment: SegmentId, offsets: &[u64]) -> Vec<u8> {
+    encode(&(segment.0, offsets))
+}
+
+pub fn actor_create(creation: &Creation, spec: &ActorSpec) -> Vec<u8> {
+    let spec = postcard::to_stdvec(spec).expect("plain data always encodes");
+    encode(&(
+        Bytes::new(&creation.actor.to_bytes()),
+        Bytes::new(&spec),
+        Demand(&creation.place),
+        Demand(&creation.run),
+        Bytes::new(&creation.env),
+        Bytes::new(&creation.strategy),
+        &creation.name,
+        &creation.namespace,
+        creation.max_restarts,
+        creation.detached,
+        &creation.class_name,
+        creation.actor.proc.0,
+        &creation.label,
+    ))
+}
+
+pub fn actor(actor: ActorId) -> Vec<u8> {
+    encode(&(Bytes::new(&actor.to_bytes()),))
+}
+
+pub fn actor_ready(actor: ActorId, incarnation: u32) -> Vec<u8> {
+    encode(&(Bytes::new(&actor.to_bytes()), incarnation))
+}
+
+pub fn actor_failed(actor: ActorId, incarnation: u32, error: &[u8]) -> Vec<u8> {
+    encode(&(Bytes::new(&actor.to_bytes()), incarnation, Bytes::new(error)))
+}
+
+pub fn actor_kill(actor: ActorId, no_restart: bool) -> Vec<u8> {
+    encode(&(Bytes::new(&actor.to_bytes()), no_restart))
+}
+
+pub fn actor_exit(actor: ActorId, incarnation: u32, reason: &str) -> Vec<u8> {
+    encode(&(Bytes::new(&actor.to_bytes()), incarnation, reason))
+}
+
+pub fn peer_lost(proc: ProcId) -> Vec<u8> {
+    encode(&(proc.0,))
+}
+
+pub fn request(op: &str, args: &[u8]) -> Vec<u8> {
+    encode(&(op, Bytes::new(args)))
+}
+
+/// What the node says.
+#[derive(Debug)]
+pub enum FromNode {
+    LeaseGranted { class: u32, lease: LeaseId, worker: ProcId, pid: u32, gpu_ids: Vec<u32> },
+    LeaseReclaim { lease: LeaseId },
+    WorkerDied { proc: ProcId, cause: String, oom: bool },
+    SegmentGranted { segment: SegmentId, size: u64 },
+    SegmentDenied { message: String },
+    SegmentMapped { segment: SegmentId, size: u64 },
+    SegmentTrim { bytes: u64 },
+    SegmentAdopted { segment: SegmentId },
+    ActorState { actor: ActorId, state: ActorState },
+    ActorInit { actor: ActorId, incarnation: u32, spec: Box<ActorSpec>, gpu_ids: Vec<u32> },
+    Reply { ok: bool, body: Vec<u8> },
+    LogLines { name: String, pid: u32, stream: u8, lines: Vec<String> },
+    Notice { level: String, text: String },
+    ActorStop,
+    Exit,
+}
+
+/// Decodes a frame of the node; `None` for what is malformed or not known.
+pub fn decode(kind: u8, body: &[u8]) -> Option<FromNode> {
+    fn get<'a, T: serde::Deserialize<'a>>(body: &'a [u8]) -> Option<T> {
+        rmp_serde::from_slice(body).ok()
+    }
+    Some(match kind {
+        LEASE_GRANTED => {
+            let (class, lease, worker, _node, pid, gpu_ids): (u32, u64, u64, u64, u32, Vec<u32>) = get(body)?;
+            FromNode::LeaseGranted { class, lease: LeaseId(lease), worker: ProcId(worker), pid, gpu_ids }
+        }
+        LEASE_RECLAIM => FromNode::LeaseReclaim { lease: LeaseId(get::<(u64,)>(body)?.0) },
+        WORKER_DIED => {
+            let (proc, _lease, cause, _code, _intended, oom): (u64, u64, String, i32, bool, bool) = get(body)?;
+            FromNode::WorkerDied { proc: ProcId(proc), cause, oom }
+        }
+        SEGMENT_GRANTED => {
+            let (segment, size): (u64, u64) = get(body)?;
+            FromNode::SegmentGranted { segment: SegmentId(segment), size }
+        }
+        SEGMENT_DENIED => FromNode::SegmentDenied { message: get::<(String,)>(body)?.0 },
+        SEGMENT_MAPPED => {
+            let (segment, size, _lessee): (u64, u64, u64) = get(body)?;
+            FromNode::SegmentMapped { segment: SegmentId(segment), size }
+        }
+        SEGMENT_TRIM => FromNode::SegmentTrim { bytes: get::<(u64,)>(body)?.0 },
+        SEGMENT_ADOPTED => FromNode::SegmentAdopted { segment: SegmentId(get::<(u64,)>(body)?.0) },
+        ACTOR_STATE => decode_actor_state(body)?,
+        ACTOR_INIT => {
+            let (actor, incarnation, spec, gpu_ids, _namespace, _name): (ByteBuf, u32, ByteBuf, Vec<u32>, String, String) = get(body)?;
+            FromNode::ActorInit {
+                actor: ActorId::from_bytes(&actor)?,
+                incarnation,
+                spec: Box::new(postcard::from_bytes(&spec).ok()?),
+                gpu_ids,
+            }
+        }
+        REPLY => {
+            let (ok, body): (bool, ByteBuf) = get(body)?;
+            FromNode::Reply { ok, body: body.into_vec() }
+        }
+        LOG_LINES => {
+            let (name, pid, stream, lines): (String, u32, u8, Vec<String>) = get(body)?;
+            FromNode::LogLines { name, pid, stream, lines }
+        }
+        NOTICE => {
+            let (level, text): (String, String) = get(body)?;
+            FromNode::Notice { level, text }
+        }
+        ACTOR_STOP => FromNode::ActorStop,
+        EXIT => FromNode::Exit,
+        _ => return None,
+    })
+}
+
+fn decode_actor_state(body: &[u8]) -> Option<FromNode> {
+    type Fields = (ByteBuf, u8, u64, u64, u32, u8, ByteBuf, i64, u32);
+    let (actor, state, proc, _node, incarnation, cause_kind, cause, _left, _pid): Fields = rmp_serde::from_slice(body).ok()?;
+    let actor = ActorId::from_bytes(&actor)?;
+    let state = match state {
+        0 => ActorState::Pending,
+        1 => ActorState::Alive { proc: ProcId(proc), incarnation },
+        2 => ActorState::Restarting,
+        3 if cause_kind == 1 => ActorState::Dead(Payload { data: Blob::new(&cause), refs: Vec::new() }),
+        3 => ActorState::Dead(Payload::error(ErrorCode::ActorDied, &String::from_utf8_lossy(&cause))),
+        _ => return None,
+    };
+    Some(FromNode::ActorState { actor, state })
+}

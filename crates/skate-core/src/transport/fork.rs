@@ -1,0 +1,158 @@
+//! What a fork of the user's process must not inherit.
+//!
+//! A user's code may fork (`multiprocessing`, a library, a daemon). The child has copies of every
+//! descriptor but none of the threads. If it kept them, it could corrupt the parent's streams, and a
+//! child that outlives its parent would hide the parent's death from every peer, because a socket is
+//! closed only when its last copy is. So the child, before `fork` returns in it, replaces each
+//! descriptor by one that leads nowhere; and everything that asks [`forked_since`] turns into a no-op.
+//!
+//! Replacing (`dup3`) rather than closing keeps the numbers taken: when an inherited owner is dropped in
+//! the child, it closes a number that is still its own.
+
+use std::cell::UnsafeCell;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Once;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+/// Counts the forks between this process and the one that started.
+static GENERATION: AtomicU32 = AtomicU32::new(0);
+static REGISTRY: Registry = Registry {
+    locked: AtomicBool::new(false),
+    state: UnsafeCell::new(State {
+        fds: Vec::new(),
+        nowhere: None,
+    }),
+};
+
+/// Descriptors that a forked child must lose.
+///
+/// The lock is a spin lock because it is released in the child of a fork, where the bookkeeping of a
+/// parking lock may have been caught in any state. It is held for a few instructions.
+struct Registry {
+    locked: AtomicBool,
+    state: UnsafeCell<State>,
+}
+
+struct State {
+    fds: Vec<RawFd>,
+    nowhere: Option<OwnedFd>,
+}
+
+// SAFETY: `state` is only reached through `lock`, which admits one thread at a time.
+unsafe impl Sync for Registry {}
+
+impl Registry {
+    fn lock(&self) {
+        while self
+            .locked
+            .compare_exchange_weak(false, true, Ordering::Acquire, Ordering::Relaxed)
+            .is_err()
+        {
+            std::thread::yield_now();
+        }
+    }
+
+    fn unlock(&self) {
+        self.locked.store(false, Ordering::Release);
+    }
+
+    fn with<R>(&self, act: impl FnOnce(&mut State) -> R) -> R {
+        self.lock();
+        // SAFETY: the lock is held, and `act` is one of the closures below, none of which calls `with`.
+        let result = act(unsafe { &mut *self.state.get() });
+        self.unlock();
+        result
+    }
+}
+
+extern "C" fn before_fork() {
+    REGISTRY.lock();
+}
+
+extern "C" fn after_fork_in_parent() {
+    REGISTRY.unlock();
+}
+
+extern "C" fn after_fork_in_child() {
+    GENERATION.fetch_add(1, Ordering::Relaxed);
+    // SAFETY: `before_fork` took the lock on this thread, the only one of the child. Nothing here
+    // allocates or takes another lock; `dup3` is async-signal-safe.
+    let state = unsafe { &mut *REGISTRY.state.get() };
+    if let Some(nowhere) = &state.nowhere {
+        for &fd in &state.fds {
+            // SAFETY: `fd` is open and registered, so its owner is in this module's care.
+            unsafe { libc::dup3(nowhere.as_raw_fd(), fd, libc::O_CLOEXEC) };
+        }
+    }
+    state.fds.clear();
+    REGISTRY.unlock();
+}
+
+/// Called before the first descriptor is registered. Keeps one descriptor open for good.
+pub(crate) fn install() -> std::io::Result<()> {
+    static ONCE: Once = Once::new();
+    let nowhere = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
+    let spare = REGISTRY.with(|state| match state.nowhere {
+        None => {
+            state.nowhere = Some(nowhere);
+            None
+        }
+        Some(_) => Some(nowhere),
+    });
+    drop(spare);
+    ONCE.call_once(|| {
+        // SAFETY: the handlers are plain functions that live as long as the process. If there is no
+        // memory for them, a child merely keeps its copies.
+        unsafe {
+            libc::pthread_atfork(
+                Some(before_fork),
+                Some(after_fork_in_parent),
+                Some(after_fork_in_child),
+            )
+        };
+    });
+    Ok(())
+}
+
+pub(crate) fn generation() -> u32 {
+    GENERATION.load(Ordering::Relaxed)
+}
+
+/// Whether this process is a forked child of the one in which `generation` was read.
+#[inline]
+pub(crate) fn forked_since(generation: u32) -> bool {
+    GENERATION.load(Ordering::Relaxed) != generation
+}
+
+/// A descriptor that a forked child loses.
+#[derive(Debug)]
+pub(crate) struct PrivateFd(OwnedFd);
+
+impl PrivateFd {
+    pub(crate) fn new(fd: OwnedFd) -> Self {
+        let number = fd.as_raw_fd();
+        REGISTRY.with(|state| state.fds.push(number));
+        Self(fd)
+    }
+}
+
+/// Takes a number off the list, which must happen before it is closed and can be used anew.
+fn forget(number: RawFd) {
+    REGISTRY.with(|state| {
+        if let Some(at) = state.fds.iter().position(|&fd| fd == number) {
+            state.fds.swap_remove(at);
+        }
+    });
+}
+
+impl Drop for PrivateFd {
+    fn drop(&mut self) {
+        forget(self.0.as_raw_fd());
+    }
+}
+
+impl AsFd for PrivateFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

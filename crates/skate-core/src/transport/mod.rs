@@ -1,0 +1,649 @@
+//! Frames between processes: one reactor, one I/O thread, any number of senders.
+//!
+//! What is here and what is not: connections, who writes and who reads, and the handshake's shell. What
+//! frames mean is the [`Handler`]'s.
+//!
+//! A process sends to a peer always on one connection, so frames to it keep their order, and receives on
+//! any: when two processes call each other at the same moment there are two connections, one per
+//! direction. Only the node listens. Whoever wants a process that is not the node connects to the node
+//! and names it, and the node passes the descriptor on; the handshake then runs end to end. The first
+//! frame to a peer starts that; frames wait meanwhile.
+//!
+//! Writing is described in `connection`, waiting in `drive`, forks in `fork`.
+//!
+//! Locks, in the order in which they may be taken: the reactor (for as long as a thread drives), peers,
+//! a connection's buffer, then the leaves (dirty list, commands, foreign descriptors, gate). Only the
+//! first is held when the handler is called.
+
+mod connection;
+mod drive;
+pub(crate) mod fork;
+mod futex;
+mod poller;
+mod reactor;
+mod slots;
+mod socket;
+mod thread;
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use foldhash::fast::RandomState;
+use parking_lot::{Mutex, RwLock};
+use rustix::event::epoll::EventFlags;
+use rustix::io::Errno;
+use thiserror::Error;
+
+use skate_proto::frame::{BODY_LEN_MAX, FLAG_FD, FrameError, Header};
+use skate_proto::handshake::{Credentials, HandshakeError, Identity, Role};
+use skate_proto::ids::ProcId;
+
+use connection::{Connection, Sent};
+use drive::Gate;
+use fork::PrivateFd;
+use poller::{Poller, Source};
+use reactor::{Joining, Reactor};
+
+pub use connection::BACKLOG_BYTES_MAX;
+pub use drive::Driven;
+pub use socket::{Address, Listener};
+pub(crate) use thread::{block_signals, spawn_without_signals};
+
+/// Who a peer is.
+pub type PeerInfo = Identity;
+
+/// The frame with which a node passes a connection to the process it is for.
+const PASS_CONN: u8 = 1;
+/// The node answers within the handshake's own deadline, so this is hit only if it hangs.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A frame, as it lies in the read buffer.
+#[derive(Copy, Clone, Debug)]
+pub struct Frame<'a> {
+    pub kind: u8,
+    pub flags: u8,
+    pub corr: u64,
+    pub body: &'a [u8],
+}
+
+/// What becomes of frames and connections.
+///
+/// Called by one thread at a time, the one that drives, without any lock that a method of [`Transport`]
+/// takes; all of those except `drive` and `shutdown` may be called from within. Must not block and must
+/// not take the interpreter lock: everything waits for it.
+pub trait Handler: Send + Sync + 'static {
+    /// Called once by [`Transport::start`], after the node was joined and before any other method.
+    fn on_started(&self, transport: &Arc<Transport>) {
+        let _ = transport;
+    }
+    /// A frame came. `fd` is `None` although the flags promise one when this process can open no more.
+    fn on_frame(&self, from: ProcId, frame: Frame<'_>, fd: Option<OwnedFd>);
+    /// Every socket that was ready in this turn has been read.
+    fn on_batch_end(&self);
+    /// A peer connected to this process and proved the token.
+    fn on_joined(&self, peer: PeerInfo);
+    /// The connection with a peer ended, or could not be made. Frames that were not yet written are lost.
+    /// The next frame to it starts a new connection.
+    fn on_closed(&self, peer: ProcId, reason: CloseReason);
+    /// Something happened on a descriptor of [`Transport::register_fd`].
+    fn on_fd_ready(&self, token: u64);
+    /// Something that an administrator should know. At most one a second.
+    fn on_warning(&self, text: &str) {
+        eprintln!("skate: {text}");
+    }
+}
+
+/// Why a connection ended.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum CloseReason {
+    #[error("the peer closed the connection; its process has probably ended")]
+    Closed,
+    #[error("the connection broke: {0}")]
+    Io(#[source] io::Error),
+    #[error("the node could not be reached: {0}")]
+    Connect(#[source] io::Error),
+    #[error("the handshake failed: {0}")]
+    Handshake(#[source] HandshakeError),
+    #[error("the handshake was not finished within 5 s")]
+    HandshakeTimeout,
+    #[error("the peer broke the protocol: {0}")]
+    Frame(#[from] FrameError),
+    #[error("the peer broke the protocol: descriptors and the frames that carry them do not match")]
+    Descriptors,
+    #[error("the peer does not read: {} MiB wait for it", BACKLOG_BYTES_MAX >> 20)]
+    Overflow,
+    #[error("the peer connected anew")]
+    Replaced,
+    #[error("this process disconnected")]
+    Disconnected,
+}
+
+/// Why a transport could not start.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum StartError {
+    #[error("the system refuses {what}: {source}")]
+    System {
+        what: &'static str,
+        source: io::Error,
+    },
+    #[error("the node at {address} could not be joined: {reason}")]
+    Join {
+        address: Address,
+        reason: CloseReason,
+    },
+    #[error("the node at {address} did not answer within {} s", JOIN_TIMEOUT.as_secs())]
+    JoinTimeout { address: Address },
+}
+
+/// What a process must know to start.
+#[derive(Debug)]
+pub struct Config {
+    pub me: ProcId,
+    pub role: Role,
+    /// Minor version of this process's Python 3, or 0.
+    pub python_minor: u8,
+    pub session: [u8; 16],
+    /// The cluster token.
+    pub token: [u8; 32],
+    pub node: ProcId,
+    pub node_address: Address,
+    /// For the node only.
+    pub listeners: Vec<Listener>,
+    /// Without it frames are only read, and queued ones only written, while a thread drives.
+    pub io_thread: bool,
+}
+
+/// When a frame is written.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum SendMode {
+    /// Now, by this thread, if the connection is idle.
+    Now,
+    /// Together with others: by the driver within [300 us](drive), or by the thread that fills 64 KiB.
+    Queue,
+}
+
+/// What a sender leaves for the driver.
+enum Command {
+    Connect(Arc<Connection>),
+    Close(Arc<Connection>, CloseReason),
+    Disconnect(ProcId),
+}
+
+struct Peer {
+    /// The one on which this process sends.
+    connection: Arc<Connection>,
+    /// Known once the peer is proven.
+    info: Option<PeerInfo>,
+}
+
+/// A process whose I/O thread died of a bug would hang its peers and itself; it ends instead, and they
+/// are told.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
+/// Descriptors of others that are watched.
+#[derive(Default)]
+struct Foreign {
+    by_token: HashMap<u64, (u32, PrivateFd), RandomState>,
+    tokens: HashMap<u32, u64, RandomState>,
+    next_id: u32,
+}
+
+impl Foreign {
+    fn token(&self, id: u32) -> Option<u64> {
+        self.tokens.get(&id).copied()
+    }
+}
+
+/// The connections of this process. See the module's documentation.
+///
+/// In a forked child every method does nothing.
+pub struct Transport {
+    me: PeerInfo,
+    credentials: Credentials,
+    node: ProcId,
+    node_address: Address,
+    handler: Arc<dyn Handler>,
+    generation: u32,
+    peers: RwLock<HashMap<ProcId, Peer, RandomState>>,
+    gate: Gate,
+    reactor: Mutex<Option<Reactor>>,
+    dirty: Mutex<Vec<Arc<Connection>>>,
+    commands: Mutex<Vec<Command>>,
+    foreign: Mutex<Foreign>,
+    io_thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Transport {
+    /// Starts. A process other than the node is joined to its node when this returns.
+    pub fn start(config: Config, handler: Arc<dyn Handler>) -> Result<Arc<Self>, StartError> {
+        let system = |what| move |source| StartError::System { what, source };
+        fork::install().map_err(system("a descriptor"))?;
+        let poller = Arc::new(Poller::new().map_err(system("an epoll instance"))?);
+        let listeners = config
+            .listeners
+            .into_iter()
+            .map(Listener::into_private)
+            .collect();
+        let reactor =
+            Reactor::new(Arc::clone(&poller), listeners).map_err(system("to watch a listener"))?;
+        let me = Identity {
+            proc: config.me,
+            role: config.role,
+            pid: std::process::id(),
+            python_minor: config.python_minor,
+        };
+        let transport = Arc::new(Self {
+            me,
+            credentials: Credentials {
+                session: config.session,
+                token: config.token,
+            },
+            node: config.node,
+            node_address: config.node_address,
+            handler,
+            generation: fork::generation(),
+            peers: RwLock::default(),
+            gate: Gate::new(poller),
+            reactor: Mutex::new(Some(reactor)),
+            dirty: Mutex::default(),
+            commands: Mutex::default(),
+            foreign: Mutex::default(),
+            io_thread: Mutex::default(),
+        });
+        if let Err(error) = transport.join_node() {
+            transport.shutdown();
+            return Err(error);
+        }
+        transport.handler.on_started(&transport);
+        if config.io_thread {
+            let shared = Arc::clone(&transport);
+            let run = move || {
+                let _abort = AbortOnPanic;
+                shared.run_io();
+            };
+            match spawn_without_signals("skate-io", run) {
+                Ok(thread) => *transport.io_thread.lock() = Some(thread),
+                Err(source) => {
+                    transport.shutdown();
+                    return Err(StartError::System {
+                        what: "a thread",
+                        source,
+                    });
+                }
+            }
+        }
+        Ok(transport)
+    }
+
+    /// This process, as its peers know it.
+    #[must_use]
+    pub fn me(&self) -> PeerInfo {
+        self.me
+    }
+
+    /// Sends a frame whose body is the concatenation of `body`, after all that were sent to `to` before.
+    ///
+    /// # Panics
+    /// If the body is longer than a frame may be.
+    pub fn send(&self, to: ProcId, kind: u8, corr: u64, body: &[&[u8]], mode: SendMode) {
+        if self.is_foreign_process() {
+            return;
+        }
+        let header = encode_header(kind, 0, corr, body);
+        let Some(connection) = self.connection(to) else {
+            return;
+        };
+        let sent = match mode {
+            SendMode::Now => connection.send_now(&header, body, None),
+            SendMode::Queue => connection.queue(&header, body),
+        };
+        self.see_to(&connection, sent);
+    }
+
+    /// Sends a frame and a copy of a descriptor.
+    pub fn send_fd(&self, to: ProcId, kind: u8, corr: u64, body: &[&[u8]], fd: BorrowedFd<'_>) {
+        if self.is_foreign_process() {
+            return;
+        }
+        let header = encode_header(kind, FLAG_FD, corr, body);
+        let Some(connection) = self.connection(to) else {
+            return;
+        };
+        let sent = connection.send_now(&header, body, Some(fd));
+        self.see_to(&connection, sent);
+    }
+
+    /// Waits until `done()`, driving the reactor meanwhile if no other thread does.
+    ///
+    /// `done` is evaluated before waiting and after every turn, and whenever [`Self::wake`] was called; it
+    /// must be quick and must not call the transport. A deadline is met to the millisecond.
+    ///
+    /// # Panics
+    /// If called by the handler.
+    pub fn drive(&self, done: &dyn Fn() -> bool, deadline: Option<Instant>) -> Driven {
+        if done() {
+            return Driven::Done;
+        }
+        if self.is_foreign_process() {
+            return Driven::Closed;
+        }
+        assert!(!Gate::is_driving(), "the handler must not wait");
+        let turn = match self.gate.claim_for_user(done, deadline) {
+            Ok(turn) => turn,
+            Err(outcome) => return outcome,
+        };
+        let mut reactor = self.reactor.lock();
+        let Some(reactor) = reactor.as_mut() else {
+            return Driven::Closed;
+        };
+        loop {
+            reactor.settle(self);
+            turn.announce();
+            let outcome = if done() {
+                Some(Driven::Done)
+            } else if self.gate.is_closing() {
+                Some(Driven::Closed)
+            } else if deadline.is_some_and(|at| at <= Instant::now()) {
+                Some(Driven::TimedOut)
+            } else {
+                None
+            };
+            if let Some(outcome) = outcome {
+                turn.withdraw();
+                return outcome;
+            }
+            let waited = reactor.wait(deadline, turn.is_pending());
+            turn.withdraw();
+            match waited {
+                Ok(()) => reactor.dispatch(self),
+                Err(Errno::INTR) => return Driven::Interrupted,
+                Err(error) => unreachable!("epoll_wait on a valid instance: {error}"),
+            }
+        }
+    }
+
+    /// Makes every thread in [`Self::drive`] evaluate its `done()` again. Call it after what makes one
+    /// true; it costs a fence and a load when no thread waits.
+    #[inline]
+    pub fn wake(&self) {
+        if !self.is_foreign_process() {
+            self.gate.wake();
+        }
+    }
+
+    /// Watches a descriptor (a copy of it) for input, hang-up and errors.
+    ///
+    /// Edge-triggered, so that nobody spins on what nobody reads: the handler is told once when something
+    /// comes, and must see to it that everything is read before it counts on being told again. A notice
+    /// may still come right after `unregister_fd`.
+    pub fn register_fd(&self, token: u64, fd: BorrowedFd<'_>) -> io::Result<()> {
+        if self.is_foreign_process() {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
+        let copy = PrivateFd::new(fd.try_clone_to_owned()?);
+        self.unregister_fd(token);
+        let mut foreign = self.foreign.lock();
+        let id = foreign.next_id;
+        foreign.next_id = id.wrapping_add(1);
+        let add = |poller: &Poller| {
+            poller.add(&copy, Source::Foreign(id), EventFlags::IN | EventFlags::ET)
+        };
+        self.gate
+            .with_poller(add)
+            .unwrap_or_else(|| Err(io::ErrorKind::NotConnected.into()))?;
+        foreign.tokens.insert(id, token);
+        foreign.by_token.insert(token, (id, copy));
+        Ok(())
+    }
+
+    pub fn unregister_fd(&self, token: u64) {
+        if self.is_foreign_process() {
+            return;
+        }
+        let mut foreign = self.foreign.lock();
+        if let Some((id, fd)) = foreign.by_token.remove(&token) {
+            foreign.tokens.remove(&id);
+            self.gate.with_poller(|poller| poller.delete(fd.as_fd()));
+        }
+    }
+
+    /// Ends the connections with a peer. The handler is told ([`CloseReason::Disconnected`]).
+    pub fn disconnect(&self, peer: ProcId) {
+        if !self.is_foreign_process() {
+            self.command(Command::Disconnect(peer));
+        }
+    }
+
+    /// Bytes that were sent to a peer and not yet written.
+    #[must_use]
+    pub fn backlog(&self, peer: ProcId) -> usize {
+        self.peers
+            .read()
+            .get(&peer)
+            .map_or(0, |peer| peer.connection.backlog())
+    }
+
+    /// Who a peer is, once it is connected.
+    #[must_use]
+    pub fn peer_info(&self, peer: ProcId) -> Option<PeerInfo> {
+        self.peers.read().get(&peer)?.info
+    }
+
+    /// The peers that are connected, in the order of their ids.
+    #[must_use]
+    pub fn peers(&self) -> Vec<PeerInfo> {
+        let mut peers: Vec<PeerInfo> = self
+            .peers
+            .read()
+            .values()
+            .filter_map(|peer| peer.info)
+            .collect();
+        peers.sort_by_key(|peer| peer.proc);
+        peers
+    }
+
+    /// Writes what can be written without waiting, closes everything and ends the I/O thread. Threads in
+    /// `drive` return [`Driven::Closed`]; the handler is not told. May be repeated.
+    ///
+    /// Called by the handler, it only makes everyone stop, and must be called again from outside.
+    pub fn shutdown(&self) {
+        if self.is_foreign_process() {
+            return;
+        }
+        if Gate::is_driving() {
+            return self.gate.close();
+        }
+        let mut io_thread = self.io_thread.lock();
+        self.gate.close();
+        if let Some(thread) = io_thread.take() {
+            // It does not panic: `AbortOnPanic`.
+            let _ = thread.join();
+        }
+        if let Some(mut reactor) = self.reactor.lock().take() {
+            reactor.finish(self);
+        }
+        self.peers.write().clear();
+        self.dirty.lock().clear();
+        self.commands.lock().clear();
+        *self.foreign.lock() = Foreign::default();
+        drop(self.gate.take_poller());
+    }
+
+    fn is_foreign_process(&self) -> bool {
+        fork::forked_since(self.generation)
+    }
+
+    fn run_io(&self) {
+        while let Some(turn) = self.gate.claim_for_io() {
+            let mut reactor = self.reactor.lock();
+            let Some(reactor) = reactor.as_mut() else {
+                return;
+            };
+            loop {
+                reactor.settle(self);
+                let wanted = turn.announce();
+                if wanted || self.gate.is_closing() {
+                    turn.withdraw();
+                    break;
+                }
+                let waited = reactor.wait(None, turn.is_pending());
+                turn.withdraw();
+                match waited {
+                    Ok(()) => reactor.dispatch(self),
+                    Err(Errno::INTR) => {}
+                    Err(error) => unreachable!("epoll_wait on a valid instance: {error}"),
+                }
+            }
+        }
+    }
+
+    /// Connects to the node and waits for it, before anyone else can drive.
+    fn join_node(&self) -> Result<(), StartError> {
+        if self.node == self.me.proc {
+            return Ok(());
+        }
+        let mut reactor = self.reactor.lock();
+        let Some(reactor) = reactor.as_mut() else {
+            return Ok(());
+        };
+        reactor.joining = Some(Joining::Pending);
+        self.connection(self.node);
+        let until = Instant::now() + JOIN_TIMEOUT;
+        loop {
+            reactor.settle(self);
+            match reactor.joining.take() {
+                Some(Joining::Joined) => return Ok(()),
+                Some(Joining::Failed(reason)) => {
+                    return Err(StartError::Join {
+                        address: self.node_address.clone(),
+                        reason,
+                    });
+                }
+                other => reactor.joining = other,
+            }
+            if Instant::now() >= until {
+                return Err(StartError::JoinTimeout {
+                    address: self.node_address.clone(),
+                });
+            }
+            // A signal only ends the wait early.
+            if reactor.wait(Some(until), false).is_ok() {
+                reactor.dispatch(self);
+            }
+        }
+    }
+
+    /// The connection on which this process sends to `to`, made if there is none.
+    fn connection(&self, to: ProcId) -> Option<Arc<Connection>> {
+        if let Some(peer) = self.peers.read().get(&to) {
+            return Some(Arc::clone(&peer.connection));
+        }
+        if self.gate.is_closing() {
+            return None;
+        }
+        let new = {
+            let mut peers = self.peers.write();
+            if let Some(peer) = peers.get(&to) {
+                return Some(Arc::clone(&peer.connection));
+            }
+            let connection = Arc::new(Connection::new(to));
+            peers.insert(
+                to,
+                Peer {
+                    connection: Arc::clone(&connection),
+                    info: None,
+                },
+            );
+            connection
+        };
+        self.command(Command::Connect(Arc::clone(&new)));
+        Some(new)
+    }
+
+    fn command(&self, command: Command) {
+        self.commands.lock().push(command);
+        self.gate.notify_driver();
+    }
+
+    /// Does what the outcome of sending asks for.
+    fn see_to(&self, connection: &Arc<Connection>, sent: Sent) {
+        match sent {
+            Sent::Settled => {}
+            Sent::BecameDirty => {
+                self.dirty.lock().push(Arc::clone(connection));
+                self.gate.notify_driver();
+            }
+            Sent::Full => {
+                if let Some((socket, token)) = connection.opened() {
+                    let flags = EventFlags::IN | EventFlags::OUT;
+                    // It fails only when the connection was closed meanwhile.
+                    let _ = self
+                        .gate
+                        .with_poller(|p| p.modify(&**socket, Source::decode(*token), flags));
+                }
+            }
+            Sent::Broken(error) => {
+                let reason = CloseReason::Io(error.into());
+                self.command(Command::Close(Arc::clone(connection), reason));
+            }
+            Sent::Overflow => {
+                self.command(Command::Close(
+                    Arc::clone(connection),
+                    CloseReason::Overflow,
+                ));
+            }
+        }
+    }
+
+    fn is_current(&self, connection: &Arc<Connection>) -> bool {
+        self.peers
+            .read()
+            .get(&connection.peer)
+            .is_some_and(|p| Arc::ptr_eq(&p.connection, connection))
+    }
+
+    /// A peer connected. If this process sends to it already, it keeps that connection for sending.
+    fn note_joined(&self, info: PeerInfo, connection: Arc<Connection>) {
+        let mut peers = self.peers.write();
+        let peer = peers.entry(info.proc).or_insert(Peer {
+            connection,
+            info: None,
+        });
+        peer.info = Some(info);
+    }
+}
+
+fn encode_header(
+    kind: u8,
+    flags: u8,
+    corr: u64,
+    body: &[&[u8]],
+) -> [u8; skate_proto::frame::HEADER_LEN] {
+    let len: usize = body.iter().map(|part| part.len()).sum();
+    assert!(
+        len <= BODY_LEN_MAX,
+        "a body of {len} bytes is longer than a frame may be ({BODY_LEN_MAX})"
+    );
+    debug_assert!(kind != 0);
+    Header {
+        body_len: len as u32,
+        kind,
+        flags,
+        corr,
+    }
+    .encode()
+}

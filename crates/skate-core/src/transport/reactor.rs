@@ -1,0 +1,848 @@
+//! What the driving thread does in a turn: reads what is ready, runs handshakes, calls the handler,
+//! performs the commands and writes the frames that other threads left.
+//!
+//! Owned by the driver alone, so nothing here is shared. It reads each ready socket once per turn, with
+//! one large buffer, and hands out frames as slices of it; epoll is level-triggered and reports again
+//! what was left. Senders never come here: they write by themselves, or leave a connection on the dirty
+//! list, a command in the queue, and a notice at the gate.
+
+use std::collections::VecDeque;
+use std::io::{IoSlice, IoSliceMut};
+use std::mem;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::epoll::EventFlags;
+use rustix::io::Errno;
+
+use skate_proto::frame::{self, FLAG_FD, Header, Split};
+use skate_proto::handshake::{Acceptor, Connector, HandshakeError, PREFACE_LEN, Preface, Step};
+use skate_proto::ids::ProcId;
+
+use super::connection::{Connection, Sent};
+use super::fork::PrivateFd;
+use super::poller::{Events, Poller, Source};
+use super::slots::{Message, Phase, Slot, Slots};
+use super::socket::{self, Connecting, FDS_MAX, Socket};
+use super::{CloseReason, Command, Frame, PASS_CONN, Transport};
+
+/// One read takes at most this much. Larger bodies take several.
+const READ_BYTES: usize = 256 << 10;
+/// Reads of a connection that ends: more than fit into a socket's buffer. A peer that goes on sending
+/// although it does not want to hear must not hold us.
+const LAST_READS_MAX: usize = 256;
+/// A handshake that takes longer is given up.
+const HANDSHAKE_S_MAX: Duration = Duration::from_secs(5);
+/// Strangers at a time. More wait in the listener's backlog, or in `passed`.
+const STRANGERS_MAX: usize = 256;
+/// Passed connections that wait for their handshake. More are closed.
+const PASSED_MAX: usize = 1024;
+/// Connections accepted in one turn.
+const ACCEPTS_PER_TURN: usize = 64;
+/// How long nothing is accepted after the process ran out of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long to wait when a listener's backlog is full: the kernel does not tell when it no longer is.
+const CONNECT_PAUSE: Duration = Duration::from_millis(5);
+/// Warnings are no more frequent than this.
+const WARNING_PAUSE: Duration = Duration::from_secs(1);
+
+/// How joining the node goes, while the transport starts.
+#[derive(Debug)]
+pub(super) enum Joining {
+    Pending,
+    Joined,
+    Failed(CloseReason),
+}
+
+pub(super) struct Reactor {
+    poller: Arc<Poller>,
+    events: Events,
+    buffer: Vec<u8>,
+    slots: Slots,
+    listeners: Vec<PrivateFd>,
+    accepting: Accepting,
+    /// Ends of handshakes, in order; entries of finished ones are skipped.
+    deadlines: VecDeque<(Instant, u32, u32)>,
+    /// Connections whose listener had no room, when to try again, and when to give up.
+    retries: Vec<(Instant, Instant, Arc<Connection>)>,
+    passed: VecDeque<([u8; PREFACE_LEN], OwnedFd)>,
+    /// Memory of the lists that are swapped with those of the senders.
+    dirty: Vec<Arc<Connection>>,
+    commands: Vec<Command>,
+    /// The handler was called in this turn.
+    told: bool,
+    warned_at: Option<Instant>,
+    pub(super) joining: Option<Joining>,
+}
+
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+enum Accepting {
+    Always,
+    /// Too many strangers.
+    WhenFewer,
+    /// Out of descriptors.
+    At(Instant),
+}
+
+impl Reactor {
+    pub(super) fn new(poller: Arc<Poller>, listeners: Vec<PrivateFd>) -> std::io::Result<Self> {
+        for (index, listener) in listeners.iter().enumerate() {
+            poller.add(listener, Source::Listener(index as u32), EventFlags::IN)?;
+        }
+        Ok(Self {
+            poller,
+            events: Events::new(),
+            buffer: vec![0; READ_BYTES],
+            slots: Slots::default(),
+            listeners,
+            accepting: Accepting::Always,
+            deadlines: VecDeque::new(),
+            retries: Vec::new(),
+            passed: VecDeque::new(),
+            dirty: Vec::new(),
+            commands: Vec::new(),
+            told: false,
+            warned_at: None,
+            joining: None,
+        })
+    }
+
+    /// Waits until a socket is ready, a deadline of the reactor's own passes, or `until`.
+    pub(super) fn wait(&mut self, until: Option<Instant>, pending: bool) -> rustix::io::Result<()> {
+        let timeout = if pending {
+            Some(Duration::ZERO)
+        } else {
+            let at = [until, self.next_deadline()].into_iter().flatten().min();
+            at.map(|at| at.saturating_duration_since(Instant::now()))
+        };
+        self.poller.wait(&mut self.events, timeout)
+    }
+
+    /// Handles what the last wait reported.
+    pub(super) fn dispatch(&mut self, t: &Transport) {
+        let events = mem::take(&mut self.events);
+        for &event in &events {
+            match event {
+                (Source::Connection { index, life }, flags) => {
+                    self.on_socket(t, index, life, flags)
+                }
+                (Source::Kick, _) => {}
+                (Source::Foreign(id), _) => {
+                    if let Some(token) = t.foreign.lock().token(id) {
+                        self.told = true;
+                        t.handler.on_fd_ready(token);
+                    }
+                }
+                (Source::Listener(index), _) => self.accept(t, index as usize),
+            }
+        }
+        self.events = events;
+        self.pass_deadlines(t);
+        if mem::take(&mut self.told) {
+            t.handler.on_batch_end();
+        }
+    }
+
+    /// Performs the commands and writes the frames left by senders, among them those of the handler.
+    pub(super) fn settle(&mut self, t: &Transport) {
+        if !t.gate.take_pending() {
+            return;
+        }
+        let mut commands = mem::take(&mut self.commands);
+        mem::swap(&mut commands, &mut *t.commands.lock());
+        for command in commands.drain(..) {
+            self.perform(t, command);
+        }
+        self.commands = commands;
+        if mem::take(&mut self.told) {
+            t.handler.on_batch_end();
+        }
+        self.flush_dirty(t);
+    }
+
+    /// Writes what can still be written, at the end.
+    pub(super) fn finish(&mut self, t: &Transport) {
+        self.flush_dirty(t);
+    }
+
+    fn flush_dirty(&mut self, t: &Transport) {
+        let mut dirty = mem::take(&mut self.dirty);
+        mem::swap(&mut dirty, &mut *t.dirty.lock());
+        for connection in dirty.drain(..) {
+            t.see_to(&connection, connection.flush(false));
+        }
+        self.dirty = dirty;
+    }
+
+    fn perform(&mut self, t: &Transport, command: Command) {
+        match command {
+            Command::Connect(connection) => {
+                let until = Instant::now() + HANDSHAKE_S_MAX;
+                self.connect(t, connection, until);
+            }
+            Command::Close(connection, reason) => {
+                if t.is_current(&connection) {
+                    self.close_peer(t, connection.peer, reason);
+                }
+            }
+            Command::Disconnect(peer) => {
+                if t.peers.read().contains_key(&peer) {
+                    self.close_peer(t, peer, CloseReason::Disconnected);
+                }
+            }
+        }
+    }
+
+    // ---- sockets
+
+    fn on_socket(&mut self, t: &Transport, index: u32, life: u32, flags: EventFlags) {
+        let Some(slot) = self.slots.get(index, life) else {
+            return;
+        };
+        if flags.contains(EventFlags::OUT) {
+            match &slot.phase {
+                Phase::Open { connection, .. } => {
+                    let connection = Arc::clone(connection);
+                    self.on_room(t, &connection);
+                }
+                Phase::Connecting(_) => return self.on_connected(t, index),
+                _ => {}
+            }
+        }
+        if !flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR) {
+            return;
+        }
+        let Some(slot) = self.slots.get(index, life) else {
+            return;
+        };
+        match slot.phase {
+            Phase::Open { peer, .. } => {
+                if let Err(reason) = self.read_frames(t, index, peer) {
+                    self.close_peer(t, peer, reason);
+                }
+            }
+            Phase::Connecting(_) => self.on_connected(t, index),
+            Phase::Draining => self.drain(index),
+            _ => self.read_handshake(t, index),
+        }
+    }
+
+    fn on_room(&mut self, t: &Transport, connection: &Arc<Connection>) {
+        let sent = connection.flush(true);
+        if sent == Sent::Full {
+            return;
+        }
+        let Some((socket, token)) = connection.opened() else {
+            return;
+        };
+        let _ = self
+            .poller
+            .modify(&**socket, Source::decode(*token), EventFlags::IN);
+        // A sender may have filled the socket again and asked for this notice before it was withdrawn.
+        if connection.is_armed() {
+            t.see_to(connection, Sent::Full);
+        }
+    }
+
+    /// Reads a connection once. False if nothing was there.
+    fn read_frames(
+        &mut self,
+        t: &Transport,
+        index: u32,
+        peer: ProcId,
+    ) -> Result<bool, CloseReason> {
+        let Some(slot) = self.slots.at(index) else {
+            return Ok(false);
+        };
+        let mut passed = Vec::new();
+        let read = read_once(t, slot, peer, &mut self.buffer, &mut passed);
+        for (preface, fd) in passed {
+            self.on_passed(t, peer, preface, fd);
+        }
+        let read = read?;
+        self.told |= read.frames;
+        Ok(read.bytes)
+    }
+
+    /// Hands out what a peer sent before it ended, on all of its connections: it may have sent on another
+    /// than the one whose end was noticed first.
+    fn read_last_words(&mut self, t: &Transport, peer: ProcId) {
+        for index in self.slots.of_peer(peer) {
+            let is_open = |slot: &mut Slot| matches!(slot.phase, Phase::Open { .. });
+            if !self.slots.at(index).is_some_and(is_open) {
+                continue;
+            }
+            for _ in 0..LAST_READS_MAX {
+                if !matches!(self.read_frames(t, index, peer), Ok(true)) {
+                    break;
+                }
+            }
+        }
+    }
+
+    // ---- handshakes
+
+    fn insert(
+        &mut self,
+        socket: Arc<Socket>,
+        phase: Phase,
+        flags: EventFlags,
+        until: Instant,
+    ) -> Option<u32> {
+        let (index, source) = self.slots.insert(Slot::new(Arc::clone(&socket), phase));
+        if self.poller.add(&*socket, source, flags).is_err() {
+            self.slots.remove(index);
+            return None;
+        }
+        if let Source::Connection { life, .. } = source {
+            self.deadlines.push_back((until, index, life));
+        }
+        Some(index)
+    }
+
+    fn remove(&mut self, index: u32) {
+        if let Some(slot) = self.slots.remove(index) {
+            self.poller.delete(&*slot.socket);
+        }
+        self.admit();
+    }
+
+    fn accept(&mut self, t: &Transport, index: usize) {
+        for _ in 0..ACCEPTS_PER_TURN {
+            if self.slots.strangers() >= STRANGERS_MAX {
+                return self.set_accepting(Accepting::WhenFewer);
+            }
+            match socket::accept(&self.listeners[index]) {
+                Ok(socket) => {
+                    socket.set_no_delay();
+                    let phase = Phase::Preface(Message::default());
+                    let until = Instant::now() + HANDSHAKE_S_MAX;
+                    self.insert(Arc::new(socket), phase, EventFlags::IN, until);
+                }
+                Err(Errno::AGAIN) => return,
+                Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
+                    self.warn(
+                        t,
+                        "no descriptor is left for a new connection; raise the limit (ulimit -n)",
+                    );
+                    return self.set_accepting(Accepting::At(Instant::now() + ACCEPT_PAUSE));
+                }
+                // The connection was given up by its peer.
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn set_accepting(&mut self, accepting: Accepting) {
+        if self.accepting == accepting {
+            return;
+        }
+        let flags = if accepting == Accepting::Always {
+            EventFlags::IN
+        } else {
+            EventFlags::empty()
+        };
+        for (index, listener) in self.listeners.iter().enumerate() {
+            let _ = self
+                .poller
+                .modify(listener, Source::Listener(index as u32), flags);
+        }
+        self.accepting = accepting;
+    }
+
+    /// Lets waiting strangers in, when there is room.
+    fn admit(&mut self) {
+        if self.slots.strangers() < STRANGERS_MAX && self.accepting == Accepting::WhenFewer {
+            self.set_accepting(Accepting::Always);
+        }
+    }
+
+    fn on_passed(&mut self, t: &Transport, from: ProcId, preface: [u8; PREFACE_LEN], fd: OwnedFd) {
+        if from != t.node || self.passed.len() >= PASSED_MAX {
+            return self.warn(
+                t,
+                "a passed connection was dropped: too many, or not from the node",
+            );
+        }
+        self.passed.push_back((preface, fd));
+        self.admit_passed(t);
+    }
+
+    fn admit_passed(&mut self, t: &Transport) {
+        while self.slots.strangers() < STRANGERS_MAX {
+            let Some((preface, fd)) = self.passed.pop_front() else {
+                return;
+            };
+            if socket::set_nonblocking(&fd).is_err() {
+                continue;
+            }
+            let phase = Phase::Preface(Message::default());
+            let until = Instant::now() + HANDSHAKE_S_MAX;
+            let socket = Arc::new(Socket::new(fd));
+            if let Some(index) = self.insert(socket, phase, EventFlags::IN, until) {
+                self.on_preface(t, index, &preface);
+            }
+        }
+    }
+
+    fn read_handshake(&mut self, t: &Transport, index: u32) {
+        let Some(slot) = self.slots.at(index) else {
+            return;
+        };
+        let (message, wanted) = match &mut slot.phase {
+            Phase::Preface(message) => (message, PREFACE_LEN),
+            Phase::Accepting(machine, message) => (message, machine.wants()),
+            Phase::Greeting(machine, message, _) => (message, machine.wants()),
+            Phase::Connecting(_) | Phase::Open { .. } | Phase::Draining => return,
+        };
+        match slot.socket.receive_plain(message.room(wanted)) {
+            Ok(0) => self.fail(t, index, CloseReason::Closed),
+            Ok(len) => {
+                if let Some(bytes) = message.advance(len) {
+                    self.on_message(t, index, &bytes);
+                }
+            }
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(error) => self.fail(t, index, CloseReason::Io(error.into())),
+        }
+    }
+
+    fn on_message(&mut self, t: &Transport, index: u32, bytes: &[u8]) {
+        let Some(slot) = self.slots.at(index) else {
+            return;
+        };
+        let step = match &mut slot.phase {
+            Phase::Preface(_) => {
+                // The length is what was asked for.
+                let preface = bytes.try_into().expect("a whole preface");
+                return self.on_preface(t, index, preface);
+            }
+            Phase::Accepting(machine, _) => machine.handle(bytes),
+            Phase::Greeting(machine, ..) => machine.handle(bytes),
+            Phase::Connecting(_) | Phase::Open { .. } | Phase::Draining => return,
+        };
+        match step {
+            Ok(Step::Send(answer)) => self.say(t, index, &answer),
+            Ok(Step::Done { peer, send }) => {
+                if !send.is_empty() {
+                    self.say(t, index, &send);
+                }
+                self.on_proven(t, index, peer);
+            }
+            Err(error) => self.fail(t, index, CloseReason::Handshake(error)),
+        }
+    }
+
+    /// Routes a stranger to the process it wants.
+    fn on_preface(&mut self, t: &Transport, index: u32, bytes: &[u8; PREFACE_LEN]) {
+        let preface = match Preface::decode(bytes)
+            .and_then(|p| p.check(&t.credentials.session).map(|()| p))
+        {
+            Ok(preface) => preface,
+            Err(error) => return self.fail(t, index, CloseReason::Handshake(error)),
+        };
+        let target = preface.target;
+        if target == t.me.proc || self.listeners.is_empty() {
+            return match Acceptor::new(&t.me, &t.credentials, bytes, nonce()) {
+                Ok(machine) => self
+                    .slots
+                    .set_phase(index, Phase::Accepting(machine, Message::default())),
+                Err(error) => self.fail(t, index, CloseReason::Handshake(error)),
+            };
+        }
+        let joined = t
+            .peers
+            .read()
+            .get(&target)
+            .filter(|p| p.info.is_some())
+            .map(|p| Arc::clone(&p.connection));
+        let Some(connection) = joined else {
+            let error = HandshakeError::UnknownTarget { target };
+            return self.fail(t, index, CloseReason::Handshake(error));
+        };
+        let Some(slot) = self.slots.remove(index) else {
+            return;
+        };
+        self.poller.delete(&*slot.socket);
+        let header = Header {
+            body_len: PREFACE_LEN as u32,
+            kind: PASS_CONN,
+            flags: FLAG_FD,
+            corr: 0,
+        };
+        let sent = connection.send_now(&header.encode(), &[bytes], Some(slot.socket.as_fd()));
+        t.see_to(&connection, sent);
+        self.admit();
+    }
+
+    /// Writes a handshake message, which always fits into the empty buffer of a new socket.
+    fn say(&mut self, t: &Transport, index: u32, bytes: &[u8]) {
+        let Some(slot) = self.slots.at(index) else {
+            return;
+        };
+        match slot.socket.send(&[IoSlice::new(bytes)], None) {
+            Ok(len) if len == bytes.len() => {}
+            Ok(_) => self.fail(
+                t,
+                index,
+                CloseReason::Io(std::io::ErrorKind::WriteZero.into()),
+            ),
+            Err(error) => self.fail(t, index, CloseReason::Io(error.into())),
+        }
+    }
+
+    fn on_proven(&mut self, t: &Transport, index: u32, peer: super::PeerInfo) {
+        let Some(slot) = self.slots.at(index) else {
+            return;
+        };
+        let socket = Arc::clone(&slot.socket);
+        let token = self.slots.source(index).encode();
+        let Some(slot) = self.slots.at(index) else {
+            return;
+        };
+        if let Phase::Greeting(_, _, connection) = &slot.phase {
+            let connection = Arc::clone(connection);
+            let phase = Phase::Open {
+                peer: peer.proc,
+                inbound: false,
+                connection: Arc::clone(&connection),
+            };
+            self.slots.set_phase(index, phase);
+            if let Some(entry) = t.peers.write().get_mut(&peer.proc) {
+                entry.info = Some(peer);
+            }
+            t.see_to(&connection, connection.open(socket, token));
+            if peer.proc == t.node && self.joining.is_some() {
+                self.joining = Some(Joining::Joined);
+            }
+            return;
+        }
+        if peer.proc == t.me.proc {
+            return self.remove(index);
+        }
+        // A process opens one connection at a time, so it gave an earlier one up, or it is a restarted
+        // copy. Either way what was agreed with the earlier one is void.
+        if self.slots.has_inbound(peer.proc) {
+            self.close_peer(t, peer.proc, CloseReason::Replaced);
+        }
+        let connection = Arc::new(Connection::new(peer.proc));
+        let phase = Phase::Open {
+            peer: peer.proc,
+            inbound: true,
+            connection: Arc::clone(&connection),
+        };
+        self.slots.set_phase(index, phase);
+        t.see_to(&connection, connection.open(socket, token));
+        t.note_joined(peer, connection);
+        self.told = true;
+        t.handler.on_joined(peer);
+        self.admit();
+        self.admit_passed(t);
+    }
+
+    fn drain(&mut self, index: u32) {
+        let Some(slot) = self.slots.at(index) else {
+            return;
+        };
+        match slot.socket.receive_plain(&mut self.buffer) {
+            Ok(1..) | Err(Errno::AGAIN | Errno::INTR) => {}
+            Ok(0) | Err(_) => self.remove(index),
+        }
+    }
+
+    // ---- connecting
+
+    fn connect(&mut self, t: &Transport, connection: Arc<Connection>, until: Instant) {
+        let target = connection.peer;
+        if !t.is_current(&connection) {
+            return;
+        }
+        if t.me.proc == t.node || target == t.me.proc {
+            // The node is connected to, and connects to nobody; nor does anyone to itself.
+            let error = HandshakeError::UnknownTarget { target };
+            return self.close_peer(t, target, CloseReason::Handshake(error));
+        }
+        let (socket, phase, flags) = match Socket::connect(&t.node_address) {
+            Ok(Connecting::Done(socket)) => (socket, Phase::Connecting(connection), EventFlags::IN),
+            Ok(Connecting::InProgress(socket)) => {
+                (socket, Phase::Connecting(connection), EventFlags::OUT)
+            }
+            Ok(Connecting::Full) => {
+                let again = Instant::now() + CONNECT_PAUSE;
+                if again < until {
+                    return self.retries.push((again, until, connection));
+                }
+                let error = std::io::ErrorKind::TimedOut.into();
+                return self.close_peer(t, target, CloseReason::Connect(error));
+            }
+            Err(error) => return self.close_peer(t, target, CloseReason::Connect(error)),
+        };
+        socket.set_no_delay();
+        let connected = flags == EventFlags::IN;
+        match self.insert(Arc::new(socket), phase, flags, until) {
+            Some(index) if connected => self.on_connected(t, index),
+            Some(_) => {}
+            None => {
+                let error = std::io::Error::last_os_error();
+                self.close_peer(t, target, CloseReason::Connect(error));
+            }
+        }
+    }
+
+    /// The socket is connected, or failed to.
+    fn on_connected(&mut self, t: &Transport, index: u32) {
+        let source = self.slots.source(index);
+        let Some(slot) = self.slots.at(index) else {
+            return;
+        };
+        let Phase::Connecting(connection) = &slot.phase else {
+            return;
+        };
+        let connection = Arc::clone(connection);
+        let socket = Arc::clone(&slot.socket);
+        if let Err(error) = socket.take_error() {
+            return self.fail(t, index, CloseReason::Connect(error));
+        }
+        let _ = self.poller.modify(&*socket, source, EventFlags::IN);
+        let (machine, first) = Connector::new(&t.me, &t.credentials, connection.peer, nonce());
+        self.slots.set_phase(
+            index,
+            Phase::Greeting(machine, Message::default(), connection),
+        );
+        self.say(t, index, &first);
+    }
+
+    // ---- endings
+
+    /// Ends one connection. If it was ours, or proven, its peer is lost.
+    fn fail(&mut self, t: &Transport, index: u32, reason: CloseReason) {
+        let Some(slot) = self.slots.at(index) else {
+            return;
+        };
+        if let Some(peer) = slot.phase.peer() {
+            return self.close_peer(t, peer, reason);
+        }
+        let CloseReason::Handshake(error) = &reason else {
+            return self.remove(index);
+        };
+        if let Some(answer) = error.refusal() {
+            let socket = Arc::clone(&slot.socket);
+            if socket.send(&[IoSlice::new(&answer)], None).is_ok() {
+                socket.shut_write();
+                return self.slots.set_phase(index, Phase::Draining);
+            }
+        }
+        let text = format!("a connection was closed before its handshake: {error}");
+        self.warn(t, &text);
+        self.remove(index);
+    }
+
+    /// Ends everything with a peer and tells the handler.
+    pub(super) fn close_peer(&mut self, t: &Transport, peer: ProcId, reason: CloseReason) {
+        if matches!(reason, CloseReason::Closed | CloseReason::Io(_)) {
+            self.read_last_words(t, peer);
+        }
+        if let Some(entry) = t.peers.write().remove(&peer) {
+            entry.connection.close();
+        }
+        for index in self.slots.of_peer(peer) {
+            self.remove(index);
+        }
+        self.retries
+            .retain(|(_, _, connection)| connection.peer != peer);
+        if peer == t.node && matches!(self.joining, Some(Joining::Pending)) {
+            self.joining = Some(Joining::Failed(reason));
+            return;
+        }
+        self.told = true;
+        t.handler.on_closed(peer, reason);
+    }
+
+    // ---- time
+
+    fn next_deadline(&mut self) -> Option<Instant> {
+        while let Some(&(_, index, life)) = self.deadlines.front() {
+            match self.slots.get(index, life) {
+                Some(slot) if slot.phase.is_handshake() => break,
+                _ => self.deadlines.pop_front(),
+            };
+        }
+        let accept = match self.accepting {
+            Accepting::At(at) => Some(at),
+            Accepting::Always | Accepting::WhenFewer => None,
+        };
+        let retry = self.retries.iter().map(|(at, ..)| *at).min();
+        let handshake = self.deadlines.front().map(|(at, ..)| *at);
+        [accept, retry, handshake].into_iter().flatten().min()
+    }
+
+    fn pass_deadlines(&mut self, t: &Transport) {
+        let Some(first) = self.next_deadline() else {
+            return;
+        };
+        let now = Instant::now();
+        if now < first {
+            return;
+        }
+        if matches!(self.accepting, Accepting::At(at) if at <= now) {
+            self.set_accepting(Accepting::Always);
+        }
+        while let Some(&(at, index, life)) = self.deadlines.front()
+            && at <= now
+        {
+            self.deadlines.pop_front();
+            match self.slots.get(index, life) {
+                Some(slot) if matches!(slot.phase, Phase::Draining) => self.remove(index),
+                Some(slot) if slot.phase.is_handshake() => {
+                    self.fail(t, index, CloseReason::HandshakeTimeout)
+                }
+                _ => {}
+            }
+        }
+        self.admit_passed(t);
+        let due = self
+            .retries
+            .extract_if(.., |(at, ..)| *at <= now)
+            .collect::<Vec<_>>();
+        for (_, until, connection) in due {
+            self.connect(t, connection, until);
+        }
+    }
+
+    fn warn(&mut self, t: &Transport, text: &str) {
+        let now = Instant::now();
+        if self.warned_at.is_none_or(|at| now - at >= WARNING_PAUSE) {
+            self.warned_at = Some(now);
+            t.handler.on_warning(text);
+        }
+    }
+}
+
+/// What a read brought.
+struct Read {
+    bytes: bool,
+    frames: bool,
+}
+
+/// Reads a connection once and hands out the frames that are complete.
+fn read_once(
+    t: &Transport,
+    slot: &mut Slot,
+    peer: ProcId,
+    buffer: &mut [u8],
+    passed: &mut Vec<([u8; PREFACE_LEN], OwnedFd)>,
+) -> Result<Read, CloseReason> {
+    let Slot {
+        socket,
+        assembler,
+        fds,
+        ..
+    } = slot;
+    let mut read = Read {
+        bytes: false,
+        frames: false,
+    };
+    let mut behind = if assembler.is_empty() {
+        let len = receive(socket, &mut [IoSliceMut::new(buffer)], fds)?;
+        read.bytes = len > 0;
+        &buffer[..len]
+    } else {
+        let (room, complete) = assembler.room();
+        let room_len = room.len();
+        let len = if complete {
+            receive(
+                socket,
+                &mut [IoSliceMut::new(room), IoSliceMut::new(buffer)],
+                fds,
+            )?
+        } else {
+            receive(socket, &mut [IoSliceMut::new(room)], fds)?
+        };
+        read.bytes = len > 0;
+        let inside = len.min(room_len);
+        assembler.advance(inside)?;
+        if let Some((header, body)) = assembler.finished() {
+            deliver(t, peer, header, body, fds, passed)?;
+            read.frames = true;
+            assembler.clear();
+        }
+        &buffer[..len - inside]
+    };
+    while !behind.is_empty() {
+        match frame::split(behind)? {
+            Split::Frame { header, body, rest } => {
+                deliver(t, peer, header, body, fds, passed)?;
+                read.frames = true;
+                behind = rest;
+            }
+            Split::Need { .. } => {
+                assembler.keep(behind)?;
+                break;
+            }
+        }
+    }
+    Ok(read)
+}
+
+/// Zero bytes mean that nothing was there after all.
+fn receive(
+    socket: &Socket,
+    parts: &mut [IoSliceMut<'_>],
+    fds: &mut VecDeque<Option<OwnedFd>>,
+) -> Result<usize, CloseReason> {
+    let len = match socket.receive(parts, fds) {
+        Ok(0) => return Err(CloseReason::Closed),
+        Ok(len) => len,
+        Err(Errno::AGAIN | Errno::INTR) => 0,
+        Err(error) => return Err(CloseReason::Io(error.into())),
+    };
+    if fds.len() > FDS_MAX {
+        Err(CloseReason::Descriptors)
+    } else {
+        Ok(len)
+    }
+}
+
+fn deliver(
+    t: &Transport,
+    from: ProcId,
+    header: Header,
+    body: &[u8],
+    fds: &mut VecDeque<Option<OwnedFd>>,
+    passed: &mut Vec<([u8; PREFACE_LEN], OwnedFd)>,
+) -> Result<(), CloseReason> {
+    let fd = if header.carries_fd() {
+        fds.pop_front().ok_or(CloseReason::Descriptors)?
+    } else {
+        None
+    };
+    if header.kind == PASS_CONN {
+        let preface = body.try_into().map_err(|_| CloseReason::Descriptors)?;
+        // Without a descriptor this process has none left; the stranger sees its connection end.
+        passed.extend(fd.map(|fd| (preface, fd)));
+        return Ok(());
+    }
+    let Header {
+        kind, flags, corr, ..
+    } = header;
+    t.handler.on_frame(
+        from,
+        Frame {
+            kind,
+            flags,
+            corr,
+            body,
+        },
+        fd,
+    );
+    Ok(())
+}
+
+fn nonce() -> [u8; 32] {
+    let mut nonce = [0; 32];
+    let filled = rustix::rand::getrandom(&mut nonce, rustix::rand::GetRandomFlags::empty());
+    // Up to 256 bytes are given whole and without an error once the system has started.
+    assert_eq!(filled, Ok(nonce.len()), "the system gives random bytes");
+    nonce
+}

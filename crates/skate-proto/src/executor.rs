@@ -1,0 +1,326 @@
+//! The executing side of a worker: what it was given, what runs, what it gives back.
+//!
+//! Work waits in one queue per concurrency group; plain tasks and calls without a group use the
+//! unnamed one. The shell's threads take from the queues. References in a piece of work have one
+//! local count each from its arrival until [`Executor::forget`] says which to release.
+//!
+//! Invariants: a task is queued or running, never both; a blocked worker has no plain task queued.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use crate::ids::{ActorId, FunctionId, ObjectId, ProcId, TaskId};
+use crate::msg::{ActorSpec, CallDef, Done, Msg, Push, Returns, Slot};
+use crate::owner::{Effect, Out};
+use crate::payload::{Blob, ErrorCode, Payload, Value};
+
+type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
+
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum WorkKind {
+    Task,
+    CreateActor,
+    Call,
+}
+
+/// One piece of work for a thread of this process.
+#[derive(Clone, Debug)]
+pub struct Work {
+    pub kind: WorkKind,
+    pub task: TaskId,
+    /// Where the answer goes.
+    pub owner: ProcId,
+    pub def: Arc<CallDef>,
+    /// The function or class itself, the first time that it is used here.
+    pub blob: Option<Blob>,
+    pub attempt: u32,
+    pub args: Payload,
+    pub deps: Vec<(Slot, ObjectId, Value)>,
+    pub gpu_ids: Vec<u32>,
+    pub actor: Option<ActorLife>,
+}
+
+/// What a worker that becomes an actor must know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ActorLife {
+    pub actor: ActorId,
+    pub incarnation: u32,
+    pub max_concurrency: u32,
+    pub is_async: bool,
+    pub groups: Vec<(String, u32)>,
+}
+
+#[derive(Debug)]
+struct Running {
+    owner: ProcId,
+    cancelled: bool,
+    /// Items that the consumer has taken, for back-pressure.
+    items_taken: u32,
+    consumer_gone: bool,
+}
+
+/// Whom the shell must interrupt after a cancellation.
+#[derive(Debug, PartialEq, Eq)]
+pub enum CancelStep {
+    Nothing,
+    /// It had not started and is answered.
+    Dequeued,
+    /// It runs on some thread.
+    Interrupt,
+}
+
+#[derive(Debug, Default)]
+pub struct Executor {
+    defs: Map<(ProcId, u32), Arc<CallDef>>,
+    blobs: Map<FunctionId, Blob>,
+    queues: Map<String, VecDeque<Work>>,
+    running: Map<TaskId, Running>,
+    blocked: u32,
+    pub is_actor: bool,
+    pub is_async: bool,
+    pub exiting: bool,
+}
+
+impl Executor {
+    pub fn handle_define(&mut self, from: ProcId, id: u32, def: Arc<CallDef>, blob: Option<Blob>) {
+        if let Some(blob) = blob {
+            self.blobs.entry(def.function).or_insert(blob);
+        }
+        self.defs.insert((from, id), def);
+    }
+
+    /// Takes a task or call; the caller has counted its references.
+    /// Returns the group whose queue it joined.
+    pub fn handle_push(&mut self, from: ProcId, push: Push, out: &mut Out) -> Option<String> {
+        let Some(def) = self.defs.get(&(from, push.def)).cloned() else {
+            let error = Payload::error(ErrorCode::Other, "The worker was sent a call that it does not know.");
+            self.answer(from, push.task, vec![Value::Inline(error)], false, 0, 0, out);
+            return None;
+        };
+        if (self.blocked > 0 || self.exiting) && !self.is_actor {
+            out.push(Effect::Send { to: from, msg: Msg::Returned { tasks: vec![push.task] }, urgent: true });
+            return None;
+        }
+        let kind = if def.actor.is_some() { WorkKind::Call } else { WorkKind::Task };
+        let group = def.group.clone();
+        let work = Work {
+            kind, task: push.task, owner: from, def, blob: None, attempt: push.attempt, args: push.args,
+            deps: push.deps, gpu_ids: push.gpu_ids, actor: None,
+        };
+        let known = self.queues.contains_key(&group);
+        let group = if known { group } else { String::new() };
+        self.queues.entry(group.clone()).or_default().push_back(work);
+        Some(group)
+    }
+
+    /// This worker becomes an actor.
+    pub fn handle_actor_init(&mut self, spec: ActorSpec, incarnation: u32, gpu_ids: Vec<u32>, owner: ProcId) {
+        self.is_actor = true;
+        self.is_async = spec.is_async;
+        for (group, _) in &spec.groups {
+            self.queues.entry(group.clone()).or_default();
+        }
+        let def = CallDef {
+            function: spec.class, name: spec.name, method: "__init__".into(), group: String::new(),
+            returns: Returns::Count(0), retry_exceptions: false, backpressure: 0, actor: Some(spec.actor),
+        };
+        let life = ActorLife {
+            actor: spec.actor, incarnation, max_concurrency: spec.max_concurrency, is_async: spec.is_async, groups: spec.groups,
+        };
+        let work = Work {
+            kind: WorkKind::CreateActor, task: spec.task, owner, def: Arc::new(def), blob: Some(spec.blob),
+            attempt: incarnation, args: spec.args, deps: spec.deps, gpu_ids, actor: Some(life),
+        };
+        self.queues.entry(String::new()).or_default().push_front(work);
+    }
+
+    #[must_use]
+    pub fn has_work(&self, group: &str) -> bool {
+        self.queues.get(group).is_some_and(|queue| !queue.is_empty())
+    }
+
+    #[must_use]
+    pub fn has_any_work(&self) -> bool {
+        self.queues.values().any(|queue| !queue.is_empty())
+    }
+
+    /// The next piece of work for a thread of `group`; it counts as running from now on.
+    pub fn take(&mut self, group: &str) -> Option<Work> {
+        let mut work = self.queues.get_mut(group)?.pop_front()?;
+        let running = Running { owner: work.owner, cancelled: false, items_taken: 0, consumer_gone: false };
+        self.running.insert(work.task, running);
+        if work.blob.is_none() {
+            // Handed to Python once; Python keeps the function.
+            work.blob = self.blobs.remove(&work.def.function);
+        }
+        Some(work)
+    }
+
+    /// Any group's work, for event loops, which run them all on one thread.
+    pub fn take_any(&mut self) -> Option<Work> {
+        let mut groups: Vec<&String> = self.queues.iter().filter(|(_, q)| !q.is_empty()).map(|(g, _)| g).collect();
+        groups.sort_unstable();
+        let group = groups.first().map(|g| (*g).clone())?;
+        self.take(&group)
+    }
+
+    /// A running task ended; sends its results (references handed over by the caller).
+    pub fn answer(&mut self, owner: ProcId, task: TaskId, results: Vec<Value>, retryable: bool, run_ns: u64, items: u32, out: &mut Out) {
+        self.running.remove(&task);
+        let urgent = !self.has_any_work();
+        let done = Done { task, results, retryable, run_ns, items };
+        out.push(Effect::Send { to: owner, msg: Msg::Done(done), urgent });
+    }
+
+    /// A running task ended without an answer of its own.
+    pub fn left(&mut self, task: TaskId) {
+        self.running.remove(&task);
+    }
+
+    /// The references that a piece of work counts, to release when it is dropped.
+    #[must_use]
+    pub fn counted(args: &Payload, deps: &[(Slot, ObjectId, Value)]) -> Vec<ObjectId> {
+        let mut ids = args.refs.clone();
+        for (_, id, value) in deps {
+            ids.extend_from_slice(value.refs());
+            if matches!(value, Value::Stored { .. }) {
+                ids.push(*id);
+            }
+        }
+        ids
+    }
+
+    /// This worker's main thread begins to wait: plain tasks that have not started go back.
+    /// Returns their counted references.
+    pub fn block(&mut self, out: &mut Out) -> Vec<ObjectId> {
+        self.blocked += 1;
+        if self.blocked > 1 || self.is_actor {
+            return Vec::new();
+        }
+        let mut by_owner: Vec<(ProcId, Vec<TaskId>)> = Vec::new();
+        let mut counted = Vec::new();
+        // The running task's owner learns that the worker is blocked even when nothing goes back.
+        for running in self.running.values() {
+            if !by_owner.iter().any(|(owner, _)| *owner == running.owner) {
+                by_owner.push((running.owner, Vec::new()));
+            }
+        }
+        let queue = self.queues.get_mut("").map(std::mem::take).unwrap_or_default();
+        for work in queue {
+            counted.extend(Self::counted(&work.args, &work.deps));
+            if let Some((_, tasks)) = by_owner.iter_mut().find(|(owner, _)| *owner == work.owner) {
+                tasks.push(work.task);
+            } else {
+                by_owner.push((work.owner, vec![work.task]));
+            }
+        }
+        by_owner.sort_unstable_by_key(|(owner, _)| *owner);
+        for (to, tasks) in by_owner {
+            out.push(Effect::Send { to, msg: Msg::Blocked { tasks }, urgent: true });
+        }
+        counted
+    }
+
+    /// This worker will end: what has not started goes back, and nothing more is taken.
+    pub fn leave(&mut self, out: &mut Out) -> Vec<ObjectId> {
+        self.exiting = true;
+        let mut counted = Vec::new();
+        if !self.is_actor {
+            for work in self.queues.get_mut("").map(std::mem::take).unwrap_or_default() {
+                counted.extend(Self::counted(&work.args, &work.deps));
+                out.push(Effect::Send { to: work.owner, msg: Msg::Returned { tasks: vec![work.task] }, urgent: true });
+            }
+        }
+        counted
+    }
+
+    pub fn unblock(&mut self, out: &mut Out) {
+        self.blocked -= 1;
+        if self.blocked > 0 || self.is_actor {
+            return;
+        }
+        let mut owners: Vec<ProcId> = self.running.values().map(|r| r.owner).collect();
+        owners.sort_unstable();
+        owners.dedup();
+        for to in owners {
+            out.push(Effect::Send { to, msg: Msg::Unblocked, urgent: false });
+        }
+    }
+
+    /// Gives back up to `max` tasks from the end of the queue.
+    pub fn handle_steal(&mut self, from: ProcId, max: u32, out: &mut Out) -> Vec<ObjectId> {
+        let mut tasks = Vec::new();
+        let mut counted = Vec::new();
+        if let (false, Some(queue)) = (self.is_actor, self.queues.get_mut("")) {
+            while tasks.len() < max as usize && queue.back().is_some_and(|work| work.owner == from) {
+                let Some(work) = queue.pop_back() else { break };
+                counted.extend(Self::counted(&work.args, &work.deps));
+                tasks.push(work.task);
+            }
+        }
+        tasks.reverse();
+        out.push(Effect::Send { to: from, msg: Msg::Returned { tasks }, urgent: true });
+        counted
+    }
+
+    pub fn handle_cancel(&mut self, task: TaskId, out: &mut Out) -> (CancelStep, Vec<ObjectId>) {
+        for queue in self.queues.values_mut() {
+            if let Some(at) = queue.iter().position(|w| w.task == task) {
+                let Some(work) = queue.remove(at) else { continue };
+                let error = Payload::error(ErrorCode::Cancelled, &format!("Task {task} was cancelled before it started."));
+                let counted = Self::counted(&work.args, &work.deps);
+                self.answer(work.owner, task, vec![Value::Inline(error)], false, 0, 0, out);
+                return (CancelStep::Dequeued, counted);
+            }
+        }
+        let Some(running) = self.running.get_mut(&task) else { return (CancelStep::Nothing, Vec::new()) };
+        running.cancelled = true;
+        (CancelStep::Interrupt, Vec::new())
+    }
+
+    #[must_use]
+    pub fn is_cancelled(&self, task: TaskId) -> bool {
+        self.running.get(&task).is_some_and(|r| r.cancelled || r.consumer_gone)
+    }
+
+    pub fn handle_items_taken(&mut self, task: TaskId, taken: u32) {
+        if let Some(running) = self.running.get_mut(&task) {
+            running.items_taken = running.items_taken.max(taken);
+        }
+    }
+
+    #[must_use]
+    pub fn items_taken(&self, task: TaskId) -> Option<u32> {
+        self.running.get(&task).map(|r| r.items_taken)
+    }
+
+    /// An owner ended: its queued work is dropped, its running work is not wanted any more.
+    /// Returns counted references, and the tasks to interrupt.
+    pub fn handle_process_gone(&mut self, proc: ProcId) -> (Vec<ObjectId>, Vec<TaskId>) {
+        let mut counted = Vec::new();
+        for queue in self.queues.values_mut() {
+            queue.retain(|work| {
+                let keep = work.owner != proc || work.kind == WorkKind::CreateActor;
+                if !keep {
+                    counted.extend(Self::counted(&work.args, &work.deps));
+                }
+                keep
+            });
+        }
+        self.defs.retain(|(from, _), _| *from != proc);
+        let mut tasks = Vec::new();
+        for (task, running) in &mut self.running {
+            if running.owner == proc && !self.is_actor {
+                running.consumer_gone = true;
+                tasks.push(*task);
+            }
+        }
+        tasks.sort_unstable();
+        (counted, tasks)
+    }
+
+    #[must_use]
+    pub fn running_count(&self) -> usize {
+        self.running.len()
+    }
+}

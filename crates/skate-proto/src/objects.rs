@@ -1,0 +1,421 @@
+//! The reference protocol: who keeps which object alive.
+//!
+//! Each object has one owner, the process named in its id. Every other process that holds it is a
+//! *borrower*. A reference never travels alone: it sits in a message, and the sender *hands it over*,
+//! which costs the owner's books one *token* for the receiver:
+//!
+//! - the sender is the owner: it writes the token down and sends the message;
+//! - the receiver is the owner: nothing to write, its own count goes up on arrival, before the sender's
+//!   `Release`, which travels behind on the same connection;
+//! - neither: the sender tells the owner (`AddBorrower`) and sends the message without delay. Should the
+//!   receiver give the token back before the owner has heard of it, its balance is minus one for a
+//!   moment; the object is safe, because the sender's own `Release` travels behind its `AddBorrower`.
+//!
+//! A receiver adds up its tokens and gives all of them back when its last local count goes. So at each
+//! moment an object that anyone can reach is counted at its owner, or held by a process that is.
+//! (Weighted counting, Bevan 1987, would save the third case's message, but could not tell the owner
+//! who died.)
+//!
+//! Local counts are taken by Python references, by payloads that contain the reference, by arguments
+//! of unfinished tasks, and by live views on shared memory: one protocol, no second way to pin.
+//!
+//! Invariants: an entry exists exactly while something counts it; the references inside a value are
+//! counted while the value is kept; a freed block is freed once.
+
+use std::collections::HashMap;
+
+use smallvec::SmallVec;
+
+use crate::ids::{ObjectId, ProcId, TaskId};
+use crate::location::Location;
+use crate::msg::Msg;
+use crate::owner::{Effect, Out};
+use crate::payload::{ErrorCode, Payload, Value};
+
+/// A local party that waits for objects; numbered by the shell.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WaiterId(pub u64);
+
+#[derive(Debug, Default)]
+pub(crate) struct Entry {
+    pub(crate) value: Option<Value>,
+    local: u32,
+    /// Owner: tokens out, by process. A balance may be negative for a moment.
+    borrowers: SmallVec<[(ProcId, i32); 1]>,
+    /// Borrower: tokens to give back.
+    tokens: u32,
+    waiters: SmallVec<[WaiterId; 1]>,
+    /// Owner: processes that want the value when it is there.
+    resolvers: SmallVec<[ProcId; 1]>,
+    /// Unfinished tasks of this process that have it as an argument.
+    pub(crate) dependents: SmallVec<[TaskId; 1]>,
+    resolving: bool,
+    /// Owner: the task that can make it again.
+    pub(crate) lineage: Option<TaskId>,
+}
+
+#[derive(Debug)]
+pub struct Objects {
+    me: ProcId,
+    entries: HashMap<ObjectId, Entry, foldhash::fast::RandomState>,
+    /// Processes that have ended; their numbers are never used again.
+    dead: HashMap<ProcId, Box<str>, foldhash::fast::RandomState>,
+}
+
+/// What became of an entry, for the machines that hold more about it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Gone {
+    pub(crate) lineage: Vec<TaskId>,
+    pub(crate) actors: Vec<ObjectId>,
+}
+
+impl Objects {
+    #[must_use]
+    pub fn new(me: ProcId) -> Self {
+        Self { me, entries: HashMap::default(), dead: HashMap::default() }
+    }
+
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    #[must_use]
+    pub fn is_owned(&self, id: ObjectId) -> bool {
+        id.owner() == self.me
+    }
+
+    #[must_use]
+    pub fn value(&self, id: ObjectId) -> Option<&Value> {
+        self.entries.get(&id)?.value.as_ref()
+    }
+
+    #[must_use]
+    pub fn is_ready(&self, id: ObjectId) -> bool {
+        self.value(id).is_some()
+    }
+
+    #[must_use]
+    pub fn is_known(&self, id: ObjectId) -> bool {
+        self.entries.contains_key(&id)
+    }
+
+    pub(crate) fn entry(&mut self, id: ObjectId) -> Option<&mut Entry> {
+        self.entries.get_mut(&id)
+    }
+
+    /// A new owned object with one local count.
+    pub(crate) fn create(&mut self, id: ObjectId, value: Option<Value>, lineage: Option<TaskId>) {
+        debug_assert!(self.is_owned(id));
+        let entry = Entry { value, local: 1, lineage, ..Entry::default() };
+        let before = self.entries.insert(id, entry);
+        assert!(before.is_none(), "object {id} was created twice");
+    }
+
+    /// One more local count. An unknown id becomes a borrowed entry without tokens: its owner may
+    /// not know of it, and its value comes from asking.
+    pub fn retain(&mut self, id: ObjectId) {
+        self.entries.entry(id).or_default().local += 1;
+    }
+
+    /// A token that this process takes for itself.
+    pub(crate) fn adopt_token(&mut self, id: ObjectId) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.tokens += 1;
+        }
+    }
+
+    /// References that arrived in a message: one local count each, and a token unless they are ours.
+    pub fn arrive(&mut self, refs: &[ObjectId]) {
+        for &id in refs {
+            let token = u32::from(!self.is_owned(id));
+            let entry = self.entries.entry(id).or_default();
+            entry.local += 1;
+            entry.tokens += token;
+        }
+    }
+
+    /// Before `refs` are sent to `to`.
+    pub fn hand_over(&mut self, refs: &[ObjectId], to: ProcId, out: &mut Out) {
+        for &id in refs {
+            if id.owner() == to || to == self.me || self.dead.contains_key(&to) || self.dead.contains_key(&id.owner()) {
+                continue;
+            }
+            if self.is_owned(id) {
+                let entry = self.entries.entry(id).or_default();
+                add(&mut entry.borrowers, to, 1);
+            } else {
+                out.send(id.owner(), Msg::AddBorrower { object: id, proc: to });
+            }
+        }
+    }
+
+    pub(crate) fn handle_add_borrower(&mut self, id: ObjectId, proc: ProcId, gone: &mut Gone, out: &mut Out) {
+        if proc == self.me || self.dead.contains_key(&proc) {
+            return;
+        }
+        // An object that is not known any more was freed after a death took the sender's tokens.
+        if let Some(entry) = self.entries.get_mut(&id) {
+            add(&mut entry.borrowers, proc, 1);
+            self.sweep(id, gone, out);
+        }
+    }
+
+    pub(crate) fn handle_release(&mut self, from: ProcId, id: ObjectId, tokens: u32, gone: &mut Gone, out: &mut Out) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        add(&mut entry.borrowers, from, -i32::try_from(tokens).unwrap_or(i32::MAX));
+        self.sweep(id, gone, out);
+    }
+
+    /// One local count less.
+    pub(crate) fn release(&mut self, id: ObjectId, gone: &mut Gone, out: &mut Out) {
+        // The entry of a dead owner may have been swept already.
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        assert!(entry.local > 0, "object {id} was released more often than retained");
+        entry.local -= 1;
+        if entry.local == 0 {
+            self.sweep(id, gone, out);
+        }
+    }
+
+    /// Removes an entry that nothing counts, and whatever only it kept alive.
+    fn sweep(&mut self, id: ObjectId, gone: &mut Gone, out: &mut Out) {
+        // A worklist, because values may nest deeply.
+        let mut work: SmallVec<[ObjectId; 4]> = SmallVec::new();
+        work.push(id);
+        while let Some(id) = work.pop() {
+            let Some(entry) = self.entries.get(&id) else { continue };
+            if entry.local > 0 || !entry.borrowers.is_empty() {
+                continue;
+            }
+            let Some(entry) = self.entries.remove(&id) else { continue };
+            if entry.tokens > 0 {
+                out.send(id.owner(), Msg::Release { object: id, tokens: entry.tokens });
+            }
+            if id.index == ObjectId::ACTOR_INDEX && id.owner() == self.me {
+                gone.actors.push(id);
+            }
+            gone.lineage.extend(entry.lineage);
+            if let Some(value) = entry.value {
+                if let (Value::Stored { location, .. }, true) = (&value, id.owner() == self.me) {
+                    out.push(Effect::Free(*location));
+                }
+                for &inner in value.refs() {
+                    if let Some(inner_entry) = self.entries.get_mut(&inner) {
+                        inner_entry.local -= 1;
+                        if inner_entry.local == 0 {
+                            work.push(inner);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Drops a value that has no entry to live in: its references and its block.
+    pub(crate) fn discard(&mut self, value: &Value, gone: &mut Gone, out: &mut Out) {
+        for &inner in value.refs() {
+            self.release(inner, gone, out);
+        }
+        if let Value::Stored { location, .. } = value {
+            out.push(Effect::Free(*location));
+        }
+    }
+
+    /// The value of an owned object is there (its references were counted by `arrive` or by the
+    /// caller). Returns the tasks that waited for it.
+    pub(crate) fn fulfil(&mut self, id: ObjectId, value: Value, gone: &mut Gone, out: &mut Out) -> SmallVec<[TaskId; 1]> {
+        let owned = self.is_owned(id);
+        let Some(entry) = self.entries.get_mut(&id) else {
+            if owned {
+                self.discard(&value, gone, out);
+            } else {
+                for &inner in value.refs() {
+                    self.release(inner, gone, out);
+                }
+            }
+            return SmallVec::new();
+        };
+        if entry.value.is_some() {
+            // Made twice, by a retry after a partial loss: the first stays.
+            if owned {
+                self.discard(&value, gone, out);
+            } else {
+                for &inner in value.refs() {
+                    self.release(inner, gone, out);
+                }
+            }
+            return SmallVec::new();
+        }
+        entry.value = Some(value);
+        entry.resolving = false;
+        for waiter in entry.waiters.drain(..) {
+            out.push(Effect::Notify(waiter));
+        }
+        let dependents = std::mem::take(&mut entry.dependents);
+        let resolvers = std::mem::take(&mut entry.resolvers);
+        for to in resolvers {
+            self.send_value(id, to, out);
+        }
+        dependents
+    }
+
+    /// The value of an owned object was lost; readers wait again.
+    pub(crate) fn forget_value(&mut self, id: ObjectId, gone: &mut Gone, out: &mut Out) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        if let Some(value) = entry.value.take() {
+            for &inner in value.refs() {
+                self.release(inner, gone, out);
+            }
+        }
+    }
+
+    /// Gives an object whose owner has ended, and which came here since, its last value.
+    pub(crate) fn doom(&mut self, id: ObjectId) {
+        let Some(cause) = self.dead.get(&id.owner()) else { return };
+        let error = owner_died(id, cause);
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.value.get_or_insert(error);
+        }
+    }
+
+    /// Adds a waiter; true if the value is there already (then nothing was added).
+    pub fn watch(&mut self, id: ObjectId, waiter: WaiterId, out: &mut Out) -> bool {
+        let owned = self.is_owned(id);
+        self.doom(id);
+        let entry = self.entries.entry(id).or_default();
+        if entry.value.is_some() {
+            return true;
+        }
+        entry.waiters.push(waiter);
+        if !owned {
+            self.resolve(id, out);
+        }
+        false
+    }
+
+    pub fn unwatch(&mut self, id: ObjectId, waiter: WaiterId) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.waiters.retain(|w| *w != waiter);
+        }
+    }
+
+    /// Asks the owner for a borrowed object's value, once.
+    pub(crate) fn resolve(&mut self, id: ObjectId, out: &mut Out) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        if entry.value.is_none() && !entry.resolving {
+            entry.resolving = true;
+            out.send(id.owner(), Msg::Resolve { object: id });
+        }
+    }
+
+    pub(crate) fn handle_resolve(&mut self, from: ProcId, id: ObjectId, out: &mut Out) {
+        match self.entries.get_mut(&id) {
+            Some(entry) if entry.value.is_some() => self.send_value(id, from, out),
+            Some(entry) => {
+                if !entry.resolvers.contains(&from) {
+                    entry.resolvers.push(from);
+                }
+            }
+            None => {
+                let text = format!(
+                    "Object {id} is not known to its owner any more: every reference that the owner knew of was \
+                     dropped. Keep the ObjectRef, or pass it inside task arguments or other objects rather than as bytes."
+                );
+                let value = Value::Inline(Payload::error(ErrorCode::ObjectLost, &text));
+                out.send(from, Msg::Resolved { object: id, value });
+            }
+        }
+    }
+
+    fn send_value(&mut self, id: ObjectId, to: ProcId, out: &mut Out) {
+        let Some(value) = self.value(id).cloned() else { return };
+        self.hand_over(value.refs(), to, out);
+        out.send(to, Msg::Resolved { object: id, value });
+    }
+
+    /// A process is gone: its tokens are void, what it owned will not come.
+    ///
+    /// Returns borrowed objects that will never have a value.
+    pub(crate) fn handle_process_gone(&mut self, proc: ProcId, cause: &str, gone: &mut Gone, out: &mut Out) -> Vec<ObjectId> {
+        self.dead.insert(proc, cause.into());
+        let mut swept = Vec::new();
+        let mut orphans = Vec::new();
+        for (&id, entry) in &mut self.entries {
+            let before = entry.borrowers.len();
+            entry.borrowers.retain(|(p, _)| *p != proc);
+            entry.resolvers.retain(|p| *p != proc);
+            if entry.borrowers.len() != before && entry.borrowers.is_empty() && entry.local == 0 {
+                swept.push(id);
+            }
+            if id.owner() == proc {
+                entry.tokens = 0;
+                if entry.value.is_none() {
+                    orphans.push(id);
+                }
+            }
+        }
+        swept.sort_unstable();
+        orphans.sort_unstable();
+        for id in swept {
+            self.sweep(id, gone, out);
+        }
+        orphans
+    }
+
+    /// Blocks of a segment that owned values occupy.
+    #[must_use]
+    pub fn blocks_in(&self, segment: crate::ids::SegmentId) -> Vec<(u64, u64)> {
+        let mut blocks: Vec<_> = self
+            .entries
+            .iter()
+            .filter(|(id, _)| id.owner() == self.me)
+            .filter_map(|(_, entry)| match &entry.value {
+                Some(Value::Stored { location, .. }) if location.segment == segment => Some((location.offset, location.len)),
+                _ => None,
+            })
+            .collect();
+        blocks.sort_unstable();
+        blocks
+    }
+
+    #[must_use]
+    pub fn location(&self, id: ObjectId) -> Option<Location> {
+        match self.value(id)? {
+            Value::Stored { location, .. } => Some(*location),
+            Value::Inline(_) => None,
+        }
+    }
+
+    /// Counts of an entry, for tests and explanations: (local, tokens out, tokens in).
+    #[must_use]
+    pub fn counts(&self, id: ObjectId) -> Option<(u32, i32, u32)> {
+        let entry = self.entries.get(&id)?;
+        Some((entry.local, entry.borrowers.iter().map(|(_, n)| n).sum(), entry.tokens))
+    }
+}
+
+/// What readers get of an object whose owner ended before the value was known here.
+pub(crate) fn owner_died(id: ObjectId, cause: &str) -> Value {
+    let text = format!(
+        "Object {id} will never have a value here: the process that owned it has ended ({cause}). Create the object in a \
+         process that outlives its readers, such as the driver or a detached actor."
+    );
+    Value::Inline(Payload::error(ErrorCode::OwnerDied, &text))
+}
+
+fn add(borrowers: &mut SmallVec<[(ProcId, i32); 1]>, proc: ProcId, tokens: i32) {
+    if let Some(at) = borrowers.iter().position(|(p, _)| *p == proc) {
+        borrowers[at].1 = borrowers[at].1.saturating_add(tokens);
+        if borrowers[at].1 == 0 {
+            borrowers.swap_remove(at);
+        }
+    } else {
+        borrowers.push((proc, tokens));
+    }
+}

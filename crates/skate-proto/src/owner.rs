@@ -1,0 +1,230 @@
+//! What one process owns: its objects, the tasks that make them, the workers it was lent, and its
+//! ends of actors' queues.
+//!
+//! This file holds the state, the effects and the way in for messages; the rules live in `objects`
+//! (references), `tasks` (dependencies, results, retries, cancellation), `leases` (workers and
+//! pipelining), `actors` and `streams`. Every entry point takes an [`Out`] to write effects to; they
+//! must be performed in order, and before the next entry point is called.
+
+use std::collections::HashMap;
+
+use crate::actors::{ActorClient, Creation};
+use crate::ids::{ActorId, LeaseId, NodeKey, ObjectId, ProcId, SegmentId, TaskId};
+use crate::leases::{ClassId, Leases};
+use crate::location::Location;
+use crate::msg::{ActorSpec, Msg};
+use crate::objects::{Gone, Objects, WaiterId, owner_died};
+use crate::payload::{Blob, Value};
+use crate::streams::Stream;
+use crate::tasks::{Definition, TaskEntry};
+
+pub(crate) type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
+
+/// What must happen outside the machine.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Send to another core. `urgent`: the receiver is idle until it arrives; otherwise it may be
+    /// put together with what follows.
+    Send { to: ProcId, msg: Msg, urgent: bool },
+    /// Tell the node.
+    Node(ToNode),
+    /// Something that a local party waits for has happened.
+    Notify(WaiterId),
+    /// A block is not needed any more.
+    Free(Location),
+}
+
+/// Messages to the node manager; the shell encodes them.
+#[derive(Debug, PartialEq, Eq)]
+pub enum ToNode {
+    LeaseDemand { class: ClassId, count: u32 },
+    LeaseReturn { lease: LeaseId, reusable: bool },
+    ActorCreate { creation: Box<Creation>, spec: Box<ActorSpec> },
+    ActorSubscribe { actor: ActorId },
+    ActorRelease { actor: ActorId },
+    ActorKill { actor: ActorId, no_restart: bool },
+    PeerLost { proc: ProcId },
+}
+
+/// Effects in the order in which they must be performed.
+#[derive(Debug, Default)]
+pub struct Out {
+    pub effects: Vec<Effect>,
+}
+
+impl Out {
+    pub(crate) fn push(&mut self, effect: Effect) {
+        self.effects.push(effect);
+    }
+
+    pub(crate) fn send(&mut self, to: ProcId, msg: Msg) {
+        let urgent = matches!(msg, Msg::Resolve { .. } | Msg::Resolved { .. } | Msg::Cancel { .. } | Msg::CancelObject { .. } | Msg::Steal { .. });
+        self.effects.push(Effect::Send { to, msg, urgent });
+    }
+
+    pub(crate) fn node(&mut self, msg: ToNode) {
+        self.effects.push(Effect::Node(msg));
+    }
+}
+
+/// Lineage is kept up to this many bytes of arguments; then the oldest is forgotten, and the loss of
+/// what it made is final.
+pub const LINEAGE_BYTES_MAX: usize = 64 << 20;
+
+#[derive(Debug)]
+pub struct Owner {
+    pub(crate) me: ProcId,
+    pub(crate) node: NodeKey,
+    pub objects: Objects,
+    pub(crate) next_seq: u64,
+    pub(crate) tasks: Map<TaskId, TaskEntry>,
+    pub(crate) definitions: Vec<Definition>,
+    pub(crate) functions_at: Map<ProcId, Vec<crate::ids::FunctionId>>,
+    pub(crate) leases: Leases,
+    pub(crate) actors: Map<ActorId, ActorClient>,
+    pub(crate) creations: Map<TaskId, (Creation, TaskEntry)>,
+    pub(crate) streams: Map<TaskId, Stream>,
+    pub(crate) lineage_bytes: usize,
+    pub(crate) lineage_order: std::collections::VecDeque<TaskId>,
+}
+
+impl Owner {
+    #[must_use]
+    pub fn new(me: ProcId, node: NodeKey) -> Self {
+        Self {
+            me,
+            node,
+            objects: Objects::new(me),
+            next_seq: 0,
+            tasks: Map::default(),
+            definitions: Vec::new(),
+            functions_at: Map::default(),
+            leases: Leases::default(),
+            actors: Map::default(),
+            creations: Map::default(),
+            streams: Map::default(),
+            lineage_bytes: 0,
+            lineage_order: std::collections::VecDeque::new(),
+        }
+    }
+
+    #[must_use]
+    pub fn next_task_id(&mut self) -> TaskId {
+        self.next_seq += 1;
+        TaskId { node: self.node, proc: self.me, seq: self.next_seq }
+    }
+
+    /// A new object with a value; its references must be reachable by the caller now.
+    pub fn put(&mut self, value: Value) -> ObjectId {
+        let id = ObjectId { task: self.next_task_id(), index: 0 };
+        for &inner in value.refs() {
+            self.objects.retain(inner);
+        }
+        self.objects.create(id, Some(value), None);
+        id
+    }
+
+    pub fn release(&mut self, id: ObjectId, out: &mut Out) {
+        let mut gone = Gone::default();
+        self.objects.release(id, &mut gone, out);
+        self.settle(gone, out);
+    }
+
+    pub fn release_all(&mut self, ids: &[ObjectId], out: &mut Out) {
+        let mut gone = Gone::default();
+        for &id in ids {
+            self.objects.release(id, &mut gone, out);
+        }
+        self.settle(gone, out);
+    }
+
+    /// Messages of other cores to this process as an owner, borrower or caller.
+    ///
+    /// Those to an executing worker (`Define`, `Push`, `Steal`, `Cancel`, `ItemsTaken`, `FreeBlocks`)
+    /// are the shell's.
+    pub fn handle_message(&mut self, from: ProcId, msg: Msg, now_ns: u64, out: &mut Out) {
+        let mut gone = Gone::default();
+        match msg {
+            Msg::Done(done) => self.handle_done(from, done, now_ns, out),
+            Msg::Returned { tasks } => self.handle_returned(from, &tasks, false, now_ns, out),
+            Msg::Blocked { tasks } => self.handle_returned(from, &tasks, true, now_ns, out),
+            Msg::Unblocked => self.handle_unblocked(from, now_ns, out),
+            Msg::Item { task, index, value } => self.handle_item(task, index, value, out),
+            Msg::AddBorrower { object, proc } => self.objects.handle_add_borrower(object, proc, &mut gone, out),
+            Msg::Release { object, tokens } => self.objects.handle_release(from, object, tokens, &mut gone, out),
+            Msg::Resolve { object } => self.objects.handle_resolve(from, object, out),
+            Msg::Resolved { object, value } => {
+                self.objects.arrive(value.refs());
+                if object.owner() == from {
+                    self.fulfil(object, value, now_ns, out);
+                } else {
+                    self.objects.discard(&value, &mut gone, out);
+                }
+            }
+            Msg::CancelObject { object, force, recursive } => self.cancel(object, force, recursive, now_ns, out),
+            Msg::Missing { object, segment } => self.handle_missing(object, segment, now_ns, out),
+            Msg::Define { .. } | Msg::Push(_) | Msg::Steal { .. } | Msg::Cancel { .. } | Msg::ItemsTaken { .. } | Msg::FreeBlocks { .. } => {}
+        }
+        self.settle(gone, out);
+    }
+
+    /// A process of the cluster has ended.
+    pub fn handle_process_gone(&mut self, proc: ProcId, cause: &str, oom: bool, now_ns: u64, out: &mut Out) {
+        self.functions_at.remove(&proc);
+        for definition in &mut self.definitions {
+            definition.known_at.retain(|p| *p != proc);
+        }
+        self.lose_worker(proc, cause, oom, now_ns, out);
+        let mut gone = Gone::default();
+        let orphans = self.objects.handle_process_gone(proc, cause, &mut gone, out);
+        self.settle(gone, out);
+        for id in orphans {
+            self.fulfil(id, owner_died(id, cause), now_ns, out);
+        }
+    }
+
+    /// A value has arrived or was made: readers, resolvers and dependent tasks go on.
+    pub(crate) fn fulfil(&mut self, id: ObjectId, value: Value, now_ns: u64, out: &mut Out) {
+        let mut gone = Gone::default();
+        let dependents = self.objects.fulfil(id, value, &mut gone, out);
+        self.settle(gone, out);
+        for task in dependents {
+            self.dependency_ready(task, now_ns, out);
+        }
+    }
+
+    /// Follows up what vanished with swept objects.
+    pub(crate) fn settle(&mut self, gone: Gone, out: &mut Out) {
+        for task in gone.lineage {
+            self.lineage_unneeded(task, out);
+        }
+        for handle in gone.actors {
+            self.last_handle_gone(ActorId { proc: handle.task.proc, seq: handle.task.seq }, out);
+        }
+    }
+
+    #[must_use]
+    pub fn blocks_in(&self, segment: SegmentId) -> Vec<(u64, u64)> {
+        self.objects.blocks_in(segment)
+    }
+
+    /// Numbers for `statistics()`.
+    #[must_use]
+    pub fn statistics(&self) -> [(&'static str, u64); 6] {
+        [
+            ("objects", self.objects.len() as u64),
+            ("tasks", self.tasks.len() as u64),
+            ("leases", self.leases.len() as u64),
+            ("actors", self.actors.len() as u64),
+            ("streams", self.streams.len() as u64),
+            ("lineage_bytes", self.lineage_bytes as u64),
+        ]
+    }
+}
+
+/// A function or class as it is sent: the pickle and its name.
+#[derive(Clone, Debug)]
+pub struct FunctionBlob {
+    pub id: crate::ids::FunctionId,
+    pub blob: Blob,
+}

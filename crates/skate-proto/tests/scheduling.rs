@@ -1,0 +1,365 @@
+//! How an owner uses the workers that it was lent, and the queues of its actors.
+
+use skate_proto::actors::{ActorState, Creation};
+use skate_proto::ids::{ActorId, FunctionId, LeaseId, NodeKey, ObjectId, ProcId, TaskId};
+use skate_proto::leases::{ClassId, ClassSpec, IDLE_NS, PIPELINE_NS, TURN_NS};
+use skate_proto::msg::{CallDef, Done, Msg, Returns, Slot};
+use skate_proto::objects::WaiterId;
+use skate_proto::owner::{Effect, Out, Owner, ToNode};
+use skate_proto::payload::{Blob, ErrorCode, Payload, Value};
+use skate_proto::streams::Next;
+use skate_proto::tasks::Refused;
+
+const ME: ProcId = ProcId(1);
+const WORKER: ProcId = ProcId(2);
+const OTHER: ProcId = ProcId(3);
+const MS: u64 = 1_000_000;
+
+struct Bench {
+    owner: Owner,
+    out: Out,
+    class: ClassId,
+    now: u64,
+}
+
+fn call(returns: Returns, actor: Option<ActorId>) -> CallDef {
+    CallDef {
+        function: FunctionId([7; 16]), name: "f".into(), method: String::new(), group: String::new(), returns,
+        retry_exceptions: false, backpressure: 0, actor,
+    }
+}
+
+impl Bench {
+    fn new() -> Self {
+        let mut owner = Owner::new(ME, NodeKey(9));
+        let class = owner.class(ClassSpec { demand: vec![("CPU".into(), 10_000)], env: vec![], strategy: vec![], label: String::new() });
+        Self { owner, out: Out::default(), class, now: 1_000_000_000 }
+    }
+
+    fn function(&mut self, max_retries: i32) -> u32 {
+        self.owner.define(call(Returns::Count(1), None), Blob::new(b"code"), Some(self.class), max_retries)
+    }
+
+    fn submit(&mut self, def: u32) -> TaskId {
+        self.submit_with(def, vec![])
+    }
+
+    fn submit_with(&mut self, def: u32, deps: Vec<(Slot, ObjectId)>) -> TaskId {
+        self.owner.submit(def, Payload::plain(b"args"), deps, None, None, self.now, &mut self.out).unwrap()
+    }
+
+    fn lend(&mut self, lease: u64, worker: ProcId) {
+        self.owner.handle_lease_granted(self.class, LeaseId(lease), worker, 42, vec![], self.now, &mut self.out);
+    }
+
+    fn done(&mut self, worker: ProcId, task: TaskId, run_ns: u64) {
+        let done = Done { task, results: vec![Value::Inline(Payload::plain(b"r"))], retryable: false, run_ns, items: 0 };
+        self.owner.handle_message(worker, Msg::Done(done), self.now, &mut self.out);
+    }
+
+    fn effects(&mut self) -> Vec<Effect> {
+        std::mem::take(&mut self.out.effects)
+    }
+
+    fn pushes(&mut self) -> Vec<(ProcId, TaskId)> {
+        self.effects()
+            .into_iter()
+            .filter_map(|effect| match effect {
+                Effect::Send { to, msg: Msg::Push(push), .. } => Some((to, push.task)),
+                _ => None,
+            })
+            .collect()
+    }
+
+    fn value(&self, task: TaskId) -> Option<&Value> {
+        self.owner.objects.value(ObjectId { task, index: 0 })
+    }
+
+    fn error(&self, task: TaskId) -> ErrorCode {
+        let Some(Value::Inline(payload)) = self.value(task) else { panic!("no value") };
+        assert!(payload.is_error());
+        [ErrorCode::WorkerCrashed, ErrorCode::Cancelled, ErrorCode::ActorDied, ErrorCode::ActorUnavailable, ErrorCode::ObjectLost, ErrorCode::OwnerDied]
+            .into_iter()
+            .find(|code| *code as u8 == payload.data[1])
+            .unwrap()
+    }
+}
+
+#[test]
+fn a_task_asks_for_a_worker_and_is_pushed_with_its_function_once() {
+    let mut bench = Bench::new();
+    let f = bench.function(3);
+    let first = bench.submit(f);
+    assert_eq!(bench.effects(), [Effect::Node(ToNode::LeaseDemand { class: bench.class, count: 1 })]);
+    bench.lend(1, WORKER);
+    let effects = bench.effects();
+    assert!(matches!(&effects[0], Effect::Send { to: WORKER, msg: Msg::Define { blob: Some(_), .. }, .. }), "{effects:?}");
+    assert!(matches!(&effects[1], Effect::Send { to: WORKER, msg: Msg::Push(_), urgent: true }), "{effects:?}");
+    bench.done(WORKER, first, 1000);
+    assert!(bench.value(first).is_some());
+    bench.effects();
+    bench.submit(f);
+    let effects = bench.effects();
+    assert_eq!(effects.len(), 1, "the worker knows the function, and no lease is needed: {effects:?}");
+}
+
+#[test]
+fn an_unmeasured_function_is_not_pipelined_and_a_short_one_is() {
+    let mut bench = Bench::new();
+    let f = bench.function(3);
+    let tasks: Vec<TaskId> = (0..10).map(|_| bench.submit(f)).collect();
+    bench.effects();
+    bench.lend(1, WORKER);
+    assert_eq!(bench.pushes(), [(WORKER, tasks[0])]);
+    bench.done(WORKER, tasks[0], 10_000);
+    assert_eq!(bench.pushes().len(), 9, "ten microseconds each: all fit into the pipeline");
+}
+
+#[test]
+fn a_long_task_gets_a_worker_of_its_own() {
+    let mut bench = Bench::new();
+    let f = bench.function(3);
+    let tasks: Vec<TaskId> = (0..4).map(|_| bench.submit(f)).collect();
+    bench.lend(1, WORKER);
+    bench.done(WORKER, tasks[0], PIPELINE_NS * 2);
+    bench.effects();
+    bench.lend(2, OTHER);
+    assert_eq!(bench.pushes(), [(OTHER, tasks[2])]);
+}
+
+#[test]
+fn an_idle_worker_steals_what_waits_behind_another() {
+    let mut bench = Bench::new();
+    let f = bench.function(3);
+    let tasks: Vec<TaskId> = (0..5).map(|_| bench.submit(f)).collect();
+    bench.lend(1, WORKER);
+    bench.done(WORKER, tasks[0], 1000);
+    bench.effects();
+    // Four are in flight at the first; the second worker comes and finds the queue empty.
+    bench.lend(2, OTHER);
+    let effects = bench.effects();
+    assert!(effects.iter().any(|e| matches!(e, Effect::Send { to: WORKER, msg: Msg::Steal { max: 2 }, .. })), "{effects:?}");
+    bench.owner.handle_message(WORKER, Msg::Returned { tasks: tasks[3..].to_vec() }, bench.now, &mut bench.out);
+    let pushes = bench.pushes();
+    assert_eq!(pushes[0], (OTHER, tasks[3]), "the order is kept");
+}
+
+#[test]
+fn a_blocked_worker_gives_back_what_it_has_not_started_and_gets_nothing() {
+    let mut bench = Bench::new();
+    let f = bench.function(3);
+    let tasks: Vec<TaskId> = (0..4).map(|_| bench.submit(f)).collect();
+    bench.lend(1, WORKER);
+    bench.done(WORKER, tasks[0], 1000);
+    bench.effects();
+    bench.owner.handle_message(WORKER, Msg::Blocked { tasks: tasks[2..].to_vec() }, bench.now, &mut bench.out);
+    let effects = bench.effects();
+    assert!(effects.contains(&Effect::Node(ToNode::LeaseDemand { class: bench.class, count: 2 })) || effects.is_empty(), "{effects:?}");
+    bench.lend(2, OTHER);
+    assert_eq!(bench.pushes(), [(OTHER, tasks[2]), (OTHER, tasks[3])]);
+    bench.owner.handle_message(WORKER, Msg::Unblocked, bench.now, &mut bench.out);
+    bench.effects();
+    bench.done(WORKER, tasks[1], 1000);
+    let more = bench.submit(f);
+    assert_eq!(bench.pushes(), [(WORKER, more)], "it works again");
+}
+
+#[test]
+fn an_idle_lease_goes_back_after_a_while_and_at_once_when_asked() {
+    let mut bench = Bench::new();
+    let f = bench.function(3);
+    let task = bench.submit(f);
+    bench.lend(1, WORKER);
+    bench.done(WORKER, task, 1000);
+    bench.effects();
+    let due = bench.owner.poll_timeout().unwrap();
+    assert_eq!(due, bench.now + IDLE_NS);
+    bench.owner.handle_timeout(due - 1, &mut bench.out);
+    assert!(bench.effects().is_empty(), "a spurious call does nothing");
+    bench.owner.handle_timeout(due, &mut bench.out);
+    assert_eq!(bench.effects(), [Effect::Node(ToNode::LeaseReturn { lease: LeaseId(1), reusable: true })]);
+    bench.lend(2, WORKER);
+    bench.owner.handle_lease_reclaim(LeaseId(2), bench.now, &mut bench.out);
+    assert!(bench.effects().contains(&Effect::Node(ToNode::LeaseReturn { lease: LeaseId(2), reusable: true })));
+}
+
+#[test]
+fn a_reclaimed_lease_with_work_is_kept_for_its_turn_and_then_returned() {
+    let mut bench = Bench::new();
+    let f = bench.function(3);
+    let tasks: Vec<TaskId> = (0..3).map(|_| bench.submit(f)).collect();
+    bench.lend(1, WORKER);
+    bench.owner.handle_lease_reclaim(LeaseId(1), bench.now, &mut bench.out);
+    bench.effects();
+    bench.done(WORKER, tasks[0], 5 * MS);
+    assert_eq!(bench.pushes().len(), 1, "its turn is not over");
+    bench.now += TURN_NS;
+    bench.done(WORKER, tasks[1], 5 * MS);
+    let effects = bench.effects();
+    assert!(effects.contains(&Effect::Node(ToNode::LeaseReturn { lease: LeaseId(1), reusable: true })), "{effects:?}");
+    bench.lend(2, OTHER);
+    assert_eq!(bench.pushes(), [(OTHER, tasks[2])], "what the node still owed serves the rest");
+}
+
+#[test]
+fn a_dead_worker_charges_only_the_task_that_ran() {
+    let mut bench = Bench::new();
+    let f = bench.function(0);
+    let tasks: Vec<TaskId> = (0..4).map(|_| bench.submit(f)).collect();
+    bench.lend(1, WORKER);
+    bench.done(WORKER, tasks[0], 1000);
+    bench.effects();
+    bench.owner.handle_process_gone(WORKER, "killed by SIGKILL", false, bench.now, &mut bench.out);
+    assert_eq!(bench.error(tasks[1]), ErrorCode::WorkerCrashed);
+    bench.lend(2, OTHER);
+    assert_eq!(bench.pushes(), [(OTHER, tasks[2]), (OTHER, tasks[3])]);
+}
+
+#[test]
+fn a_task_is_repeated_as_often_as_allowed() {
+    let mut bench = Bench::new();
+    let f = bench.function(2);
+    let task = bench.submit(f);
+    for (life, worker) in [ProcId(11), ProcId(12), ProcId(13)].into_iter().enumerate() {
+        assert!(bench.value(task).is_none());
+        bench.lend(life as u64, worker);
+        assert_eq!(bench.pushes(), [(worker, task)]);
+        bench.owner.handle_process_gone(worker, "exit code 1", false, bench.now, &mut bench.out);
+    }
+    assert_eq!(bench.error(task), ErrorCode::WorkerCrashed);
+}
+
+#[test]
+fn a_dependent_task_waits_for_its_argument_and_inherits_its_exception() {
+    let mut bench = Bench::new();
+    let f = bench.function(0);
+    let first = bench.submit(f);
+    let second = bench.submit_with(f, vec![(Slot::Position(0), ObjectId { task: first, index: 0 })]);
+    bench.lend(1, WORKER);
+    assert_eq!(bench.pushes(), [(WORKER, first)]);
+    bench.owner.handle_process_gone(WORKER, "killed", false, bench.now, &mut bench.out);
+    assert_eq!(bench.error(second), ErrorCode::WorkerCrashed);
+}
+
+#[test]
+fn cancelling_a_queued_task_ends_it_and_a_pushed_one_is_told() {
+    let mut bench = Bench::new();
+    let f = bench.function(3);
+    let (first, second) = (bench.submit(f), bench.submit(f));
+    bench.lend(1, WORKER);
+    bench.effects();
+    bench.owner.cancel(ObjectId { task: second, index: 0 }, false, true, bench.now, &mut bench.out);
+    assert_eq!(bench.error(second), ErrorCode::Cancelled);
+    bench.effects();
+    bench.owner.cancel(ObjectId { task: first, index: 0 }, false, true, bench.now, &mut bench.out);
+    assert!(matches!(&bench.effects()[..], [Effect::Send { to: WORKER, msg: Msg::Cancel { .. }, .. }]));
+    bench.owner.handle_process_gone(WORKER, "killed", false, bench.now, &mut bench.out);
+    assert_eq!(bench.error(first), ErrorCode::Cancelled, "and is not repeated");
+}
+
+#[test]
+fn a_lost_value_is_made_again_and_a_put_one_is_reported() {
+    let mut bench = Bench::new();
+    let f = bench.function(3);
+    let task = bench.submit(f);
+    bench.lend(1, WORKER);
+    let location = skate_proto::location::Location { segment: skate_proto::ids::SegmentId(5), lessee: WORKER, offset: 0, len: 1 << 20 };
+    let stored = Value::Stored { location, refs: vec![] };
+    let done = Done { task, results: vec![stored.clone()], retryable: false, run_ns: 1000, items: 0 };
+    bench.owner.handle_message(WORKER, Msg::Done(done), bench.now, &mut bench.out);
+    let object = ObjectId { task, index: 0 };
+    bench.effects();
+    bench.owner.handle_missing(object, location.segment, bench.now, &mut bench.out);
+    assert!(bench.value(task).is_none());
+    assert_eq!(bench.pushes(), [(WORKER, task)]);
+    let put = bench.owner.put(stored);
+    bench.owner.handle_missing(put, location.segment, bench.now, &mut bench.out);
+    assert_eq!(bench.error(put.task), ErrorCode::ObjectLost);
+}
+
+#[test]
+fn a_stream_hands_out_items_in_order_while_the_task_runs() {
+    let mut bench = Bench::new();
+    let f = bench.owner.define(call(Returns::Streaming, None), Blob::new(b"g"), Some(bench.class), 0);
+    let task = bench.submit(f);
+    bench.lend(1, WORKER);
+    bench.effects();
+    assert_eq!(bench.owner.stream_next(task, &mut bench.out), Next::NotYet);
+    assert!(!bench.owner.stream_watch(task, WaiterId(4)));
+    let item = |index| Msg::Item { task, index, value: Value::Inline(Payload::plain(b"i")) };
+    bench.owner.handle_message(WORKER, item(1), bench.now, &mut bench.out);
+    assert_eq!(bench.effects(), [Effect::Notify(WaiterId(4))]);
+    bench.owner.handle_message(WORKER, item(1), bench.now, &mut bench.out);
+    assert_eq!(bench.owner.stream_next(task, &mut bench.out), Next::Item(ObjectId { task, index: 1 }));
+    assert_eq!(bench.owner.stream_next(task, &mut bench.out), Next::NotYet, "a doubled item counts once");
+    bench.owner.handle_process_gone(WORKER, "killed", false, bench.now, &mut bench.out);
+    assert!(matches!(bench.owner.stream_next(task, &mut bench.out), Next::Item(_)), "the failure is the last item");
+    assert_eq!(bench.owner.stream_next(task, &mut bench.out), Next::End);
+}
+
+fn actor(bench: &mut Bench, max_pending_calls: i32) -> (ActorId, ObjectId) {
+    let (actor, handle) = bench.owner.next_actor_id();
+    bench.owner.hold_handle(handle, &mut bench.out);
+    let creation = Creation {
+        actor, class: FunctionId([8; 16]), blob: Blob::new(b"class"), place: vec![], run: vec![], env: vec![], strategy: vec![],
+        name: String::new(), namespace: String::new(), class_name: "A".into(), label: "A".into(), max_restarts: 1, max_pending_calls,
+        max_concurrency: 1, is_async: false, groups: vec![], detached: false,
+    };
+    bench.owner.create_actor(creation, Payload::plain(b""), vec![], bench.now, &mut bench.out);
+    (actor, handle)
+}
+
+#[test]
+fn calls_wait_for_their_actor_and_leave_in_order() {
+    let mut bench = Bench::new();
+    let (actor, handle) = actor(&mut bench, -1);
+    let effects = bench.effects();
+    assert!(matches!(&effects[..], [Effect::Node(ToNode::ActorCreate { .. }), Effect::Node(ToNode::ActorSubscribe { .. })]), "{effects:?}");
+    let method = bench.owner.define(call(Returns::Count(1), Some(actor)), Blob::empty(), None, 0);
+    let calls: Vec<TaskId> = (0..3)
+        .map(|_| bench.owner.submit(method, Payload::plain(b""), vec![], Some(handle), None, bench.now, &mut bench.out).unwrap())
+        .collect();
+    assert!(bench.pushes().is_empty());
+    bench.owner.handle_actor_state(actor, ActorState::Alive { proc: WORKER, incarnation: 0 }, bench.now, &mut bench.out);
+    assert_eq!(bench.pushes(), calls.iter().map(|task| (WORKER, *task)).collect::<Vec<_>>());
+    // The last handle goes only after the last call.
+    bench.owner.release(handle, &mut bench.out);
+    assert!(bench.effects().is_empty());
+    for task in calls {
+        bench.done(WORKER, task, 1000);
+    }
+    assert!(bench.effects().contains(&Effect::Node(ToNode::ActorRelease { actor })));
+}
+
+#[test]
+fn a_restart_repeats_allowed_calls_in_order_and_fails_the_others() {
+    let mut bench = Bench::new();
+    let (actor, handle) = actor(&mut bench, -1);
+    let submit = |bench: &mut Bench, retries| {
+        let method = bench.owner.define(call(Returns::Count(1), Some(actor)), Blob::empty(), None, retries);
+        bench.owner.submit(method, Payload::plain(b""), vec![], Some(handle), None, bench.now, &mut bench.out).unwrap()
+    };
+    bench.owner.handle_actor_state(actor, ActorState::Alive { proc: WORKER, incarnation: 0 }, bench.now, &mut bench.out);
+    let (again, once, last) = (submit(&mut bench, 1), submit(&mut bench, 0), submit(&mut bench, -1));
+    bench.effects();
+    bench.owner.handle_actor_state(actor, ActorState::Restarting, bench.now, &mut bench.out);
+    assert_eq!(bench.error(once), ErrorCode::ActorUnavailable);
+    bench.owner.handle_actor_state(actor, ActorState::Alive { proc: OTHER, incarnation: 1 }, bench.now, &mut bench.out);
+    assert_eq!(bench.pushes(), [(OTHER, again), (OTHER, last)]);
+    let dead = Payload::error(ErrorCode::ActorDied, "killed");
+    bench.owner.handle_actor_state(actor, ActorState::Dead(dead), bench.now, &mut bench.out);
+    assert_eq!(bench.error(last), ErrorCode::ActorDied);
+    let late = submit(&mut bench, -1);
+    assert_eq!(bench.error(late), ErrorCode::ActorDied);
+}
+
+#[test]
+fn the_limit_of_pending_calls_refuses_at_the_call() {
+    let mut bench = Bench::new();
+    let (actor, handle) = actor(&mut bench, 2);
+    let method = bench.owner.define(call(Returns::Count(1), Some(actor)), Blob::empty(), None, 0);
+    let submit = |bench: &mut Bench| bench.owner.submit(method, Payload::plain(b""), vec![], Some(handle), None, bench.now, &mut bench.out);
+    assert!(submit(&mut bench).is_ok());
+    assert!(submit(&mut bench).is_ok());
+    assert_eq!(submit(&mut bench), Err(Refused::TooManyPendingCalls(2)));
+}

@@ -1,0 +1,143 @@
+//! `NodeCore`: the node process's transport, as events for its Python loop.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyList};
+use skate_core::core::CoreError;
+use skate_core::transport::{Address, CloseReason, Config, Driven, Frame, Handler, Listener, PeerInfo, SendMode, Transport};
+use skate_proto::handshake::Role;
+use skate_proto::ids::ProcId;
+
+use crate::core::{deadline, waiting};
+use crate::errors::to_py;
+
+enum Event {
+    Frame { from: u64, kind: u8, corr: u64, body: Vec<u8> },
+    Joined { proc: u64, role: u8, pid: u32 },
+    Left { proc: u64, reason: String },
+    Fd(u64),
+}
+
+#[derive(Default)]
+struct Queue {
+    events: Mutex<Vec<Event>>,
+    transport: Mutex<Option<Arc<Transport>>>,
+}
+
+impl Queue {
+    fn add(&self, event: Event) {
+        self.events.lock().push(event);
+        if let Some(transport) = &*self.transport.lock() {
+            transport.wake();
+        }
+    }
+}
+
+impl Handler for Queue {
+    fn on_frame(&self, from: ProcId, frame: Frame<'_>, _fd: Option<OwnedFd>) {
+        self.add(Event::Frame { from: from.0, kind: frame.kind, corr: frame.corr, body: frame.body.to_vec() });
+    }
+
+    fn on_started(&self, transport: &Arc<Transport>) {
+        *self.transport.lock() = Some(transport.clone());
+    }
+
+    fn on_batch_end(&self) {}
+
+    fn on_joined(&self, peer: PeerInfo) {
+        self.add(Event::Joined { proc: peer.proc.0, role: peer.role as u8, pid: peer.pid });
+    }
+
+    fn on_closed(&self, peer: ProcId, reason: CloseReason) {
+        self.add(Event::Left { proc: peer.0, reason: reason.to_string() });
+    }
+
+    fn on_fd_ready(&self, token: u64) {
+        self.add(Event::Fd(token));
+    }
+}
+
+#[pyclass(frozen, module = "ray._core")]
+pub(crate) struct NodeCore {
+    transport: Arc<Transport>,
+    queue: Arc<Queue>,
+}
+
+#[pymethods]
+impl NodeCore {
+    #[new]
+    #[pyo3(signature = (*, path, session, token, node))]
+    fn new(py: Python<'_>, path: String, session: [u8; 16], token: [u8; 32], node: u64) -> PyResult<Self> {
+        let queue = Arc::new(Queue::default());
+        let node = ProcId(node);
+        let config = Config {
+            me: node,
+            role: Role::Node,
+            python_minor: py.version_info().minor,
+            session,
+            token,
+            node,
+            node_address: Address::Unix(path.clone().into()),
+            listeners: vec![Listener::bind_unix(path.as_ref())?],
+            io_thread: true,
+        };
+        let transport = Transport::start(config, queue.clone()).map_err(|error| to_py(CoreError::Start(error)))?;
+        Ok(Self { transport, queue })
+    }
+
+    /// Waits for events and takes them all.
+    #[pyo3(signature = (timeout))]
+    fn poll<'py>(&self, py: Python<'py>, timeout: Option<f64>) -> PyResult<Bound<'py, PyList>> {
+        let deadline = deadline(timeout)?;
+        let waited = waiting(py, || match self.transport.drive(&|| !self.queue.events.lock().is_empty(), deadline) {
+            Driven::Done | Driven::TimedOut => Ok(()),
+            Driven::Interrupted => Err(CoreError::Interrupted),
+            Driven::Closed => Err(CoreError::Closed("the transport was closed".into())),
+        });
+        waited?;
+        let events = std::mem::take(&mut *self.queue.events.lock());
+        let list = PyList::empty(py);
+        for event in events {
+            let item = match event {
+                Event::Frame { from, kind, corr, body } => ("frame", from, kind, corr, PyBytes::new(py, &body)).into_pyobject(py)?.into_any(),
+                Event::Joined { proc, role, pid } => ("joined", proc, role, pid).into_pyobject(py)?.into_any(),
+                Event::Left { proc, reason } => ("left", proc, reason).into_pyobject(py)?.into_any(),
+                Event::Fd(token) => ("fd", token).into_pyobject(py)?.into_any(),
+            };
+            list.append(item)?;
+        }
+        Ok(list)
+    }
+
+    fn send(&self, proc: u64, kind: u8, corr: u64, body: &[u8]) {
+        self.transport.send(ProcId(proc), kind, corr, &[body], SendMode::Now);
+    }
+
+    fn send_fd(&self, proc: u64, kind: u8, corr: u64, body: &[u8], fd: i32) {
+        // SAFETY: the caller's descriptor is open during this call; it is duplicated before it returns.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        self.transport.send_fd(ProcId(proc), kind, corr, &[body], fd);
+    }
+
+    fn watch_fd(&self, fd: i32, token: u64) -> PyResult<()> {
+        // SAFETY: as for `send_fd`; the node unwatches before it closes.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        Ok(self.transport.register_fd(token, fd)?)
+    }
+
+    fn unwatch_fd(&self, token: u64) {
+        self.transport.unregister_fd(token);
+    }
+
+    fn disconnect(&self, proc: u64) {
+        self.transport.disconnect(ProcId(proc));
+    }
+
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| self.transport.shutdown());
+        *self.queue.transport.lock() = None;
+    }
+}

@@ -1,0 +1,208 @@
+"""Events and effects between the machines of one node, and between them and the shell.
+
+An event among the effects of one machine is addressed to its siblings; `manager` passes it on.
+"""
+
+from __future__ import annotations
+
+from ray._control.machine import Effect, Event
+
+# ------------------------------------------------------------------ leases <-> workers
+
+
+class WantWorker(Event, frozen=True):
+    """Leases asks for a worker. Answered by `WorkerReady` or `WorkerUnavailable` with the same ticket."""
+
+    ticket: int
+    job: int
+    env: bytes
+    label: str
+    actor: bool
+
+
+class UnwantWorker(Event, frozen=True):
+    """The ticket is withdrawn; no answer will be heeded."""
+
+    ticket: int
+
+
+class WorkerReady(Event, frozen=True):
+    """A joined worker is reserved for the ticket."""
+
+    ticket: int
+    proc: int
+    pid: int
+
+
+class WorkerUnavailable(Event, frozen=True):
+    """Workers of this kind cannot be started; the reason is a sentence for the user."""
+
+    ticket: int
+    reason: str
+
+
+class FreeWorker(Event, frozen=True):
+    """The worker has no work any more and may serve again."""
+
+    proc: int
+
+
+class StopWorker(Event, frozen=True):
+    """The worker must end at once. `reason` completes "it was stopped because ..."."""
+
+    proc: int
+    reason: str
+
+
+class ExitAnnounced(Event, frozen=True):
+    """The worker said that it is about to end by intention."""
+
+    proc: int
+    reason: str
+
+
+class WorkerGone(Event, frozen=True):
+    """A worker's process has ended and was reaped. Comes once for each worker that had joined.
+
+    `cause` is a sentence with the exit code or signal; `lines` are the last lines that it logged.
+    """
+
+    proc: int
+    pid: int
+    cause: str
+    lines: tuple[str, ...]
+    exit_code: int
+    intended: bool
+    oom: bool
+
+
+class PeerGivenUp(Event, frozen=True):
+    """Another process lost its connection to this worker; it must end, now or soon."""
+
+    proc: int
+
+
+class JobEnded(Event, frozen=True):
+    """A driver has gone; idle workers of its job are of no use any more."""
+
+    job: int
+
+
+# ------------------------------------------------------------------ shell -> workers
+
+
+class Forked(Event, frozen=True):
+    """The zygote has made the process."""
+
+    proc: int
+    pid: int
+
+
+class ForkFailed(Event, frozen=True):
+    """The zygote could not fork."""
+
+    proc: int
+    error: str
+
+
+class ZygoteLost(Event, frozen=True):
+    """The zygote died; forks that it was asked for and has not reported are void. A new one is being started."""
+
+    cause: str
+
+
+class WorkerLeft(Event, frozen=True):
+    """The worker's connection to the node has closed; its process ends now or has ended."""
+
+    proc: int
+
+
+class ChildExited(Event, frozen=True):
+    """A child was reaped. Negative codes are signals. Not every child is a worker."""
+
+    pid: int
+    exit_code: int
+
+
+class LogTail(Event, frozen=True):
+    """Outcome of `ReadLogTail`."""
+
+    proc: int
+    lines: tuple[str, ...]
+
+
+# ------------------------------------------------------------------ workers -> shell
+
+
+class Fork(Effect, frozen=True):
+    """Ask the zygote for a worker with this process id."""
+
+    proc: int
+    job: int
+    env: bytes
+
+
+class Kill(Effect, frozen=True):
+    """Send SIGKILL. The pid belongs to a child that was not reaped yet."""
+
+    pid: int
+
+
+class ReadLogTail(Effect, frozen=True):
+    """Read the last lines of the worker's log; answered by `LogTail` before anything else happens."""
+
+    proc: int
+    pid: int
+
+
+class Labelled(Effect, frozen=True):
+    """What the worker does from now on, for the names in log lines."""
+
+    proc: int
+    label: str
+
+
+class Disconnect(Effect, frozen=True):
+    """Close the connection of a process that has no business here."""
+
+    proc: int
+
+
+# ------------------------------------------------------------------ segments <-> shell
+
+
+class GrantSegment(Effect, frozen=True):
+    """Create the memory file (unless it is recycled from `recycled`), and send it as `SegmentGranted`.
+
+    A failure comes back as `SegmentFailed`; nothing was sent then.
+    """
+
+    to: int
+    corr: int
+    segment: int
+    size: int
+    recycled: int = 0
+
+
+class SegmentFailed(Event, frozen=True):
+    """The system refused the memory file of a `GrantSegment`."""
+
+    segment: int
+    corr: int
+    error: str
+
+
+class ShareSegment(Effect, frozen=True):
+    """Send an existing segment as `SegmentMapped`."""
+
+    to: int
+    corr: int
+    segment: int
+    size: int
+    lessee: int
+
+
+class DropSegment(Effect, frozen=True):
+    """Close the node's descriptor; the memory goes when the last mapping goes."""
+
+    segment: int

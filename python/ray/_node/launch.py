@@ -1,0 +1,208 @@
+"""The driver's side of a local node: starting it, and being the one with whom it ends.
+
+A node that was started here lives until `NodeProcess.close`, or until this process ends, in whatever way.
+It has a session of its own, so that Ctrl-C in the driver's terminal does not reach it.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from ray._node import session
+from ray._node.config import check
+from ray._node.forkserver import interpreter_flags, package_root
+
+if TYPE_CHECKING:
+    from ray._node.config import NodeConfig
+
+START_S: Final = 30.0
+"""A node that has not said anything by then is given up. It needs a twentieth of a second."""
+
+LOG_TAIL_BYTES: Final = 4096
+
+_BOOT: Final = "import sys; sys.path.insert(0, sys.argv.pop(1)); from ray._node.__main__ import main; sys.exit(main())"
+
+
+class NodeProcess:
+    """A running local node.
+
+    Attributes:
+        pid: Its process.
+        address: The path of its Unix socket.
+        session_dir: Its directory; gone when the node has ended.
+    """
+
+    def __init__(self, pid: int, config: NodeConfig, lifeline: int) -> None:
+        self.pid = pid
+        self.address = config.socket_path
+        self.session_dir = config.session_dir
+        self._lifeline = lifeline
+        self._exit_status: int | None = None
+        _alive[id(self)] = self
+
+    def poll(self) -> int | None:
+        """The exit status if the node has ended (negative for signals), else None."""
+        if self._exit_status is None:
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:  # somebody else has waited for it
+                self._exit_status = 0
+            else:
+                if pid:
+                    self._exit_status = os.waitstatus_to_exitcode(status)
+        return self._exit_status
+
+    def close(self, timeout: float | None = 5.0) -> int:
+        """Let the node end, with everything on it; returns its exit status. After `timeout` it is killed.
+
+        Its workers die with it in either case.
+        """
+        self._close_lifeline()
+        if self.poll() is None and not self._wait(timeout):
+            os.kill(self.pid, signal.SIGKILL)
+            self._wait(None)
+            session.remove(self.session_dir)
+        status = self.poll()
+        assert status is not None
+        return status
+
+    def log_tail(self) -> str:
+        """The end of the node's own log; empty if it is gone."""
+        return _tail(f"{self.session_dir}/logs/node.log")
+
+    def _wait(self, timeout: float | None) -> bool:
+        try:
+            handle = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return True
+        try:
+            poller = select.poll()
+            poller.register(handle, select.POLLIN)
+            return bool(poller.poll(None if timeout is None else timeout * 1000))
+        finally:
+            os.close(handle)
+
+    def _close_lifeline(self) -> None:
+        _alive.pop(id(self), None)
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
+
+
+_alive: dict[int, NodeProcess] = {}
+
+
+def _let_go_after_fork() -> None:
+    """A child forked by the user's program would keep the pipe open after the driver's end."""
+    for node in list(_alive.values()):
+        node._close_lifeline()
+
+
+os.register_at_fork(after_in_child=_let_go_after_fork)
+
+
+def start_local_node(config: NodeConfig) -> NodeProcess:
+    """Start a node and wait until it listens.
+
+    Descriptors, the driver's pid and, if it is empty, the session directory of `config` are filled in here.
+
+    Raises:
+        ValueError: If the configuration cannot be met by any node.
+        RuntimeError: If it does not start; the text has its own words, and the end of its log.
+    """
+    check(config)
+    if config.session_dir:
+        directory, lock = config.session_dir, config.lock_fd
+    else:
+        directory, lock = session.create()
+    alive, lifeline = os.pipe()
+    heard, ready = os.pipe()
+    told = os.memfd_create("ray-node-config", os.MFD_CLOEXEC)
+    try:
+        config = msgspec.structs.replace(
+            config,
+            session_dir=directory,
+            lifeline_fd=alive,
+            ready_fd=ready,
+            lock_fd=lock,
+            driver_pid=os.getpid(),
+        )
+        os.write(told, msgspec.msgpack.encode(config))
+        pid = _spawn(f"{directory}/logs/node.log", told, (alive, ready, *((lock,) if lock >= 0 else ())))
+    except BaseException:
+        os.close(heard)
+        os.close(lifeline)
+        session.remove(directory)
+        raise
+    finally:
+        for fd in (alive, ready, told, *((lock,) if lock >= 0 else ())):
+            os.close(fd)
+    node = NodeProcess(pid, config, lifeline)
+    answer = _hear(heard)
+    if answer != b"ok\n":
+        tail = node.log_tail()
+        status = node.close(timeout=1.0)
+        session.remove(directory)
+        raise RuntimeError(_start_error(answer.decode(errors="replace"), status, tail))
+    return node
+
+
+def _spawn(log: str, config_fd: int, inherited: tuple[int, ...]) -> int:
+    os.makedirs(os.path.dirname(log), mode=0o700, exist_ok=True)
+    arguments = [sys.executable, *interpreter_flags(), "-c", _BOOT, package_root(), "--config-fd", str(config_fd)]
+    actions = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+        (os.POSIX_SPAWN_DUP2, 1, 2),
+        # Duplicating onto itself clears close-on-exec in the child alone.
+        *((os.POSIX_SPAWN_DUP2, fd, fd) for fd in (config_fd, *inherited)),
+    ]
+    return os.posix_spawn(
+        sys.executable,
+        arguments,
+        os.environ,
+        file_actions=actions,
+        setsid=True,
+        setsigmask=[],
+        setsigdef=[signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGPIPE],
+    )
+
+
+def _hear(fd: int) -> bytes:
+    """What the node says about its start: everything until it closes the pipe, or dies."""
+    deadline = time.monotonic() + START_S
+    answer = b""
+    try:
+        poller = select.poll()
+        poller.register(fd, select.POLLIN)
+        while (left := deadline - time.monotonic()) > 0:
+            if poller.poll(left * 1000):
+                data = os.read(fd, 65536)
+                answer += data
+                if not data or answer == b"ok\n":
+                    return answer
+        return answer or b"it said nothing for %d seconds" % START_S
+    finally:
+        os.close(fd)
+
+
+def _start_error(answer: str, status: int, tail: str) -> str:
+    what = answer.strip() or f"it ended with exit status {status} before it listened"
+    log = f"\nThe end of its log:\n{tail}" if tail else ""
+    return f"the local node could not be started: {what}{log}"
+
+
+def _tail(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError:
+        return ""
+    return data[-LOG_TAIL_BYTES:].decode(errors="replace")

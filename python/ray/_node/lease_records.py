@@ -1,0 +1,104 @@
+"""What the lease table keeps, and what the control service and it say to each other."""
+
+from __future__ import annotations
+
+from typing import Final, TypeAlias
+
+import msgspec
+
+from ray._control.machine import Event
+from ray._node import fairness
+from ray._node.resources import Allocation  # noqa: TC001  (msgspec reads the annotation)
+
+Key: TypeAlias = "tuple[int, int | bytes]"
+"""(owner, class id) of a lease's demand; (`ACTORS`, actor id) of an actor's."""
+
+ACTORS: Final = 0
+"""Stands for the control service as an owner: process ids are never zero."""
+
+
+class ActorDemand(Event, frozen=True):
+    """The control service places an actor here: `place` must exist, `run` is held. Answered by one of the two below."""
+
+    actor: bytes
+    incarnation: int
+    job: int
+    place: dict[str, int]
+    run: dict[str, int]
+    env: bytes
+    strategy: bytes
+    label: str
+
+
+class ActorWithdrawn(Event, frozen=True):
+    """The actor is not wanted any more. Has no effect once it was placed."""
+
+    actor: bytes
+
+
+class ActorPlaced(Event, frozen=True):
+    """A worker with the actor's resources is there."""
+
+    actor: bytes
+    incarnation: int
+    proc: int
+    pid: int
+    gpu_ids: list[int]
+
+
+class ActorUnplaceable(Event, frozen=True):
+    """No worker for the actor can be started."""
+
+    actor: bytes
+    incarnation: int
+    reason: str
+
+
+class Want(msgspec.Struct):
+    """One owner's demand for leases of one class, or one actor's for its worker."""
+
+    key: Key
+    job: int
+    demand: dict[str, int]
+    count: int
+    env: bytes
+    strategy: bytes
+    label: str
+    place: dict[str, int]
+    incarnation: int = 0
+    starting: int = 0
+    """Leases of this demand that have resources and wait for a worker."""
+    passed_over: int = 0
+    patience: int = fairness.PATIENCE
+    notices: int = 0
+
+    @property
+    def owner(self) -> int:
+        return self.key[0]
+
+    @property
+    def unmet(self) -> int:
+        """Leases for which no resources were taken yet."""
+        return self.count - self.starting
+
+
+class Lease(msgspec.Struct):
+    """Resources and, once held, a worker. The id serves as the ticket for the worker pool."""
+
+    id: int
+    key: Key
+    label: str
+    allocation: Allocation
+    job: int
+    proc: int = 0
+    pid: int = 0
+    since: float = 0.0
+    reclaimed: bool = False
+
+    @property
+    def owner(self) -> int:
+        return self.key[0]
+
+    @property
+    def held(self) -> bool:
+        return self.proc != 0

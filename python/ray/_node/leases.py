@@ -1,0 +1,437 @@
+"""Leases of one node: who may use which worker, and with which resources.
+
+Owns demands, leases and the resource ledger. Does not know how workers come to be: it asks for one
+(`WantWorker`), and the worker pool answers. An actor is a lease that ends with its worker.
+
+A lease goes through two states. It is *starting* from the moment its resources are taken until a worker
+is there, and *held* until it is returned, its owner dies or its worker dies.
+
+Invariants:
+- what leases hold and what is free add up to what the node has;
+- a demand's starting leases are no more than its count;
+- nothing that fits waits, except behind a demand that was passed over too often (`fairness`);
+- a worker serves at most one lease; no lease is granted to a process that has gone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from ray._control.machine import (
+    Deadlines,
+    Log,
+    Machine,
+    Notify,
+    ProcessJoined,
+    ProcessLeft,
+    Received,
+    Send,
+    Tick,
+)
+from ray._node import fairness
+from ray._node.events import (
+    FreeWorker,
+    Labelled,
+    StopWorker,
+    UnwantWorker,
+    WantWorker,
+    WorkerGone,
+    WorkerReady,
+    WorkerUnavailable,
+)
+from ray._node.lease_records import (
+    ACTORS,
+    ActorDemand,
+    ActorPlaced,
+    ActorUnplaceable,
+    ActorWithdrawn,
+    Key,
+    Lease,
+    Want,
+)
+from ray._node.resources import Ledger, show, show_demand
+from ray._protocol import (
+    Blocked,
+    LeaseDemand,
+    LeaseFailed,
+    LeaseGranted,
+    LeaseReclaim,
+    LeaseReturn,
+    Unblocked,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DEMANDS_PER_OWNER_MAX: Final = 10_000
+"""Scheduling classes that one owner may ask for at a time; further demands are refused with `LeaseFailed`."""
+
+NOTICE_DELAYS_S: Final = (10.0, 30.0, 60.0, 120.0, 300.0)
+"""After these delays a demand that cannot be met is mentioned again; then every last one of them."""
+
+
+class LeaseTable(Machine):
+    """See the module's docstring.
+
+    Args:
+        node: This node's key, for grants.
+        ledger: The node's resources; from now on changed only by this table.
+    """
+
+    def __init__(self, *, node: int, ledger: Ledger, validate: bool = False) -> None:
+        super().__init__(validate=validate)
+        self.ledger = ledger
+        self._node = node
+        self._jobs: dict[int, int] = {}
+        """Connected cores and their jobs: only they may own leases."""
+        self._wants: dict[Key, Want] = {}
+        self._turns: dict[int, dict[Key, Want]] = {}
+        """The same demands by owner, in the order in which owners and classes have their turn."""
+        self._leases: dict[int, Lease] = {}
+        self._by_proc: dict[int, Lease] = {}
+        self._serial = 0
+        self._deadlines: Deadlines[Key | str] = Deadlines()
+        self._events = {
+            ProcessJoined: self._on_joined,
+            ProcessLeft: self._on_left,
+            WorkerReady: self._on_worker_ready,
+            WorkerUnavailable: self._on_worker_unavailable,
+            WorkerGone: self._on_worker_gone,
+            ActorDemand: self._on_actor_demand,
+            ActorWithdrawn: self._on_actor_withdrawn,
+            Tick: self._on_tick,
+        }
+        self._messages = {
+            LeaseDemand: self._on_demand,
+            LeaseReturn: self._on_return,
+            Blocked: self._on_blocked,
+            Unblocked: self._on_unblocked,
+        }
+
+    # ------------------------------------------------------------------ queries
+
+    def holder(self, proc: int) -> tuple[int, int]:
+        """(owner, lease) of the lease that a worker serves; (0, 0) if none, or if it is an actor."""
+        lease = self._by_proc.get(proc)
+        return (lease.owner, lease.id) if lease is not None and lease.owner != ACTORS else (0, 0)
+
+    def why(self, owner: int, class_id: int) -> str:
+        """Why the owner's demand for this class is not met, as a sentence."""
+        return self._why((owner, class_id))
+
+    def why_actor(self, actor: bytes) -> str:
+        """Why an actor has no worker yet, as a sentence."""
+        return self._why((ACTORS, actor))
+
+    def statistics(self) -> dict[str, int]:
+        """Counts for people and tests."""
+        held = sum(lease.held for lease in self._leases.values())
+        return {
+            "leases": held,
+            "leases_starting": len(self._leases) - held,
+            "demands_waiting": len(self._wants),
+            "leases_wanted": sum(want.unmet for want in self._wants.values()),
+        }
+
+    def next_deadline(self) -> float | None:
+        return self._deadlines.next()
+
+    def reclaim_all(self) -> list[int]:
+        """Ask for every lease that is not known to be in use for good; the ids that were asked for, in order."""
+        leases = [lease for lease in self._leases.values() if lease.held and lease.owner != ACTORS]
+        return [lease.id for lease in leases if self._reclaim(lease) or lease.reclaimed]
+
+    def is_held(self, lease: int) -> bool:
+        return lease in self._leases
+
+    # ------------------------------------------------------------------ demands
+
+    def _on_demand(self, event: Received, message: LeaseDemand, now: float) -> None:
+        key = (event.sender, message.class_id)
+        if event.sender not in self._jobs:
+            return  # it has gone meanwhile
+        want = self._wants.get(key)
+        if want is None and message.count > 0:
+            if len(self._turns.get(event.sender, ())) >= DEMANDS_PER_OWNER_MAX:
+                reason = f"more than {DEMANDS_PER_OWNER_MAX} kinds of tasks wait in one process"
+                self._emit(Send(event.sender, LeaseFailed(message.class_id, reason)))
+                return
+            want = self._add(
+                Want(
+                    key=key,
+                    job=self._jobs[event.sender],
+                    demand={name: units for name, units in message.demand.items() if units > 0},
+                    count=message.count,
+                    env=message.env,
+                    strategy=message.strategy,
+                    label=message.label,
+                    place={},
+                ),
+                now,
+            )
+        elif want is not None:
+            want.count = max(message.count, 0)
+            self._cancel_surplus(want)
+        self._schedule(now)
+
+    def _on_actor_demand(self, event: ActorDemand, now: float) -> None:
+        key = (ACTORS, event.actor)
+        self._require(key not in self._wants, f"actor {event.actor.hex()} is being placed already")
+        self._add(
+            Want(
+                key=key,
+                job=event.job,
+                demand={name: units for name, units in event.run.items() if units > 0},
+                count=1,
+                env=event.env,
+                strategy=event.strategy,
+                label=event.label,
+                place=event.place,
+                incarnation=event.incarnation,
+            ),
+            now,
+        )
+        self._schedule(now)
+
+    def _on_actor_withdrawn(self, event: ActorWithdrawn, now: float) -> None:
+        want = self._wants.get((ACTORS, event.actor))
+        if want is not None:
+            want.count = 0
+            self._cancel_surplus(want)
+            self._schedule(now)
+
+    def _add(self, want: Want, now: float) -> Want:
+        self._wants[want.key] = want
+        self._turns.setdefault(want.owner, {})[want.key] = want
+        if self._infeasible(want):
+            self._deadlines.set(want.key, now)
+            self._notice(want, now)
+        return want
+
+    def _remove(self, want: Want) -> None:
+        del self._wants[want.key]
+        self._deadlines.clear(want.key)
+        turn = self._turns[want.owner]
+        del turn[want.key]
+        if not turn:
+            del self._turns[want.owner]
+
+    def _cancel_surplus(self, want: Want) -> None:
+        """Give up starting leases beyond the count, newest first; forget a demand for nothing."""
+        surplus = want.starting - want.count
+        if surplus > 0:
+            starting = [x for x in self._leases.values() if x.key == want.key and not x.held]
+            for lease in starting[-surplus:]:
+                self._emit(UnwantWorker(lease.id))
+                self._end(lease)
+                want.starting -= 1
+        if want.count == 0:
+            self._remove(want)
+
+    def _infeasible(self, want: Want) -> str | None:
+        return self.ledger.infeasible(want.place) or self.ledger.infeasible(want.demand)
+
+    def _notice(self, want: Want, now: float) -> None:
+        asked = show_demand({**want.place, **want.demand})
+        what = "The actor" if want.owner == ACTORS else "The task"
+        self._emit(
+            Notify(
+                want.job,
+                "warning",
+                f"{what} {want.label or '(unnamed)'} asks for {asked}, which no node has: it "
+                f"{self._infeasible(want)}. In total this node has {show_demand(self.ledger.total)}. It goes on "
+                "waiting; ask for less, or start with more resources.",
+            )
+        )
+        delay = NOTICE_DELAYS_S[min(want.notices, len(NOTICE_DELAYS_S) - 1)]
+        want.notices += 1
+        self._deadlines.set(want.key, now + delay)
+
+    # ------------------------------------------------------------------ granting
+
+    def _schedule(self, now: float) -> None:
+        """Take resources for all that fits, and ask for leases back on behalf of what does not."""
+        if not self._turns:
+            return
+        blocked = fairness.share_out(self._turns, self.ledger, self._start)
+        if not any(want.passed_over >= want.patience for want in blocked):
+            self._deadlines.clear("hold")
+        elif "hold" not in self._deadlines:
+            self._deadlines.set("hold", now + fairness.HOLD_S)
+        self._deadlines.clear("reclaim")
+        if blocked:
+            ended_by_owners = [lease for lease in self._leases.values() if lease.owner != ACTORS]
+            victims, again_at = fairness.choose_reclaims(blocked, ended_by_owners, self._wants, self.ledger, now)
+            for lease in victims:
+                self._reclaim(lease)
+            if again_at is not None:
+                self._deadlines.set("reclaim", again_at)
+
+    def _start(self, want: Want) -> None:
+        self._serial += 1
+        lease = Lease(self._serial, want.key, want.label, self.ledger.take(want.demand), want.job)
+        self._leases[lease.id] = lease
+        want.starting += 1
+        self._emit(WantWorker(lease.id, want.job, want.env, want.label, want.owner == ACTORS))
+
+    def _on_worker_ready(self, event: WorkerReady, now: float) -> None:
+        lease = self._leases.get(event.ticket)
+        if lease is None or lease.held:  # withdrawn while the answer was on its way
+            self._emit(FreeWorker(event.proc))
+            return
+        lease.proc, lease.pid, lease.since = event.proc, event.pid, now
+        self._by_proc[event.proc] = lease
+        want = self._wants[lease.key]
+        want.starting -= 1
+        want.count -= 1
+        gpu_ids = lease.allocation.gpu_ids
+        if lease.label:
+            self._emit(Labelled(event.proc, lease.label))
+        owner, name = lease.key
+        if isinstance(name, bytes):
+            self._emit(ActorPlaced(name, want.incarnation, event.proc, event.pid, gpu_ids))
+        else:
+            self._emit(Send(owner, LeaseGranted(name, lease.id, event.proc, self._node, event.pid, gpu_ids)))
+        if want.count == 0:
+            self._remove(want)
+
+    def _on_worker_unavailable(self, event: WorkerUnavailable, now: float) -> None:
+        lease = self._leases.get(event.ticket)
+        if lease is None or lease.held:
+            return
+        want = self._wants[lease.key]
+        self._end(lease)
+        want.starting -= 1
+        owner, name = lease.key
+        if isinstance(name, bytes):
+            self._emit(ActorUnplaceable(name, want.incarnation, event.reason))
+        else:
+            self._emit(Send(owner, LeaseFailed(name, event.reason)))
+        want.count = 0
+        self._cancel_surplus(want)
+        self._schedule(now)
+
+    # ------------------------------------------------------------------ ends of leases
+
+    def _on_return(self, event: Received, message: LeaseReturn, now: float) -> None:
+        lease = self._leases.get(message.lease)
+        if lease is None:
+            return  # its worker died while the message was on its way
+        if lease.owner != event.sender or not lease.held:
+            self._emit(Log(f"process {event.sender:016x} returned lease {message.lease}, which is not its own"))
+            return
+        self._end(lease)
+        if message.reusable:
+            self._emit(FreeWorker(lease.proc))
+        else:
+            self._emit(StopWorker(lease.proc, "its owner did not want it to be used again"))
+        self._schedule(now)
+
+    def _on_worker_gone(self, event: WorkerGone, now: float) -> None:
+        lease = self._by_proc.get(event.proc)
+        if lease is not None:
+            self._end(lease)
+            self._schedule(now)
+
+    def _on_joined(self, event: ProcessJoined, now: float) -> None:
+        self._jobs[event.proc] = event.job
+
+    def _on_left(self, event: ProcessLeft, now: float) -> None:
+        self._jobs.pop(event.proc, None)
+        for lease in [x for x in self._leases.values() if x.owner == event.proc]:
+            if lease.held:
+                self._emit(StopWorker(lease.proc, "the process that it worked for has ended"))
+            else:
+                self._emit(UnwantWorker(lease.id))
+                self._wants[lease.key].starting -= 1
+            self._end(lease)
+        for want in list(self._turns.get(event.proc, {}).values()):
+            self._remove(want)
+        self._schedule(now)
+
+    def _end(self, lease: Lease) -> None:
+        del self._leases[lease.id]
+        if lease.held:
+            del self._by_proc[lease.proc]
+        self.ledger.give(lease.allocation)
+
+    # ------------------------------------------------------------------ CPUs lent while waiting
+
+    def _on_blocked(self, event: Received, message: Blocked, now: float) -> None:
+        lease = self._by_proc.get(event.sender)
+        if lease is not None and self.ledger.lend_cpu(lease.allocation):
+            self._schedule(now)
+
+    def _on_unblocked(self, event: Received, message: Unblocked, now: float) -> None:
+        lease = self._by_proc.get(event.sender)
+        if lease is not None:
+            self.ledger.retake_cpu(lease.allocation)
+
+    # ------------------------------------------------------------------ time
+
+    def _on_tick(self, event: Tick, now: float) -> None:
+        for key in self._deadlines.due(now):
+            if key == "hold":
+                # Waiting for room has taken too long: others go on, and the demand must be passed over
+                # more often before it holds them up again.
+                for want in self._wants.values():
+                    fairness.give_up_hold(want)
+            elif isinstance(key, tuple):
+                self._notice(self._wants[key], now)
+        self._schedule(now)
+
+    def _reclaim(self, lease: Lease) -> bool:
+        if lease.reclaimed:
+            return False
+        lease.reclaimed = True
+        self._emit(Send(lease.owner, LeaseReclaim(lease.id)))
+        return True
+
+    # ------------------------------------------------------------------ reasons
+
+    def _why(self, key: Key) -> str:
+        want = self._wants.get(key)
+        if want is None:
+            return "nothing of this kind waits for a worker"
+        if reason := self._infeasible(want):
+            return reason
+        if want.unmet == 0:
+            return "has its resources; its worker process is being started"
+        lacking = self.ledger.lacking(want.demand)
+        if not lacking:
+            return f"needs {show_demand(want.demand)}; waits its turn behind a larger demand that waited longer"
+        name = lacking[0]
+        total = self.ledger.total[name]
+        used = total - max(self.ledger.free[name], 0)
+        users = [f"{x.label or 'unnamed'} (pid {x.pid})" for x in self._users(name)]
+        more = f" and {len(users) - 4} more" if len(users) > 4 else ""
+        by = f" by {', '.join(users[:4])}{more}" if users else ""
+        asked = f"needs {name}: {show(name, want.demand[name])}"
+        return f"{asked}; {show(name, used)} of {show(name, total)} are in use{by}"
+
+    def _users(self, name: str) -> Iterator[Lease]:
+        return (lease for lease in self._leases.values() if lease.allocation.holds(name) > 0)
+
+    # ------------------------------------------------------------------ invariants
+
+    def check_invariants(self) -> None:
+        ledger = self.ledger
+        for name, total in ledger.total.items():
+            held = sum(lease.allocation.holds(name) for lease in self._leases.values())
+            self._require(held + ledger.free[name] == total, f"{name} does not add up")
+            self._require(name == "CPU" or ledger.free[name] >= 0, f"{name} is oversubscribed")
+        for key, want in self._wants.items():
+            starting = sum(x.key == key and not x.held for x in self._leases.values())
+            self._require(starting == want.starting, f"starting leases of {key} miscounted")
+            self._require(0 <= want.starting <= want.count, f"{key} has more leases starting than wanted")
+            self._require(self._turns[want.owner][key] is want, f"{key} has no turn")
+            self._require(want.owner == ACTORS or want.owner in self._jobs, f"{key} is wanted by the dead")
+        for lease in self._leases.values():
+            self._require(lease.owner == ACTORS or lease.owner in self._jobs, f"lease {lease.id} of the dead")
+            self._require(lease.held or lease.key in self._wants, f"lease {lease.id} starts unwanted")
+        self._require(
+            {x.proc: x.id for x in self._leases.values() if x.held}
+            == {proc: x.id for proc, x in self._by_proc.items()},
+            "a worker serves two leases",
+        )
+        self._require(not fairness.overlooked(self._turns, ledger), "something that fits waits")

@@ -1,0 +1,118 @@
+"""Which cores are connected to this node, and how those ended that were.
+
+Owns the list of connected processes, a bounded history of deaths, and who asked about whom. Every core
+is told of every death, because any of them may own what the dead borrowed, or borrow what it owned.
+
+Invariants: a process is connected or remembered as ended, not both; everyone who asked (`PeerLost`) is
+answered exactly once per question.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from ray._control.machine import Event, Machine, Multicast, ProcessJoined, ProcessLeft, Received, Send
+from ray._node.events import PeerGivenUp
+from ray._protocol import ROLE_DRIVER, ROLE_WORKER, PeerLost, WorkerDied
+
+DEATHS_REMEMBERED: Final = 10_000
+"""Who asks about an older death learns only that the process is unknown."""
+
+
+class ProcessEnded(Event, frozen=True):
+    """A process has ended. `holder` had leased it with `lease` (both 0 if nobody had)."""
+
+    proc: int
+    cause: str
+    exit_code: int
+    intended: bool
+    oom: bool
+    holder: int = 0
+    lease: int = 0
+
+
+class Process(msgspec.Struct, frozen=True):
+    """A connected core."""
+
+    proc: int
+    role: int
+    pid: int
+    job: int
+
+
+class ProcessTable(Machine):
+    """See the module's docstring."""
+
+    def __init__(self, *, validate: bool = False) -> None:
+        super().__init__(validate=validate)
+        self._connected: dict[int, Process] = {}
+        self._deaths: dict[int, WorkerDied] = {}
+        self._askers: dict[int, dict[int, None]] = {}
+        """For each process whose end is awaited, who asked."""
+        self._events = {
+            ProcessJoined: self._on_joined,
+            ProcessLeft: self._on_left,
+            ProcessEnded: self._on_ended,
+        }
+        self._messages = {PeerLost: self._on_peer_lost}
+
+    def get(self, proc: int) -> Process | None:
+        return self._connected.get(proc)
+
+    def drivers(self, job: int = 0) -> list[int]:
+        """The drivers of a job, or all of them."""
+        return [
+            process.proc
+            for process in self._connected.values()
+            if process.role == ROLE_DRIVER and job in (0, process.job)
+        ]
+
+    def statistics(self) -> dict[str, int]:
+        return {"connected": len(self._connected), "deaths_remembered": len(self._deaths)}
+
+    def _on_joined(self, event: ProcessJoined, now: float) -> None:
+        self._connected[event.proc] = Process(event.proc, event.role, event.pid, event.job)
+
+    def _on_left(self, event: ProcessLeft, now: float) -> None:
+        self._connected.pop(event.proc, None)
+        for askers in self._askers.values():
+            askers.pop(event.proc, None)
+
+    def _on_ended(self, event: ProcessEnded, now: float) -> None:
+        self._connected.pop(event.proc, None)
+        died = WorkerDied(event.proc, 0, event.cause, event.exit_code, event.intended, event.oom)
+        self._deaths[event.proc] = died
+        if len(self._deaths) > DEATHS_REMEMBERED:
+            del self._deaths[next(iter(self._deaths))]
+        if event.holder:
+            self._emit(Send(event.holder, msgspec.structs.replace(died, lease=event.lease)))
+        self._askers.pop(event.proc, None)  # every connected core is told now, those who asked among them
+        others = tuple(proc for proc in self._connected if proc != event.holder)
+        if others:
+            self._emit(Multicast(others, died))
+
+    def _on_peer_lost(self, event: Received, message: PeerLost, now: float) -> None:
+        died = self._deaths.get(message.proc)
+        process = self._connected.get(message.proc)
+        if died is not None:
+            self._emit(Send(event.sender, died))
+        elif process is None:
+            cause = f"process {message.proc:016x} is not known here: it never joined, or ended long ago"
+            self._emit(Send(event.sender, WorkerDied(message.proc, 0, cause, 0, intended=False, oom=False)))
+        elif process.role == ROLE_WORKER:
+            self._askers.setdefault(message.proc, {})[event.sender] = None
+            self._emit(PeerGivenUp(message.proc))
+        else:
+            # Drivers belong to the user and are not killed for a broken connection.
+            cause = f"the connection to the driver (pid {process.pid}) was lost, though it still runs"
+            self._emit(Send(event.sender, WorkerDied(message.proc, 0, cause, 0, intended=False, oom=False)))
+
+    def check_invariants(self) -> None:
+        for proc in self._connected:
+            self._require(proc not in self._deaths, f"process {proc} is both connected and dead")
+        for proc, askers in self._askers.items():
+            self._require(proc in self._connected, f"the end of {proc} is awaited after it came")
+            for asker in askers:
+                self._require(asker in self._connected, f"{asker} asked and has gone")

@@ -1,0 +1,358 @@
+"""The segments of one node: shared memory lent to processes, within a capacity.
+
+Owns which segment is lent to whom, what waits for room, and the claims on segments whose lessee has died.
+The memory files themselves belong to the shell.
+
+The life of a segment:
+
+    lent -> warm -> recycled under a new id    returned empty: its pages are touched already, which is worth
+                                               seven copies
+    lent -> adopted -> dropped                 its lessee has died: every core says which blocks it owns, and
+                                               the segment goes when the last of these is freed or its owner dies
+
+A recycled segment gets a new id, so that a late message about the old one finds nothing. An adopted one
+is never recycled, because readers may still have views on it; the kernel keeps its pages for them.
+
+Invariants: the sizes of all segments add up to `used`, which is at most `capacity`; warm segments are at
+most an eighth of it; who waits has a deadline; nothing that fits waits behind less than `OVERTAKES`
+grants that overtook it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from ray._control.machine import (
+    Deadlines,
+    Machine,
+    Multicast,
+    ProcessJoined,
+    ProcessLeft,
+    Received,
+    Send,
+    Tick,
+)
+from ray._node.events import DropSegment, GrantSegment, SegmentFailed, ShareSegment
+from ray._node.resources import show_bytes
+from ray._protocol import (
+    ROLE_DRIVER,
+    BlocksFreed,
+    SegmentAdopted,
+    SegmentClaims,
+    SegmentDenied,
+    SegmentMap,
+    SegmentRelease,
+    SegmentRequest,
+    SegmentTrim,
+)
+
+MIN_SEGMENT_BYTES: Final = 1 << 20
+"""Smaller requests are rounded up to this: a descriptor and a mapping each cost more than the memory."""
+
+CLASS_BYTES_MAX: Final = 64 << 20
+"""Up to here sizes are powers of two, so that what one process returns suits the next."""
+
+LARGE_STEP_BYTES: Final = 2 << 20
+"""Above, sizes are multiples of a huge page."""
+
+WARM_SHARE: Final = 8
+"""Warm segments take at most one part in this many of the capacity."""
+
+WAIT_S: Final = 10.0
+"""How long a request waits for room before it is denied."""
+
+OVERTAKES: Final = 16
+"""Grants that may pass a waiting request which is too large for what is free."""
+
+
+class Segment(msgspec.Struct):
+    """A lent or adopted segment. `lessee` is 0 once adopted."""
+
+    id: int
+    size: int
+    lessee: int
+
+
+class Adoption(msgspec.Struct):
+    """Who owns what in a segment whose lessee has died."""
+
+    awaited: dict[int, None]
+    """Cores that have not said yet what they own."""
+    claims: dict[int, dict[int, None]]
+    """Offsets of blocks that are alive, by owner."""
+
+
+class Waiting(msgspec.Struct):
+    """A request without room."""
+
+    proc: int
+    corr: int
+    size: int
+    overtaken: int = 0
+
+
+class SegmentTable(Machine):
+    """See the module's docstring.
+
+    Args:
+        capacity: Bytes that all segments together may have.
+    """
+
+    def __init__(self, *, capacity: int, validate: bool = False) -> None:
+        super().__init__(validate=validate)
+        self.capacity = capacity
+        self.used = 0
+        self._serial = 0
+        self._segments: dict[int, Segment] = {}
+        self._adoptions: dict[int, Adoption] = {}
+        self._warm: dict[int, int] = {}
+        """Size by former id, oldest first."""
+        self._queue: dict[tuple[int, int], Waiting] = {}
+        self._processes: dict[int, str] = {}
+        self._deadlines: Deadlines[tuple[int, int]] = Deadlines()
+        self._events = {
+            ProcessJoined: self._on_joined,
+            ProcessLeft: self._on_left,
+            SegmentFailed: self._on_failed,
+            Tick: self._on_tick,
+        }
+        self._messages = {
+            SegmentRequest: self._on_request,
+            SegmentMap: self._on_map,
+            SegmentRelease: self._on_release,
+            SegmentClaims: self._on_claims,
+            BlocksFreed: self._on_freed,
+        }
+
+    # ------------------------------------------------------------------ queries
+
+    def next_deadline(self) -> float | None:
+        return self._deadlines.next()
+
+    def statistics(self) -> dict[str, int]:
+        return {
+            "segments": len(self._segments),
+            "segments_adopted": len(self._adoptions),
+            "segments_warm": len(self._warm),
+            "segment_requests_waiting": len(self._queue),
+            "store_bytes_used": self.used,
+            "store_bytes_warm": sum(self._warm.values()),
+            "store_bytes_capacity": self.capacity,
+        }
+
+    # ------------------------------------------------------------------ requests
+
+    def _on_request(self, event: Received, message: SegmentRequest, now: float) -> None:
+        size = segment_size(max(message.min_bytes, 0))
+        key = (event.sender, event.corr)
+        if size > self.capacity:
+            # Rounding must not refuse what the store can just hold.
+            size = round_up(max(message.min_bytes, 1), 4096)
+        if event.sender not in self._processes or key in self._queue:
+            return
+        if size > self.capacity:
+            text = (
+                f"{show_bytes(size)} were asked for, and this node's object store has {show_bytes(self.capacity)}. "
+                "Start with a larger object_store_memory, or store the value in parts"
+            )
+            self._emit(Send(event.sender, SegmentDenied(text), event.corr))
+            return
+        self._queue[key] = Waiting(event.sender, event.corr, size)
+        self._grant_waiting()
+        if key in self._queue:
+            self._deadlines.set(key, now + WAIT_S)
+            self._ask_to_trim(size)
+
+    def _grant_waiting(self) -> None:
+        """Grant in order of arrival what fits; what is too large now may be overtaken a few times."""
+        passed: list[Waiting] = []
+        for key, waiting in list(self._queue.items()):
+            if not self._grant(waiting):
+                if waiting.overtaken >= OVERTAKES:
+                    return
+                passed.append(waiting)
+                continue
+            del self._queue[key]
+            self._deadlines.clear(key)
+            for other in passed:
+                other.overtaken += 1
+
+    def _grant(self, waiting: Waiting) -> bool:
+        recycled = self._find_warm(waiting.size)
+        if recycled is None:
+            if self.used - sum(self._warm.values()) + waiting.size > self.capacity:
+                return False
+            while self.used + waiting.size > self.capacity:
+                self._drop_warm(next(iter(self._warm)))
+            size = waiting.size
+            self.used += size
+        else:
+            size = self._warm.pop(recycled)
+        self._serial += 1
+        self._segments[self._serial] = Segment(self._serial, size, waiting.proc)
+        self._emit(GrantSegment(waiting.proc, waiting.corr, self._serial, size, recycled or 0))
+        return True
+
+    def _find_warm(self, size: int) -> int | None:
+        """The most recently returned segment that is large enough, and not wastefully larger."""
+        for segment in reversed(self._warm):
+            if size <= self._warm[segment] <= size + size // 4:
+                return segment
+        return None
+
+    def _ask_to_trim(self, wanted: int) -> None:
+        lacking = self.used + wanted - self.capacity
+        lessees = tuple(dict.fromkeys(x.lessee for x in self._segments.values() if x.lessee))
+        if lessees:
+            self._emit(Multicast(lessees, SegmentTrim(lacking)))
+
+    def _on_tick(self, event: Tick, now: float) -> None:
+        for key in self._deadlines.due(now):
+            waiting = self._queue.pop(key)
+            self._emit(Send(waiting.proc, SegmentDenied(self._full_text(waiting.size)), waiting.corr))
+        self._grant_waiting()
+
+    def _full_text(self, size: int) -> str:
+        by_lessee: dict[int, int] = {}
+        for segment in self._segments.values():
+            by_lessee[segment.lessee] = by_lessee.get(segment.lessee, 0) + segment.size
+        largest = sorted(by_lessee.items(), key=lambda item: -item[1])[:3]
+        holders = ", ".join(
+            f"{self._processes.get(proc, 'processes that have ended')}: {show_bytes(held)}" for proc, held in largest
+        )
+        return (
+            f"the object store of this node is full: {show_bytes(size)} were asked for, {show_bytes(self.used)} of "
+            f"{show_bytes(self.capacity)} are in use, and none became free within {WAIT_S:.0f} seconds. "
+            f"Largest holders: {holders}. Drop references that are not needed (del, or let go of views on arrays), "
+            "or start with a larger object_store_memory"
+        )
+
+    def _on_failed(self, event: SegmentFailed, now: float) -> None:
+        segment = self._segments.pop(event.segment)
+        self.used -= segment.size
+        text = (
+            f"the system refused {show_bytes(segment.size)} of shared memory: {event.error}. The store counts "
+            f"{show_bytes(self.used)} of {show_bytes(self.capacity)} in use, so the machine itself is short of memory "
+            "or descriptors"
+        )
+        self._emit(Send(segment.lessee, SegmentDenied(text), event.corr))
+        self._grant_waiting()
+
+    def _on_map(self, event: Received, message: SegmentMap, now: float) -> None:
+        segment = self._segments.get(message.segment)
+        if segment is None:
+            text = f"segment {message.segment} is gone: its blocks were freed, or their owner has died"
+            self._emit(Send(event.sender, SegmentDenied(text), event.corr))
+        else:
+            self._emit(ShareSegment(event.sender, event.corr, segment.id, segment.size, segment.lessee))
+
+    # ------------------------------------------------------------------ returns
+
+    def _on_release(self, event: Received, message: SegmentRelease, now: float) -> None:
+        segment = self._segments.get(message.segment)
+        if segment is None or segment.lessee != event.sender:
+            return  # a late or repeated return
+        del self._segments[segment.id]
+        self._warm[segment.id] = segment.size
+        self._grant_waiting()
+        while self._warm and sum(self._warm.values()) > self.capacity // WARM_SHARE:
+            self._drop_warm(next(iter(self._warm)))
+
+    def _drop_warm(self, segment: int) -> None:
+        self.used -= self._warm.pop(segment)
+        self._emit(DropSegment(segment))
+
+    # ------------------------------------------------------------------ the lessee's death
+
+    def _on_joined(self, event: ProcessJoined, now: float) -> None:
+        role = "driver" if event.role == ROLE_DRIVER else "worker"
+        self._processes[event.proc] = f"{role} (pid {event.pid})"
+
+    def _on_left(self, event: ProcessLeft, now: float) -> None:
+        self._processes.pop(event.proc, None)
+        for key in [key for key in self._queue if key[0] == event.proc]:
+            del self._queue[key]
+            self._deadlines.clear(key)
+        for segment, adoption in list(self._adoptions.items()):
+            adoption.awaited.pop(event.proc, None)
+            adoption.claims.pop(event.proc, None)
+            self._drop_if_unclaimed(segment)
+        for held in [x for x in self._segments.values() if x.lessee == event.proc]:
+            self._adopt(held)
+        self._grant_waiting()
+
+    def _adopt(self, segment: Segment) -> None:
+        segment.lessee = 0
+        cores = tuple(self._processes)
+        self._adoptions[segment.id] = Adoption(dict.fromkeys(cores), {})
+        if cores:
+            self._emit(Multicast(cores, SegmentAdopted(segment.id)))
+        self._drop_if_unclaimed(segment.id)
+
+    def _on_claims(self, event: Received, message: SegmentClaims, now: float) -> None:
+        adoption = self._adoptions.get(message.segment)
+        if adoption is None or event.sender not in adoption.awaited:
+            return  # nobody asked, or it is answered already
+        del adoption.awaited[event.sender]
+        if message.blocks:
+            adoption.claims[event.sender] = dict.fromkeys(offset for offset, _ in message.blocks)
+        self._drop_if_unclaimed(message.segment)
+        self._grant_waiting()
+
+    def _on_freed(self, event: Received, message: BlocksFreed, now: float) -> None:
+        adoption = self._adoptions.get(message.segment)
+        claims = adoption.claims.get(event.sender) if adoption is not None else None
+        if adoption is None or claims is None:
+            return
+        for offset in message.offsets:
+            claims.pop(offset, None)
+        if not claims:
+            del adoption.claims[event.sender]
+        self._drop_if_unclaimed(message.segment)
+        self._grant_waiting()
+
+    def _drop_if_unclaimed(self, segment: int) -> None:
+        adoption = self._adoptions[segment]
+        if adoption.awaited or adoption.claims:
+            return
+        del self._adoptions[segment]
+        self.used -= self._segments.pop(segment).size
+        self._emit(DropSegment(segment))
+
+    # ------------------------------------------------------------------ invariants
+
+    def check_invariants(self) -> None:
+        warm = sum(self._warm.values())
+        lent = sum(segment.size for segment in self._segments.values())
+        self._require(lent + warm == self.used, "sizes do not add up")
+        self._require(self.used <= self.capacity, "more is lent than there is")
+        self._require(warm <= self.capacity // WARM_SHARE, "too much is kept warm")
+        for segment in self._segments.values():
+            adopted = segment.id in self._adoptions
+            self._require(adopted == (segment.lessee == 0), f"{segment} is adopted and lent")
+            self._require(adopted or segment.lessee in self._processes, f"{segment} is lent to the dead")
+        for key, waiting in self._queue.items():
+            self._require(key in self._deadlines, f"{waiting} may wait for ever")
+            self._require(key[0] in self._processes, f"{waiting} has died")
+        for segment_id, adoption in self._adoptions.items():
+            self._require(adoption.awaited or adoption.claims, f"segment {segment_id} is kept for nobody")
+            for proc in (*adoption.awaited, *adoption.claims):
+                self._require(proc in self._processes, f"segment {segment_id} is kept for the dead")
+        held_up = False
+        for waiting in self._queue.values():
+            fits = self.used - warm + waiting.size <= self.capacity
+            self._require(held_up or not fits, f"{waiting} fits and waits")
+            held_up = held_up or waiting.overtaken >= OVERTAKES
+
+
+def segment_size(min_bytes: int) -> int:
+    """The size of segment that serves a request, so that returned ones can be used again."""
+    if min_bytes <= CLASS_BYTES_MAX:
+        return max(MIN_SEGMENT_BYTES, 1 << (max(min_bytes, 1) - 1).bit_length())
+    return round_up(min_bytes, LARGE_STEP_BYTES)
+
+
+def round_up(count: int, step: int) -> int:
+    return -(-count // step) * step

@@ -1,0 +1,127 @@
+"""Session directories: one per node process, private, and removed even if nobody was left to do it.
+
+A session directory lies in ``<base>/session_<time>_<pid>_<random>``, where base is ``$RAY_TMPDIR`` or
+``<temporary directory>/ray-<uid>``. It holds the node's socket, a lock file and ``logs/``. The node holds
+an flock on the lock file for as long as it lives, and nobody else does; so a directory whose lock is free
+belongs to the dead, and the next node that starts removes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+import time
+from typing import Final
+
+LOCK_NAME: Final = "lock"
+SOCKET_NAME: Final = "node.sock"
+SOCKET_PATH_BYTES_MAX: Final = 107
+"""What fits into sockaddr_un, less the terminating zero."""
+
+YOUNG_S: Final = 60.0
+"""A directory without a lock file is left alone for this long: its maker may be about to create it."""
+
+SWEEP_MAX: Final = 100
+"""Directories removed at one start; the rest waits for the next."""
+
+
+def base_dir() -> str:
+    """Where this user's sessions are; created with mode 0700 if need be.
+
+    Raises:
+        RuntimeError: If it belongs to somebody else, who could then read and replace what is in it.
+    """
+    chosen = os.environ.get("RAY_TMPDIR")
+    base = chosen or f"{_temporary()}/ray-{os.getuid()}"
+    os.makedirs(base, mode=0o700, exist_ok=True)
+    # A link that somebody else has put into a shared directory must not be followed; the user's own may.
+    info = os.stat(base, follow_symlinks=bool(chosen))
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid():
+        raise RuntimeError(
+            f"{base} is not a directory of user {os.getuid()}: remove it, or set RAY_TMPDIR to a private directory"
+        )
+    return base
+
+
+def create() -> tuple[str, int]:
+    """Make a session directory; returns it and the descriptor of its lock, which is held.
+
+    The lock lives as long as a descriptor of it is open in some process: hand it to the node and close it here.
+
+    Raises:
+        RuntimeError: If the path is too long for a socket.
+    """
+    name = f"session_{time.strftime('%Y%m%d-%H%M%S')}_{os.getpid()}_{os.urandom(3).hex()}"
+    path = f"{base_dir()}/{name}"
+    if len(os.fsencode(f"{path}/{SOCKET_NAME}")) > SOCKET_PATH_BYTES_MAX:
+        raise RuntimeError(
+            f"{path} is too long: the path of a Unix socket in it may have {SOCKET_PATH_BYTES_MAX} bytes. Set "
+            "RAY_TMPDIR to a shorter directory"
+        )
+    os.mkdir(path, mode=0o700)
+    lock = os.open(f"{path}/{LOCK_NAME}", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.mkdir(f"{path}/logs", mode=0o700)
+    return path, lock
+
+
+def sweep(base: str) -> list[str]:
+    """Remove the directories of sessions that have ended; returns their names."""
+    removed: list[str] = []
+    for name in sorted(os.listdir(base)):
+        if len(removed) == SWEEP_MAX:
+            break
+        path = f"{base}/{name}"
+        if name.startswith("session_") and _is_stale(path):
+            remove(path)
+            removed.append(name)
+    return removed
+
+
+def remove(path: str) -> None:
+    """Delete a directory with everything in it; links are deleted, not followed.
+
+    What has gone already is fine. What somebody still writes into stays; a later sweep finds it.
+    """
+    try:
+        entries = list(os.scandir(path))
+    except OSError:
+        return
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            remove(entry.path)
+        else:
+            with contextlib.suppress(OSError):
+                os.unlink(entry.path)
+    with contextlib.suppress(OSError):
+        os.rmdir(path)
+
+
+def _is_stale(path: str) -> bool:
+    try:
+        lock = os.open(f"{path}/{LOCK_NAME}", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        try:
+            return time.time() - os.stat(path).st_mtime > YOUNG_S
+        except OSError:
+            return False
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(lock)
+
+
+def _temporary() -> str:
+    """As `tempfile.gettempdir` chooses, without the cost of importing it."""
+    for candidate in (os.environ.get("TMPDIR"), "/tmp", "/var/tmp"):
+        if candidate and os.access(candidate, os.W_OK | os.X_OK):
+            return candidate
+    return os.getcwd()

@@ -1,0 +1,337 @@
+"""The node process: performs what its machines decide. Decides nothing itself.
+
+One thread, one wait: `NodeCore.poll` returns frames and readable descriptors; everything that a node hears
+of besides frames is a descriptor (the driver's life, signals, the zygote, the workers' logs). Without
+events it sleeps until the machines' next deadline, or for ever.
+
+Children are reaped on SIGCHLD with one loop for all of them: as a subreaper the node inherits whatever
+its workers leave behind, and that must be reaped too. Because nobody else reaps, a pid in the tables
+cannot have been given to another process, so signals by pid are safe and no descriptor per worker is needed.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Final, Protocol
+
+from ray._control.machine import Effect, Event, Log, Multicast, Send, Tick, earliest
+from ray._node import events, process, session, wire
+from ray._node.logs import LogFiles
+from ray._node.manager import CoreJoined, CoreLeft, FrameCame, Shutdown
+from ray._protocol import KINDS, Message, SegmentGranted, SegmentMapped, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ray._node.config import NodeConfig
+    from ray._node.forkserver import ForkServer
+    from ray._node.manager import NodeManager
+
+LIFELINE, SIGNALS, LOGS, DRIVER, ZYGOTE = 1, 2, 3, 4, 5
+"""Tokens of watched descriptors. Zygotes count on from the last, one token for each."""
+
+SHUTDOWN_S: Final = 3.0
+"""How long killed processes may take to end before the node leaves without them."""
+
+LOG_BACKLOG_BYTES_MAX: Final = 8 << 20
+"""Log lines for a driver that has this much unread are dropped rather than queued."""
+
+
+class Core(Protocol):
+    """What the shell needs of `ray._core.NodeCore`."""
+
+    def poll(self, timeout: float | None) -> Sequence[tuple[object, ...]]: ...
+    def send(self, proc: int, kind: int, corr: int, body: bytes) -> None: ...
+    def send_fd(self, proc: int, kind: int, corr: int, body: bytes, fd: int) -> None: ...
+    def watch_fd(self, fd: int, token: int) -> None: ...
+    def unwatch_fd(self, token: int) -> None: ...
+    def disconnect(self, proc: int) -> None: ...
+    def close(self) -> None: ...
+
+
+class Shell:
+    """See the module's docstring.
+
+    Args:
+        config: What the node was told.
+        core: Its transport.
+        manager: Its decisions.
+        forks: Its zygote.
+        signals: A pipe that gets the number of each SIGCHLD and SIGTERM.
+        memfd: Creates a sealed memory file: (name, bytes) -> descriptor.
+    """
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        core: Core,
+        manager: NodeManager,
+        forks: ForkServer,
+        signals: int,
+        memfd: Callable[[str, int], int],
+    ) -> None:
+        self._config = config
+        self._core = core
+        self._manager = manager
+        self._forks = forks
+        self._signals = signals
+        self._memfd = memfd
+        self._logs = LogFiles(f"{config.session_dir}/logs")
+        self._logs_open = False
+        self._segments: dict[int, int] = {}
+        self._jobs: dict[int, int] = {}
+        self._queue: deque[Event] = deque()
+        self._zygote_token = ZYGOTE - 1
+        self._ending = ""
+        self._backlog: Callable[[int], int] | None = getattr(core, "backlog", None)
+        self._perform: dict[type[Effect], Callable[..., None]] = {
+            Send: self._send,
+            Multicast: self._multicast,
+            Log: lambda effect: log(effect.text),
+            Shutdown: self._shutdown,
+            events.Fork: self._fork,
+            events.Kill: self._kill,
+            events.ReadLogTail: self._read_log_tail,
+            events.Labelled: lambda effect: self._logs.set_label(effect.proc, effect.label),
+            events.Disconnect: lambda effect: self._core.disconnect(effect.proc),
+            events.GrantSegment: self._grant_segment,
+            events.ShareSegment: self._share_segment,
+            events.DropSegment: self._drop_segment,
+        }
+
+    # ------------------------------------------------------------------ the loop
+
+    def run(self) -> None:
+        """Serve until something ends the node; then end everything on it."""
+        try:
+            process.become_subreaper()
+            process.set_title("ray::node")
+            self._watch()
+            while not self._ending:
+                deadline = earliest(self._manager.next_deadline(), self._logs.next_deadline())
+                timeout = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+                for event in self._core.poll(timeout):
+                    self._heard(event)
+                self._on_deadlines()
+                self._work()
+        finally:
+            self._end()
+
+    def _watch(self) -> None:
+        self._core.watch_fd(self._signals, SIGNALS)
+        self._watch_zygote()
+        if self._config.lifeline_fd >= 0:
+            self._core.watch_fd(self._config.lifeline_fd, LIFELINE)
+        if self._config.driver_pid:
+            self._watch_driver(self._config.driver_pid)
+
+    def _watch_driver(self, pid: int) -> None:
+        """The pipe alone would not do: a forked child of the driver may keep it open."""
+        try:
+            self._driver = os.pidfd_open(pid)
+        except ProcessLookupError:
+            self._ending = "the driver had ended before the node was ready"
+        else:
+            self._core.watch_fd(self._driver, DRIVER)
+
+    def _watch_zygote(self) -> None:
+        # A token of its own for each zygote: an event about the one before may still be on its way.
+        self._zygote_token += 1
+        self._core.watch_fd(self._forks.fileno(), self._zygote_token)
+
+    def _heard(self, event: tuple[object, ...]) -> None:
+        match event:
+            case ("frame", int(proc), int(kind), int(corr), bytes(body)):
+                self._queue.append(FrameCame(proc, kind, corr, body))
+            case ("joined", int(proc), int(role), int(pid)):
+                self._queue.append(CoreJoined(proc, role, pid))
+            case ("left", int(proc), reason):
+                self._queue.append(CoreLeft(proc, str(reason)))
+            case ("fd", int(token)):
+                self._on_fd(token)
+            case _:
+                log(f"the core reported something unknown: {event!r}")
+        self._work()
+
+    def _work(self) -> None:
+        now = time.monotonic()
+        while self._queue and not self._ending:
+            for effect in self._manager.handle(self._queue.popleft(), now):
+                self._perform[type(effect)](effect)
+
+    def _on_deadlines(self) -> None:
+        now = time.monotonic()
+        deadline = self._manager.next_deadline()
+        if deadline is not None and deadline <= now:
+            self._queue.append(Tick())
+        for proc, lines in self._logs.flush_notes(now):
+            self._forward(proc, lines)
+
+    def _on_fd(self, token: int) -> None:
+        if token == SIGNALS:
+            try:
+                numbers = os.read(self._signals, 4096)
+            except BlockingIOError:  # two wake-ups were taken together; the first has read all
+                numbers = b""
+            if signal.SIGTERM in numbers:
+                self._ending = "SIGTERM"
+            self._reap()
+        elif token == LOGS:
+            for proc, lines in self._logs.read_changed(time.monotonic()):
+                self._forward(proc, lines)
+        elif token == LIFELINE:
+            if not os.read(self._config.lifeline_fd, 1):
+                self._ending = "the driver let go"
+        elif token == DRIVER:
+            self._ending = "the driver has ended"
+        elif token == self._zygote_token:
+            self._read_zygote()
+
+    # ------------------------------------------------------------------ processes
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid != self._forks.pid:  # a zygote's end shows on its socket
+                self._queue.append(events.ChildExited(pid, os.waitstatus_to_exitcode(status)))
+
+    def _read_zygote(self) -> None:
+        generation = self._forks.generation
+        self._queue.extend(self._forks.read())
+        if self._forks.generation != generation and self._forks.fileno() >= 0:
+            self._watch_zygote()  # a closed descriptor has left its watch by itself
+
+    def _fork(self, effect: events.Fork) -> None:
+        if not self._logs_open:
+            self._core.watch_fd(self._logs.open(), LOGS)
+            self._logs_open = True
+        try:
+            env_vars = wire.decode_env(effect.env)
+        except ValueError as error:
+            text = f"its runtime environment is malformed: {error}"
+            self._queue.append(events.ForkFailed(effect.proc, text))
+            return
+        self._jobs[effect.proc] = effect.job
+        job = self._manager.jobs.get(effect.job)
+        sys_path, cwd = (job.config.get("sys_path"), job.config.get("cwd")) if job is not None else (None, None)
+        command = wire.ForkCommand(
+            effect.proc,
+            env_vars,
+            [str(path) for path in sys_path] if isinstance(sys_path, list) else None,
+            cwd if isinstance(cwd, str) else None,
+        )
+        generation = self._forks.generation
+        self._forks.fork(command)
+        if self._forks.generation != generation:
+            self._watch_zygote()
+
+    def _kill(self, effect: events.Kill) -> None:
+        try:
+            os.kill(effect.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            log(f"process {effect.pid} was to be killed and is not there")
+
+    def _read_log_tail(self, effect: events.ReadLogTail) -> None:
+        rest, tail = self._logs.end(effect.proc, effect.pid, time.monotonic())
+        for proc, lines in rest:
+            self._forward(proc, lines)
+        self._jobs.pop(effect.proc, None)
+        self._queue.appendleft(events.LogTail(effect.proc, tail))
+
+    def _forward(self, proc: int, lines: Message) -> None:
+        for driver in self._manager.log_receivers(self._jobs.get(proc, 0)):
+            if self._backlog is None or self._backlog(driver) < LOG_BACKLOG_BYTES_MAX:
+                self._send(Send(driver, lines))
+
+    # ------------------------------------------------------------------ messages and segments
+
+    def _send(self, effect: Send) -> None:
+        self._core.send(effect.to, KINDS[type(effect.message)], effect.corr, encode(effect.message))
+
+    def _multicast(self, effect: Multicast) -> None:
+        kind, body = KINDS[type(effect.message)], encode(effect.message)
+        for proc in effect.to:
+            self._core.send(proc, kind, 0, body)
+
+    def _send_with_fd(self, to: int, corr: int, message: Message, fd: int) -> None:
+        self._core.send_fd(to, KINDS[type(message)], corr, encode(message), fd)
+
+    def _grant_segment(self, effect: events.GrantSegment) -> None:
+        try:
+            fd = self._segments.pop(effect.recycled, -1) if effect.recycled else -1
+            if fd < 0:
+                fd = self._memfd(f"ray-segment-{effect.segment}", effect.size)
+        except OSError as error:
+            self._queue.append(events.SegmentFailed(effect.segment, effect.corr, str(error)))
+            return
+        self._segments[effect.segment] = fd
+        self._send_with_fd(effect.to, effect.corr, SegmentGranted(effect.segment, effect.size), fd)
+
+    def _share_segment(self, effect: events.ShareSegment) -> None:
+        message = SegmentMapped(effect.segment, effect.size, effect.lessee)
+        self._send_with_fd(effect.to, effect.corr, message, self._segments[effect.segment])
+
+    def _drop_segment(self, effect: events.DropSegment) -> None:
+        os.close(self._segments.pop(effect.segment))
+
+    # ------------------------------------------------------------------ the end
+
+    def _shutdown(self, effect: Shutdown) -> None:
+        self._ending = effect.reason
+
+    def _end(self) -> None:
+        """Kill and reap everything, remove the session directory. Bounded by `SHUTDOWN_S`."""
+        log(f"ending: {self._ending or 'an error, see above'}")
+        self._forks.kill()
+        kill_children(self._manager.pool.pids(), self._signals, SHUTDOWN_S)
+        self._core.close()
+        for fd in self._segments.values():
+            os.close(fd)
+        self._logs.close()
+        session.remove(self._config.session_dir)
+
+
+def kill_children(known: list[int], wake_fd: int, timeout_s: float) -> None:
+    """Kill all children and all who become children by that, until none is left or time is up.
+
+    Args:
+        known: Children that are known anyway, for kernels that do not list them.
+        wake_fd: Readable after SIGCHLD.
+        timeout_s: A process in an uninterruptible wait must not keep the node.
+    """
+    deadline = time.monotonic() + timeout_s
+    poller = select.poll()
+    poller.register(wake_fd, select.POLLIN)
+    doomed = list(known)
+    while True:
+        for pid in dict.fromkeys([*doomed, *process.children()]):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        doomed = []
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return
+        left = deadline - time.monotonic()
+        if left <= 0:
+            log(f"processes {process.children()} did not end when killed; leaving them")
+            return
+        if poller.poll(left * 1000):
+            os.read(wake_fd, 4096)
+
+
+def log(text: str) -> None:
+    """A line in the node's own log, which standard error is."""
+    os.write(2, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n".encode())

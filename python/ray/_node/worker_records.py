@@ -1,0 +1,39 @@
+"""What the worker pool keeps."""
+
+from __future__ import annotations
+
+from typing import Final, TypeAlias
+
+import msgspec
+
+Kind: TypeAlias = "tuple[int, bytes]"
+"""(job, env): what must agree between a ticket and a worker."""
+
+STARTING: Final = ("forking", "joining")
+
+
+class Worker(msgspec.Struct):
+    """One worker process. `pid` is 0 until the zygote or the worker itself tells it."""
+
+    proc: int
+    kind: Kind
+    state: str
+    since: float
+    pid: int = 0
+    joined: bool = False
+    reaped: bool = False
+    exit_code: int = 0
+    announced: str = ""
+    """Why it ends, in its own words or in those of who wanted it to."""
+    stopped: bool = False
+    """This node killed it on purpose."""
+    failure: str = ""
+    """Why it was given up before it joined."""
+
+
+class Ticket(msgspec.Struct, frozen=True):
+    """Somebody waits for a worker."""
+
+    id: int
+    kind: Kind
+    label: str

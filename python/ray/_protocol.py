@@ -1,0 +1,444 @@
+"""Messages between a node process and the cores of drivers and workers.
+
+This module owns the meaning of message kinds 64 to 111 and nothing else: no socket, no state.
+A message is a msgpack array whose fields stand in the order written here; the struct is chosen
+by the frame's kind, so bodies carry no tag. Fields may be appended at the end with a default:
+a decoder ignores what it does not know, and fills in what an older peer did not send.
+
+Resources are ``dict[str, int]`` in units of 1/10000 ("CPU": 10000 is one CPU); memory is bytes
+times 10000 alike, so that one rule holds for every name. Bytes are never decoded here unless the
+docstring says that they are msgpack.
+
+Everything that comes from a core is input from another process: it is decoded with types checked,
+and a body that does not decode is an operating error of its sender.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+ROLE_NODE: Final = 1
+ROLE_DRIVER: Final = 2
+ROLE_WORKER: Final = 3
+ROLE_TOOL: Final = 4
+
+UNIT: Final = 10_000
+"""How many wire units one whole resource has."""
+
+ACTOR_PENDING: Final = 0
+ACTOR_ALIVE: Final = 1
+ACTOR_RESTARTING: Final = 2
+ACTOR_DEAD: Final = 3
+
+CAUSE_TEXT: Final = 0
+"""`ActorState.cause` is UTF-8 text."""
+CAUSE_INIT_ERROR: Final = 1
+"""`ActorState.cause` is the error payload with which the actor's ``__init__`` failed."""
+
+STREAM_OUT: Final = 1
+STREAM_ERR: Final = 2
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True):
+    """Base of all messages. `KINDS` says which kind a class travels as."""
+
+
+# ---------------------------------------------------------------------------------------------
+# From a core to its node
+
+
+class LeaseDemand(Message, frozen=True):
+    """An owner says how many further leases of one scheduling class it wants now.
+
+    Replaces what the same owner said before about the same class; 0 withdraws. The node counts
+    a lease against it at the moment of the grant. `env` is empty or msgpack ``{"env_vars": {..}}``;
+    a worker serves one env for its whole life. `label` is what people are shown: a function's name.
+    """
+
+    class_id: int
+    demand: dict[str, int]
+    count: int
+    env: bytes = b""
+    strategy: bytes = b""
+    label: str = ""
+
+
+class LeaseReturn(Message, frozen=True):
+    """The lease's owner gives the worker back; nothing of the owner runs on it any more.
+
+    `reusable` False asks for the worker's end (max_calls reached, or a force-cancelled task).
+    """
+
+    lease: int
+    reusable: bool = True
+
+
+class Blocked(Message, frozen=True):
+    """A worker's main thread waits for values: the CPUs of its lease may serve others meanwhile."""
+
+
+class Unblocked(Message, frozen=True):
+    """The worker goes on. Its CPUs are taken again at once, even if that oversubscribes the node."""
+
+
+class SegmentRequest(Message, frozen=True):
+    """A process needs shared memory. Answered under the same corr by `SegmentGranted` or `SegmentDenied`."""
+
+    min_bytes: int
+
+
+class SegmentMap(Message, frozen=True):
+    """A process met a location in a segment that it has not mapped. Answered by `SegmentMapped` or `SegmentDenied`."""
+
+    segment: int
+
+
+class SegmentRelease(Message, frozen=True):
+    """The lessee returns a segment in which no block is allocated. It does not write to it any more."""
+
+    segment: int
+
+
+class SegmentClaims(Message, frozen=True):
+    """Answer to `SegmentAdopted`: the blocks in that segment which belong to objects that the sender owns.
+
+    Sent after the sender has read everything that the dead lessee had sent it, so that a block whose
+    location was still on its way is claimed too.
+    """
+
+    segment: int
+    blocks: list[tuple[int, int]]
+
+
+class BlocksFreed(Message, frozen=True):
+    """Blocks of an adopted segment which the sender claimed and which nothing refers to any more."""
+
+    segment: int
+    offsets: list[int]
+
+
+class ActorCreate(Message, frozen=True):
+    """The creator asks for an actor. Its id is fresh; `owner` is the process whose death ends it, unless detached.
+
+    A node can host it if it *has* `place` in total; what it holds for its life is `run` (by default an actor
+    asks for a node with one CPU and then holds none). A name should have been reserved by
+    ``actor.reserve_name`` first, whose refusal the creator can raise at the call.
+    """
+
+    actor: bytes
+    spec: bytes
+    place: dict[str, int]
+    run: dict[str, int]
+    env: bytes
+    strategy: bytes
+    name: str
+    namespace: str
+    max_restarts: int
+    detached: bool
+    class_name: str
+    owner: int
+    label: str
+
+
+class ActorReady(Message, frozen=True):
+    """The actor's worker has run ``__init__``; calls may come."""
+
+    actor: bytes
+    incarnation: int
+
+
+class ActorFailed(Message, frozen=True):
+    """``__init__`` raised. `error` is a payload for callers. The actor is never restarted."""
+
+    actor: bytes
+    incarnation: int
+    error: bytes
+
+
+class ActorSubscribe(Message, frozen=True):
+    """The sender wants an `ActorState` now and at each change. Asking twice is harmless."""
+
+    actor: bytes
+
+
+class ActorRelease(Message, frozen=True):
+    """The owner says that no handle is left and no call is on its way. Ignored for detached actors."""
+
+    actor: bytes
+
+
+class ActorKill(Message, frozen=True):
+    """`ray.kill`: the process is killed; it restarts only if `no_restart` is False and restarts are left."""
+
+    actor: bytes
+    no_restart: bool
+
+
+class ActorExit(Message, frozen=True):
+    """The actor's worker will end by intention (`exit_actor`, graceful stop): no restart."""
+
+    actor: bytes
+    incarnation: int
+    reason: str
+
+
+class PeerLost(Message, frozen=True):
+    """The sender's connection to `proc` broke. The node answers with `WorkerDied` once it knows the cause.
+
+    A worker that still lives then is killed: its peers have given it up already.
+    """
+
+    proc: int
+
+
+class Request(Message, frozen=True):
+    """A cold request: `op` names it, `args` is msgpack (array, map by argument name, or one value). See `requests`."""
+
+    op: str
+    args: bytes = b""
+
+
+# ---------------------------------------------------------------------------------------------
+# From the node to a core
+
+
+class LeaseGranted(Message, frozen=True):
+    """Worker `proc` is yours until you return the lease or it dies. `gpu_ids` are the devices it may use."""
+
+    class_id: int
+    lease: int
+    proc: int
+    node: int
+    pid: int
+    gpu_ids: list[int]
+
+
+class LeaseReclaim(Message, frozen=True):
+    """Somebody else waits: return this lease as soon as it has no work in flight. Sent once per lease."""
+
+    lease: int
+
+
+class WorkerDied(Message, frozen=True):
+    """A process has ended. To its lease's holder (with the lease), to every other core and to who asked (lease 0).
+
+    `exit_code` is negative for signals. `cause` is a sentence for people, with the last log lines.
+    `intended` tells an announced or requested end from a crash.
+    """
+
+    proc: int
+    lease: int
+    cause: str
+    exit_code: int
+    intended: bool
+    oom: bool
+
+
+class SegmentGranted(Message, frozen=True):
+    """A segment to allocate in, with its descriptor. `size` is at least what was asked."""
+
+    segment: int
+    size: int
+
+
+class SegmentDenied(Message, frozen=True):
+    """No segment. The text names capacity, use and the largest holders."""
+
+    message: str
+
+
+class SegmentMapped(Message, frozen=True):
+    """A segment to read, with its descriptor. `lessee` is 0 when the node has adopted it."""
+
+    segment: int
+    size: int
+    lessee: int
+
+
+class SegmentTrim(Message, frozen=True):
+    """Memory is short by `bytes`: return empty segments."""
+
+    bytes: int
+
+
+class SegmentAdopted(Message, frozen=True):
+    """The segment's lessee has died. Every core answers with `SegmentClaims`; frees go to the node from now on."""
+
+    segment: int
+
+
+class ActorState(Message, frozen=True):
+    """What a subscriber should believe about an actor. Incarnations never decrease.
+
+    `proc`, `node` and `pid` are meaningful while alive, `cause` when restarting or dead
+    (`cause_kind` says how to read it). `restarts_left` is -1 when unlimited.
+    """
+
+    actor: bytes
+    state: int
+    proc: int
+    node: int
+    incarnation: int
+    cause_kind: int
+    cause: bytes
+    restarts_left: int
+    pid: int
+
+
+class ActorInit(Message, frozen=True):
+    """The receiving worker becomes this incarnation of the actor: run ``__init__`` as `spec` says."""
+
+    actor: bytes
+    incarnation: int
+    spec: bytes
+    gpu_ids: list[int]
+    namespace: str
+    name: str
+
+
+class Reply(Message, frozen=True):
+    """Answer to a `Request`. `body` is msgpack: the result, or ``[exception name, message]`` when not ok."""
+
+    ok: bool
+    body: bytes
+
+
+class LogLines(Message, frozen=True):
+    """Complete lines that a worker wrote, in order within one stream. To the drivers of its job."""
+
+    name: str
+    pid: int
+    stream: int
+    lines: list[str]
+
+
+class Notice(Message, frozen=True):
+    """Something a person should know now, such as a demand that no node can meet. To drivers."""
+
+    level: str
+    text: str
+
+
+class LeaseFailed(Message, frozen=True):
+    """No worker for this class can be started; the demand is dropped. The owner fails what waits for it."""
+
+    class_id: int
+    reason: str
+
+
+class ActorStop(Message, frozen=True):
+    """Finish the queued calls, announce `ActorExit`, and end."""
+
+    actor: bytes
+
+
+class Exit(Message, frozen=True):
+    """To an idle worker: end now, unless you own values or actors that others still refer to.
+
+    A worker that stays simply does not answer; the node counts it as idle again after a while.
+    """
+
+
+KIND_LEASE_DEMAND: Final = 64
+KIND_LEASE_RETURN: Final = 65
+KIND_BLOCKED: Final = 66
+KIND_UNBLOCKED: Final = 67
+KIND_SEGMENT_REQUEST: Final = 68
+KIND_SEGMENT_MAP: Final = 69
+KIND_SEGMENT_RELEASE: Final = 70
+KIND_SEGMENT_CLAIMS: Final = 71
+KIND_BLOCKS_FREED: Final = 72
+KIND_ACTOR_CREATE: Final = 73
+KIND_ACTOR_READY: Final = 74
+KIND_ACTOR_FAILED: Final = 75
+KIND_ACTOR_SUBSCRIBE: Final = 76
+KIND_ACTOR_RELEASE: Final = 77
+KIND_ACTOR_KILL: Final = 78
+KIND_ACTOR_EXIT: Final = 79
+KIND_PEER_LOST: Final = 80
+KIND_REQUEST: Final = 81
+KIND_LEASE_GRANTED: Final = 96
+KIND_LEASE_RECLAIM: Final = 97
+KIND_WORKER_DIED: Final = 98
+KIND_SEGMENT_GRANTED: Final = 99
+KIND_SEGMENT_DENIED: Final = 100
+KIND_SEGMENT_MAPPED: Final = 101
+KIND_SEGMENT_TRIM: Final = 102
+KIND_SEGMENT_ADOPTED: Final = 103
+KIND_ACTOR_STATE: Final = 104
+KIND_ACTOR_INIT: Final = 105
+KIND_REPLY: Final = 106
+KIND_LOG_LINES: Final = 107
+KIND_NOTICE: Final = 108
+KIND_LEASE_FAILED: Final = 109
+KIND_ACTOR_STOP: Final = 110
+KIND_EXIT: Final = 111
+
+TO_NODE: Final[dict[int, type[Message]]] = {
+    KIND_LEASE_DEMAND: LeaseDemand,
+    KIND_LEASE_RETURN: LeaseReturn,
+    KIND_BLOCKED: Blocked,
+    KIND_UNBLOCKED: Unblocked,
+    KIND_SEGMENT_REQUEST: SegmentRequest,
+    KIND_SEGMENT_MAP: SegmentMap,
+    KIND_SEGMENT_RELEASE: SegmentRelease,
+    KIND_SEGMENT_CLAIMS: SegmentClaims,
+    KIND_BLOCKS_FREED: BlocksFreed,
+    KIND_ACTOR_CREATE: ActorCreate,
+    KIND_ACTOR_READY: ActorReady,
+    KIND_ACTOR_FAILED: ActorFailed,
+    KIND_ACTOR_SUBSCRIBE: ActorSubscribe,
+    KIND_ACTOR_RELEASE: ActorRelease,
+    KIND_ACTOR_KILL: ActorKill,
+    KIND_ACTOR_EXIT: ActorExit,
+    KIND_PEER_LOST: PeerLost,
+    KIND_REQUEST: Request,
+}
+
+FROM_NODE: Final[dict[int, type[Message]]] = {
+    KIND_LEASE_GRANTED: LeaseGranted,
+    KIND_LEASE_RECLAIM: LeaseReclaim,
+    KIND_WORKER_DIED: WorkerDied,
+    KIND_SEGMENT_GRANTED: SegmentGranted,
+    KIND_SEGMENT_DENIED: SegmentDenied,
+    KIND_SEGMENT_MAPPED: SegmentMapped,
+    KIND_SEGMENT_TRIM: SegmentTrim,
+    KIND_SEGMENT_ADOPTED: SegmentAdopted,
+    KIND_ACTOR_STATE: ActorState,
+    KIND_ACTOR_INIT: ActorInit,
+    KIND_REPLY: Reply,
+    KIND_LOG_LINES: LogLines,
+    KIND_NOTICE: Notice,
+    KIND_LEASE_FAILED: LeaseFailed,
+    KIND_ACTOR_STOP: ActorStop,
+    KIND_EXIT: Exit,
+}
+
+KINDS: Final[dict[type[Message], int]] = {
+    message: kind for table in (TO_NODE, FROM_NODE) for kind, message in table.items()
+}
+
+_encoder = msgspec.msgpack.Encoder()
+_decoders: dict[int, msgspec.msgpack.Decoder[Any]] = {}
+
+
+def encode(message: Message) -> bytes:
+    """The body of the frame that carries `message`; its kind is ``KINDS[type(message)]``."""
+    return _encoder.encode(message)
+
+
+def decode(kind: int, body: bytes) -> Message:
+    """The message in a frame's body.
+
+    Raises:
+        KeyError: If no message has this kind.
+        msgspec.MsgspecError: If the body is not such a message; the text says which field.
+    """
+    # Decoders are made at first use: building all of them costs more than a node's first lease.
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        decoder = _decoders[kind] = msgspec.msgpack.Decoder(TO_NODE.get(kind) or FROM_NODE[kind])
+    message: Message = decoder.decode(body)
+    return message

@@ -1,0 +1,89 @@
+"""What a failing task reports: the user's traceback as text, and the exception if it can travel."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from ray._runtime import session
+from ray.exceptions import RayTaskError
+
+__all__ = ["remote_traceback", "task_error"]
+
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+# Frames of these files say nothing to users: the way from the worker's loop to their code, and from it into the core.
+_OURS = (
+    os.path.join(_PACKAGE, "_runtime") + os.sep,
+    os.path.join(_PACKAGE, "actor.py"),
+    os.path.join(_PACKAGE, "remote_function.py"),
+)
+_PICKLER = os.path.join("cloudpickle", "cloudpickle.py")
+
+
+def task_error(
+    error: BaseException, function_name: str, *, actor: Any = None, actor_id: str | None = None
+) -> RayTaskError:
+    """The error to send for an exception of user code.
+
+    Args:
+        error: What was raised.
+        function_name: The function, or Class.method.
+        actor: The actor's instance, when a method raised.
+        actor_id: Its id in hex.
+    """
+    pid = os.getpid()
+    ip = session.node_ip_address
+    actor_repr = None if actor is None else _safe_repr(actor)
+    place = f"ray::{function_name}() (pid={pid}, ip={ip}"
+    if actor_id is not None:
+        place += f", actor_id={actor_id}" if actor is None else f", actor_id={actor_id}, repr={actor_repr}"
+    text = f"{place})\n{remote_traceback(error)}"
+    return RayTaskError(
+        function_name, text, error, f"ray::{function_name}", pid, ip, actor_repr=actor_repr, actor_id=actor_id
+    )
+
+
+def dependency_error(error: BaseException, function_name: str) -> RayTaskError:
+    """The error to send when an argument's task failed: its traceback, below this task's name."""
+    pid = os.getpid()
+    place = f"ray::{function_name}() (pid={pid}, ip={session.node_ip_address})"
+    text = f"{place}\n  did not run, because a task that makes one of its arguments failed:\n{error}"
+    cause = error.cause if isinstance(error, RayTaskError) and error.cause is not None else error
+    return RayTaskError(function_name, text, cause, f"ray::{function_name}", pid, session.node_ip_address)
+
+
+def remote_traceback(error: BaseException) -> str:
+    """The traceback as text, without the engine's own frames, causes and contexts included."""
+    import traceback
+
+    described = traceback.TracebackException.from_exception(error)
+    _trim(described, set())
+    lines = list(described.format(chain=True))
+    heading = "Traceback (most recent call last):\n"
+    if lines and lines[0] == heading:
+        lines.pop(0)
+    return "".join(lines).rstrip("\n")
+
+
+def _trim(described: Any, seen: set[int]) -> None:
+    """Removes the engine's frames from a described exception and from those it is chained to."""
+    if described is None or id(described) in seen:
+        return
+    seen.add(id(described))
+    kept = [
+        frame
+        for frame in described.stack
+        if not (frame.filename.startswith(_OURS) or frame.filename.endswith(_PICKLER))
+    ]
+    described.stack[:] = kept
+    _trim(described.__cause__, seen)
+    _trim(described.__context__, seen)
+    for part in getattr(described, "exceptions", None) or ():
+        _trim(part, seen)
+
+
+def _safe_repr(value: Any) -> str:
+    try:
+        return repr(value)
+    except Exception:  # user code
+        return f"<{type(value).__qualname__}>"

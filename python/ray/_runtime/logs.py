@@ -1,0 +1,191 @@
+"""What workers print, printed by the driver.
+
+`Folder` decides and is told the time; `Printer` reads from the core and writes. A line is shown at once. The same line
+from other processes within a few seconds is counted and shown as one line when the time is over. A process that
+prints the same line again is not folded: that is output, not an echo of another worker.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from ray._core import Core
+
+__all__ = ["Folder", "Output", "Printer"]
+
+FOLD_S = 5.0  # how long lines are taken for one
+KEYS_MAX = 10_000  # lines remembered at a time; beyond it lines are shown unfolded
+
+_COLOURS = (36, 35, 32, 34, 33)  # cyan, magenta, green, blue, yellow: chosen by process
+_RESET = "\033[0m"
+_STDERR = 2
+
+
+class Output(NamedTuple):
+    """A line to print."""
+
+    stream: int
+    name: str
+    pid: int
+    text: str
+    repeats: int  # 0, or how many other processes printed it too
+
+
+class _Seen:
+    __slots__ = ("deadline", "name", "pid", "pids", "repeats")
+
+    def __init__(self, name: str, pid: int, deadline: float) -> None:
+        self.name = name
+        self.pid = pid
+        self.pids = {pid}
+        self.repeats = 0
+        self.deadline = deadline
+
+
+class Folder:
+    """Folds equal lines of several processes.
+
+    Invariant: a line is in `_seen` from its first appearance until its deadline; `_seen` is ordered by deadline.
+    """
+
+    def __init__(self, fold_s: float = FOLD_S) -> None:
+        self._fold_s = fold_s
+        self._seen: dict[tuple[int, str], _Seen] = {}
+
+    def handle(self, name: str, pid: int, stream: int, lines: list[str], now: float) -> list[Output]:
+        """New lines of one process; returns what to print now."""
+        out = self.flush(now)
+        for line in lines:
+            key = (stream, line)
+            seen = self._seen.get(key)
+            if seen is not None and pid not in seen.pids:
+                seen.pids.add(pid)
+                seen.repeats += 1
+                seen.name, seen.pid = name, pid
+                continue
+            if seen is None and line.strip() and len(self._seen) < KEYS_MAX:
+                self._seen[key] = _Seen(name, pid, now + self._fold_s)
+            out.append(Output(stream, name, pid, line, 0))
+        return out
+
+    def flush(self, now: float) -> list[Output]:
+        """Returns the folded lines whose time is over."""
+        out = []
+        while self._seen:
+            key, seen = next(iter(self._seen.items()))
+            if seen.deadline > now:
+                break
+            del self._seen[key]
+            if seen.repeats:
+                out.append(Output(key[0], seen.name, seen.pid, key[1], seen.repeats))
+        return out
+
+    def deadline(self) -> float | None:
+        """When to call `flush` next; None when nothing waits to be printed."""
+        return next((seen.deadline for seen in self._seen.values() if seen.repeats), None)
+
+
+def format_line(output: Output, *, colour: bool) -> str:
+    """One line with its prefix."""
+    prefix = f"({output.name} pid={output.pid})"
+    suffix = f" [repeated {output.repeats}x across cluster]" if output.repeats else ""
+    if colour:
+        prefix = f"\033[{_COLOURS[output.pid % len(_COLOURS)]}m{prefix}{_RESET}"
+        suffix = f"\033[32m{suffix}{_RESET}" if suffix else ""
+    return f"{prefix} {output.text}{suffix}\n"
+
+
+class Printer:
+    """Two daemon threads: one reads from the core, one waits for deadlines and exists only after something folded."""
+
+    def __init__(self, core: Core) -> None:
+        fold = os.environ.get("RAY_DEDUP_LOGS", "1") != "0"
+        self._folder = Folder() if fold else None
+        self._core = core
+        self._changed = threading.Condition()
+        self._closed = False
+        self._timer: threading.Thread | None = None
+        self._reader = threading.Thread(target=self._read, name="ray-logs", daemon=True)
+        self._reader.start()
+
+    def close(self) -> None:
+        """Prints what is left. The core is closed already, which ends the reader."""
+        if threading.current_thread() is not self._reader:
+            self._reader.join(timeout=1.0)
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            if self._folder is not None:
+                _write(self._folder.flush(float("inf")))
+
+    def _read(self) -> None:
+        while True:
+            try:
+                event = self._core.next_log()
+            except Exception:  # the core was closed under it
+                return
+            if event is None:
+                return
+            if len(event) == 2:
+                _notice(*event)
+            else:
+                self._lines(*event)
+
+    def _lines(self, name: str, pid: int, stream: int, lines: list[str]) -> None:
+        if self._folder is None:
+            _write([Output(stream, name, pid, line, 0) for line in lines])
+            return
+        with self._changed:
+            _write(self._folder.handle(name, pid, stream, lines, time.monotonic()))
+            if self._folder.deadline() is None:
+                return
+            if self._timer is None:
+                self._timer = threading.Thread(target=self._wait_for_deadlines, name="ray-logs-fold", daemon=True)
+                self._timer.start()
+            self._changed.notify_all()
+
+    def _wait_for_deadlines(self) -> None:
+        assert self._folder is not None
+        with self._changed:
+            while not self._closed:
+                deadline = self._folder.deadline()
+                if deadline is None:
+                    self._changed.wait()
+                    continue
+                now = time.monotonic()
+                if deadline > now:
+                    self._changed.wait(deadline - now)
+                    continue
+                _write(self._folder.flush(now))
+
+
+def _write(outputs: list[Output]) -> None:
+    for stream in {output.stream for output in outputs}:
+        target: Any = sys.stderr if stream == _STDERR else sys.stdout
+        if target is None:
+            continue
+        colour = _is_terminal(target)
+        text = "".join(format_line(output, colour=colour) for output in outputs if output.stream == stream)
+        try:
+            target.write(text)
+            target.flush()
+        except (OSError, ValueError):  # closed, or a broken pipe: the program's output is its own business
+            return
+
+
+def _is_terminal(target: Any) -> bool:
+    try:
+        return bool(target.isatty())
+    except (AttributeError, ValueError):
+        return False
+
+
+def _notice(level: str, text: str) -> None:
+    if sys.stderr is not None:
+        sys.stderr.write(f"(skate) {level}: {text}\n")
+        sys.stderr.flush()

@@ -1,0 +1,169 @@
+"""This process's membership in a cluster.
+
+`core` is the one global of the package: None outside of a cluster. Drivers set it by `ray.init`, workers by their main.
+What was bound to a core (templates of remote functions, bridges to event loops) is registered here, and let go of when
+the core is closed, so that the hot paths need not ask whether the core is still the same.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from ray._core import Core
+
+__all__ = ["attach", "core", "detach", "ensure", "on_close", "request"]
+
+SCRIPT_MODE = 0
+WORKER_MODE = 1
+
+JOB_KEY = b"config"
+JOB_KEY_NAMESPACE = "_job"
+
+core: Core | None = None
+mode: int = SCRIPT_MODE
+job_number: int = 1  # a local cluster has one driver, hence one job
+namespace: str = ""
+session_name: str = ""
+temp_dir: str = ""
+node_ip_address: str = "127.0.0.1"
+runtime_env: dict[str, Any] = {}
+default_actor_lifetime: str = "non_detached"
+context: Any = None  # what `ray.init` returned
+
+lock = threading.RLock()  # guards the transition between inside and outside; never held while user code runs
+
+
+class Bound(Protocol):
+    """Something that holds on to a core."""
+
+    def unbind(self) -> None:
+        """Forgets the core. Called with `core` already None; must not raise."""
+
+
+_bound: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def on_close(bound: Bound) -> None:
+    """Asks for `bound.unbind()` when this core is closed, if `bound` still lives then."""
+    _bound.add(bound)
+
+
+def ensure() -> Core:
+    """The core, after starting a local cluster if this process is in none."""
+    found = core
+    if found is not None:
+        return found
+    from ray._runtime import local
+
+    with lock:
+        if core is None:
+            local.init()
+        assert core is not None
+        return core
+
+
+def require() -> Core:
+    """The core.
+
+    Raises:
+        RaySystemError: If this process is in no cluster.
+    """
+    if core is None:
+        from ray.exceptions import RaySystemError
+
+        message = "Ray has not been started in this process. Call ray.init() first."
+        raise RaySystemError(message)
+    return core
+
+
+def attach(new: Core, new_mode: int) -> None:
+    """Makes `new` this process's core."""
+    global core, mode
+    assert core is None, "a process is in one cluster at a time"
+    core, mode = new, new_mode
+
+
+def detach() -> Core | None:
+    """Forgets the core and unbinds everything from it. Returns it, for closing; None if there was none."""
+    global core, context, namespace, session_name, runtime_env, default_actor_lifetime, mode
+    with lock:
+        old, core = core, None
+        context, namespace, session_name, runtime_env = None, "", "", {}
+        default_actor_lifetime, mode = "non_detached", SCRIPT_MODE
+        bound = list(_bound)
+        _bound.clear()
+    for each in bound:
+        each.unbind()
+    return old
+
+
+def request(op: str, timeout_s: float | None = 30.0, **arguments: Any) -> Any:
+    """Asks the node something that is not on any hot path.
+
+    Raises:
+        ValueError, KeyError, TypeError, RuntimeError: As the node answered.
+        TimeoutError: If it did not.
+    """
+    import msgspec
+
+    found = ensure()
+    body = msgspec.msgpack.encode(arguments) if arguments else b""
+    try:
+        reply = found.request(op, body, timeout_s)
+    except RuntimeError as error:
+        raise _refusal(error) from None
+    return msgspec.msgpack.decode(reply) if reply else None
+
+
+_REFUSALS: dict[str, type[Exception]] = {"ValueError": ValueError, "KeyError": KeyError, "TypeError": TypeError,
+                                         "NotImplementedError": NotImplementedError}  # fmt: skip
+
+
+def _refusal(error: RuntimeError) -> Exception:
+    if len(error.args) == 2:
+        name, message = error.args
+        return _REFUSALS.get(name, RuntimeError)(message)
+    return error
+
+
+def hooks() -> Any:
+    """The callbacks that every core needs."""
+    from ray import _core
+    from ray._runtime import serialization
+
+    return _core.Hooks(dump=serialization.dump, load=serialization.load, load_error=serialization.load_error)
+
+
+def apply_job(job: dict[str, Any]) -> None:
+    """Takes over what the driver decided for the whole job."""
+    global job_number, namespace, session_name, temp_dir, node_ip_address, runtime_env, default_actor_lifetime
+    namespace = job.get("namespace", "")
+    session_name = job.get("session_name", "")
+    temp_dir = job.get("temp_dir", "")
+    node_ip_address = job.get("node_ip_address", "127.0.0.1")
+    runtime_env = job.get("runtime_env") or {}
+    default_actor_lifetime = job.get("default_actor_lifetime", "non_detached")
+    job_number = job.get("job_number", 1)
+
+
+def publish_job(job: dict[str, Any]) -> None:
+    """In a driver, tells the node what it decided for the whole job, and workers where to look for it."""
+    import msgspec
+
+    apply_job(job)
+    request("job.config", config=job)
+    request("kv.put", key=JOB_KEY, value=msgspec.msgpack.encode(job), namespace=JOB_KEY_NAMESPACE, overwrite=True)
+
+
+def load_job() -> None:
+    """In a worker, asks the node once for what the driver decided for the whole job."""
+    import msgspec
+
+    if mode != WORKER_MODE or namespace:
+        return
+    packed = request("kv.get", key=JOB_KEY, namespace=JOB_KEY_NAMESPACE)
+    assert packed is not None, "the driver publishes its job before it submits anything"
+    apply_job(msgspec.msgpack.decode(packed))

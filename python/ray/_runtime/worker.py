@@ -1,0 +1,515 @@
+"""A worker's main loop: takes tasks from the core, runs user code, hands back results.
+
+A worker starts as one thread that runs plain tasks. The first actor creation makes it an actor for the rest of its
+life: then it goes on as it is (one call at a time), with more threads (`max_concurrency`, concurrency groups), or as
+an asyncio loop (`ray._runtime.worker_async`).
+
+Invariants: every task taken from the core is finished exactly once, by `finish`, `fail`, `fail_code` or
+`finish_stream`, or the process leaves; only user code is ever interrupted by a cancellation, never the loop.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+from ray import _core
+from ray._runtime import context, errors, methods
+from ray._runtime import session as membership
+from ray._runtime.calls import translated
+from ray._runtime.ids import TaskID
+from ray._runtime.options import DYNAMIC, STREAMING
+from ray.actor import ActorExit
+from ray.exceptions import TaskCancelledError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+    from ray._core import Core, Task
+
+__all__ = ["Worker", "main"]
+
+TASK, ACTOR_CREATION, ACTOR_METHOD = 0, 1, 2
+
+TELL_AGAIN_S = 0.01  # how long a leaving thread waits for the main thread to notice, before it tells it again
+
+
+class TaskInterrupt(KeyboardInterrupt):
+    """Raised inside user code when its task is cancelled."""
+
+
+class Leave(BaseException):
+    """The process must end. Carries the exit code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class Loaded:
+    """A function or class that was unpickled once."""
+
+    __slots__ = ("calls", "function", "max_calls", "meta", "retry_exceptions")
+
+    def __init__(self, function: Any, meta: dict[str, Any]) -> None:
+        self.function = function
+        self.meta = meta
+        retry = meta.get("retry_exceptions", False)
+        self.retry_exceptions = tuple(retry) if isinstance(retry, list | tuple) else retry
+        self.max_calls = meta.get("max_calls", 0)
+        self.calls = 0
+
+
+class Worker:
+    """State of this worker process. One per process."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+        self.functions: dict[bytes, Loaded | BaseException] = {}
+        # Tasks whose user code runs now, by thread. An entry is what a cancellation may interrupt.
+        self.running: dict[int, bytes] = {}
+        self.main_thread = threading.get_ident()
+        self.gpu_ids: list[int] | None = None
+        # UUIDs of the visible devices, when they are named so: then ids are positions among them.
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        self._gpu_names = visible if not all(name.strip().isdigit() for name in visible if name) else []
+        self.bound_methods: dict[str, Callable[..., Any]] = {}
+        self.leaving: Leave | None = None
+        self._heard = threading.Event()  # the main thread knows that another one leaves
+        self.creation: Task | None = None
+
+    # --- loops ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Runs until the core says that it is over. Returns the exit code."""
+        try:
+            self.serve("")
+            if self.creation is not None and context.actor is not None:
+                self._become()
+        except Leave as leave:
+            return leave.code
+        return 0 if self.leaving is None else self.leaving.code
+
+    def serve(self, group: str) -> None:
+        """Takes and runs tasks until there are no more, or until this process has become an actor of a special kind."""
+        next_task = self.core.next_task
+        while True:
+            task = next_task(group) if group else next_task()
+            if task is None:
+                return
+            self.execute(task)
+            if self.creation is not None and task is self.creation and self._is_special(task):
+                return
+
+    @staticmethod
+    def _is_special(task: Task) -> bool:
+        return task.is_async or task.max_concurrency > 1 or bool(task.concurrency_groups)
+
+    def _become(self) -> None:
+        task = self.creation
+        assert task is not None
+        if not self._is_special(task):
+            return
+        if task.is_async:
+            from ray._runtime import worker_async
+
+            worker_async.serve(self, task)
+        else:
+            from ray._runtime.worker_threads import Lanes
+
+            Lanes(self, task.max_concurrency, task.concurrency_groups).run()
+
+    # --- one task ------------------------------------------------------------------------------------------------
+
+    def execute(self, task: Task) -> None:
+        """Runs one task to its end in this thread."""
+        kind = task.kind
+        task.enter()
+        token = context.task.set(task)
+        try:
+            if kind == ACTOR_METHOD:
+                self._run_method(task)
+            elif kind == TASK:
+                self._run_task(task)
+            else:
+                self._create_actor(task)
+        finally:
+            context.task.reset(token)
+
+    def _run_task(self, task: Task) -> None:
+        if task.gpu_ids != self.gpu_ids:
+            self.set_gpus(task.gpu_ids)
+        loaded = self.load(task)
+        if loaded is None:
+            return
+        arguments = self.arguments(task)
+        if arguments is None:
+            return
+        self.call(task, loaded.function, arguments, loaded.retry_exceptions)
+        if loaded.max_calls:
+            loaded.calls += 1
+            if loaded.calls >= loaded.max_calls:
+                raise Leave(0)
+
+    def _run_method(self, task: Task) -> None:
+        arguments = self.arguments(task)
+        if arguments is None:
+            return
+        name = task.method
+        method = self.bound_methods.get(name)
+        if method is None:
+            method = self.bind(name)
+        self.call(task, method, arguments, self.retries_of(name) if task.retry_exceptions else False)
+
+    def call(self, task: Task, function: Callable[..., Any], arguments: Any, retry: Any) -> None:
+        """Calls user code and sends what it returns or raises."""
+        running, thread = self.running, threading.get_ident()
+        args, kwargs = arguments
+        try:
+            running[thread] = task.id
+            value = function(*args, **kwargs)
+            if task.num_returns != 1:
+                value = self.collect(task, value)
+            running.pop(thread, None)
+        except BaseException as error:
+            running.pop(thread, None)
+            self.failed(task, error, retry)
+            return
+        if value is _STREAMED:
+            return
+        try:
+            task.finish(value)
+        except Exception as error:  # not what num_returns promises, or it cannot be pickled
+            self.failed(task, error, False)
+
+    def collect(self, task: Task, value: Any) -> Any:
+        """Turns what a generator yields into what the core takes."""
+        wanted = task.num_returns
+        if wanted == STREAMING:
+            self._stream(task, value)
+            return _STREAMED
+        if wanted == DYNAMIC:
+            from ray._runtime.generators import DynamicObjectRefGenerator
+
+            return DynamicObjectRefGenerator([self.core.put(item) for item in value])
+        if hasattr(value, "__next__"):
+            return list(value)
+        return value
+
+    def _stream(self, task: Task, value: Any) -> None:
+        if not hasattr(value, "__iter__"):
+            message = (
+                f"{task.name} has num_returns='streaming' and must return something to iterate over, "
+                f"not a {type(value).__name__}"
+            )
+            raise TypeError(message)
+        for item in value:
+            task.yield_item(item)
+        self.running.pop(threading.get_ident(), None)
+        task.finish_stream()
+
+    def failed(self, task: Task, error: BaseException, retry: Any) -> None:
+        """Sends what user code raised; leaves the process when it asked for that."""
+        if isinstance(error, Leave):  # another thread has left; this one was interrupted for it
+            raise error
+        if isinstance(error, ActorExit):
+            self.core.actor_exit("the actor called exit_actor()")
+            self.leave(0)
+        if isinstance(error, SystemExit):
+            self._exit(error)
+        if isinstance(error, KeyboardInterrupt):
+            self.cancelled(task)
+            return
+        retryable = task.retry_exceptions and (retry is True or (bool(retry) and isinstance(error, retry)))
+        described = self.describe(task, translated(error))
+        if task.num_returns == STREAMING and not retryable:
+            end_stream(task, described)
+        else:
+            task.fail(described, retryable=retryable)
+
+    def cancelled(self, task: Task, why: str = "") -> None:
+        """Says that the task was cancelled while it ran."""
+        if task.num_returns == STREAMING:
+            end_stream(task, TaskCancelledError(TaskID(task.id), why or None))
+        else:
+            task.fail_code(_core.ERROR_CANCELLED, why)
+
+    def describe(self, task: Task, error: BaseException) -> BaseException:
+        """The error as its receiver sees it."""
+        actor = context.actor
+        if actor is None:
+            return errors.task_error(error, task.name)
+        return errors.task_error(error, task.name, actor=actor.instance, actor_id=actor.id.hex())
+
+    def _exit(self, error: SystemExit) -> None:
+        code = error.code
+        if code is None:
+            code = 0
+        if not isinstance(code, int):
+            print(code, file=sys.stderr)
+            code = 1
+        if code == 0 and context.actor is not None:
+            self.core.actor_exit("the actor called sys.exit()")
+        self.leave(code)
+
+    def leave(self, code: int) -> None:
+        """Ends this process once its loops have noticed."""
+        self.leaving = Leave(code)
+        if threading.get_ident() == self.main_thread:
+            raise self.leaving
+        # A signal that arrives just before a thread goes to sleep in native code does not keep it from sleeping: so the
+        # main thread is told until it has heard.
+        while not self._heard.is_set():
+            signal.pthread_kill(self.main_thread, signal.SIGINT)
+            self._heard.wait(TELL_AGAIN_S)
+        raise self.leaving
+
+    def heard(self) -> None:
+        """The main thread has left its loop: nobody needs to tell it any more."""
+        self._heard.set()
+
+    # --- parts of a task -------------------------------------------------------------------------------------------
+
+    def load(self, task: Task) -> Loaded | None:
+        """The task's function; None after the task was failed because there is none."""
+        loaded = self.functions.get(task.function_id)
+        if loaded is None:
+            loaded = self.functions[task.function_id] = _load(task)
+        if isinstance(loaded, BaseException):
+            task.fail(loaded, retryable=False)
+            return None
+        return loaded
+
+    def arguments(self, task: Task) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """The call's arguments; None after the task was failed because one of them cannot be had."""
+        try:
+            return task.arguments()
+        except KeyboardInterrupt:
+            task.fail_code(_core.ERROR_CANCELLED, "")
+        except BaseException as error:
+            task.fail(errors.dependency_error(error, task.name), retryable=False)
+        return None
+
+    def set_gpus(self, gpu_ids: list[int]) -> None:
+        """Makes the assigned devices, and no others, visible to what initialises CUDA from now on."""
+        self.gpu_ids = gpu_ids
+        names = self._gpu_names
+        chosen = [names[gpu] if gpu < len(names) else str(gpu) for gpu in gpu_ids]
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)
+
+    # --- actors ------------------------------------------------------------------------------------------------------
+
+    def _create_actor(self, task: Task) -> None:
+        self.set_gpus(task.gpu_ids)
+        loaded = self.functions.get(task.function_id) or _load(task)
+        try:
+            if isinstance(loaded, BaseException):
+                raise loaded
+            args, kwargs = task.arguments()
+            cls = loaded.function
+            described = methods.describe(cls, loaded.meta.get("options", {}))
+            _set_title(f"ray::{cls.__name__}")
+            context.actor = context.ActorInfo(task.actor, described, task.incarnation, task.gpu_ids, loaded.meta)
+            self.running[threading.get_ident()] = task.id
+            instance = cls(*args, **kwargs)
+            self.running.pop(threading.get_ident(), None)
+        except ActorExit:
+            self.core.actor_exit("the actor called exit_actor() in __init__")
+            self.leave(0)
+        except SystemExit as error:
+            self._exit(error)
+        except BaseException as error:
+            self.running.pop(threading.get_ident(), None)
+            self.core.actor_failed(self._creation_error(task, error))
+            self.leave(1)
+        context.actor.instance = instance  # type: ignore[union-attr]
+        self.creation = task
+        self.core.actor_ready()
+
+    @staticmethod
+    def _creation_error(task: Task, error: BaseException) -> BaseException:
+        from ray.exceptions import RayTaskError
+
+        if isinstance(error, RayTaskError) and error.__traceback__ is None:  # the class could not be loaded
+            return error
+        return errors.task_error(error, f"{task.name}.__init__", actor_id=task.actor.hex())
+
+    def bind(self, name: str) -> Callable[..., Any]:
+        """A method of the actor, ready to be called."""
+        actor = context.actor
+        assert actor is not None, "a method came before the actor was created"
+        special = _SPECIAL.get(name)
+        method = getattr(actor.instance, name, None) if special is None else special.__get__(actor.instance)
+        if method is None:
+            method = _missing(actor.methods.class_name, name)
+        self.bound_methods[name] = method
+        return method
+
+    @staticmethod
+    def retries_of(name: str) -> Any:
+        """Which exceptions of a method count as retryable."""
+        actor = context.actor
+        method = None if actor is None else actor.methods.methods.get(name)
+        retry = True if method is None else method.options.get("retry_exceptions", True)
+        return tuple(retry) if isinstance(retry, list | tuple) else retry
+
+    # --- cancellation ------------------------------------------------------------------------------------------------
+
+    def on_interrupt(self, _signum: int, _frame: FrameType | None) -> None:
+        """SIGINT: the core has seen a cancellation of something that runs. Runs on the main thread.
+
+        Or another thread has left the actor, and this one must not wait for calls any longer.
+
+        Only the main thread is interrupted. An exception sent into another thread might arrive after its call, where
+        it would take the next one with it; threaded code asks `RuntimeContext.is_canceled()`.
+        """
+        if self.leaving is not None:
+            if self._heard.is_set():
+                return
+            self._heard.set()
+            raise self.leaving
+        task_id = self.running.get(self.main_thread)
+        if task_id is not None and self.core.cancelled(task_id):
+            del self.running[self.main_thread]  # once is enough
+            raise TaskInterrupt
+
+
+_STREAMED: Any = object()
+
+
+def end_stream(task: Task, error: BaseException) -> None:
+    """Ends a stream with an exception as its last item, as `ray.get` will raise it."""
+    task.yield_error(error)
+    task.finish_stream()
+
+
+def _load(task: Task) -> Loaded | BaseException:
+    blob = task.blob
+    try:
+        if blob is None:
+            message = f"the code of {task.name} did not arrive with its first task"
+            raise RuntimeError(message)
+        function, meta = pickle.loads(blob)
+        return Loaded(pickle.loads(function), meta)
+    except Exception as error:
+        wrapped = RuntimeError(
+            f"{task.name} could not be loaded in the worker: {type(error).__name__}: {error}. What it imports and "
+            "refers to must be importable there."
+        )
+        wrapped.__cause__ = error
+        return errors.task_error(wrapped, task.name)
+
+
+def _missing(class_name: str, name: str) -> Callable[..., Any]:
+    def raise_missing(*_args: Any, **_kwargs: Any) -> Any:
+        message = f"the actor's class {class_name} has no method {name!r}"
+        raise AttributeError(message)
+
+    return raise_missing
+
+
+def _ray_ready(_self: Any) -> bool:
+    return True
+
+
+def _ray_terminate(_self: Any) -> None:
+    raise ActorExit
+
+
+def _ray_call(self: Any, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return fn(self, *args, **kwargs)
+
+
+_SPECIAL: dict[str, Any] = {
+    "__ray_ready__": _ray_ready,
+    "__ray_terminate__": _ray_terminate,
+    "__ray_call__": _ray_call,
+}
+
+
+def _set_title(title: str) -> None:
+    """Names the main thread, as `top` shows it; 15 bytes is what the kernel keeps."""
+    try:
+        with open("/proc/self/comm", "wb", buffering=0) as file:
+            file.write(title.encode()[:15])
+    except OSError:
+        return
+
+
+# --- process ---------------------------------------------------------------------------------------------------------
+
+
+def main(*, address: str, session: bytes, token: bytes, node: int, proc: int) -> None:
+    """Runs this process as a worker until it is told to leave. Functions registered with `atexit` have run then.
+
+    Args:
+        address: Path of the node's socket.
+        session: The session's 16 bytes.
+        token: The cluster's token, 32 bytes.
+        node: The node's key.
+        proc: This process's key.
+
+    Raises:
+        SystemExit: With the exit code, when that is not 0.
+    """
+    import atexit
+
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(line_buffering=True)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # until there is a worker to ask
+    try:
+        core = _core.Core(
+            address=address,
+            session=session,
+            token=token,
+            node=node,
+            proc=proc,
+            role=_core.ROLE_WORKER,
+            hooks=membership.hooks(),
+        )
+        membership.attach(core, membership.WORKER_MODE)
+        worker = context.worker = Worker(core)
+        signal.signal(signal.SIGINT, worker.on_interrupt)
+        code = worker.run()
+        core.leave()
+        worker.heard()
+    except BaseException:
+        report_internal_error()
+        code = 1
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        _farewell()
+        atexit._run_exitfuncs()
+    except BaseException:
+        report_internal_error()
+    finally:
+        left = membership.detach()
+        if left is not None:
+            left.close()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+    if code:
+        raise SystemExit(code)
+
+
+def _farewell() -> None:
+    """Lets the actor clean up, if its class wants to."""
+    actor = context.actor
+    hook = None if actor is None else getattr(actor.instance, "__ray_shutdown__", None)
+    if hook is not None:
+        hook()
+
+
+def report_internal_error() -> None:
+    import traceback
+
+    print(f"worker {os.getpid()} failed outside of user code; this is a defect of the engine:", file=sys.stderr)
+    traceback.print_exc()

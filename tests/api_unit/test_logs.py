@@ -1,0 +1,66 @@
+"""Lines of workers: prefixed, and folded when several workers print the same."""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Any
+
+import fake_core
+import pytest
+
+from ray._runtime.logs import KEYS_MAX, Folder, Output, Printer, format_line
+
+
+def test_first_line_is_shown_at_once_and_echoes_are_counted() -> None:
+    folder = Folder(fold_s=5)
+    assert folder.handle("f", 1, 1, ["hello"], now=0) == [Output(1, "f", 1, "hello", 0)]
+    assert folder.deadline() is None
+    assert folder.handle("f", 2, 1, ["hello"], now=1) == []
+    assert folder.handle("f", 3, 1, ["hello", "other"], now=2) == [Output(1, "f", 3, "other", 0)]
+    assert folder.deadline() == 5
+    assert folder.flush(now=5) == [Output(1, "f", 3, "hello", 2)]
+    assert folder.deadline() is None
+    assert folder.handle("f", 4, 1, ["hello"], now=6) == [Output(1, "f", 4, "hello", 0)]
+
+
+def test_process_that_repeats_itself_is_not_folded() -> None:
+    folder = Folder(fold_s=5)
+    assert len(folder.handle("f", 1, 1, ["a", "a", "a"], now=0)) == 3
+
+
+def test_streams_are_apart_and_blank_lines_are_kept() -> None:
+    folder = Folder(fold_s=5)
+    folder.handle("f", 1, 1, ["x", ""], now=0)
+    assert len(folder.handle("f", 2, 2, ["x"], now=0)) == 1
+    assert len(folder.handle("f", 2, 1, [""], now=0)) == 1
+
+
+def test_memory_is_bounded() -> None:
+    folder = Folder(fold_s=5)
+    folder.handle("f", 1, 1, [str(i) for i in range(KEYS_MAX + 100)], now=0)
+    assert len(folder._seen) == KEYS_MAX
+    folder.flush(now=6)
+    assert not folder._seen
+
+
+def test_colour_only_on_terminals() -> None:
+    output = Output(1, "f", 7, "hello", 3)
+    assert format_line(output, colour=False) == "(f pid=7) hello [repeated 3x across cluster]\n"
+    assert "\033[" in format_line(output, colour=True)
+
+
+def test_printer_writes_what_the_core_hands_out(core: fake_core.Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, err = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    any_core: Any = core
+    printer = Printer(any_core)
+    core.logs.put(("f", 1, 1, ["hello"]))
+    core.logs.put(("f", 2, 1, ["hello"]))
+    core.logs.put(("f", 1, 2, ["oops"]))
+    core.logs.put(("warning", "no node has a GPU"))
+    core.close()
+    printer.close()
+    assert out.getvalue() == "(f pid=1) hello\n(f pid=2) hello [repeated 1x across cluster]\n"
+    assert err.getvalue() == "(f pid=1) oops\n(skate) warning: no node has a GPU\n"

@@ -1,0 +1,448 @@
+"""Leases and workers together, as an owner sees them."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from tests.node.simulated import NODE, World, actor_id, cpu, create, gpu
+
+from ray import _protocol as p
+from ray._node import events, fairness, leases, workers
+
+
+def demand(class_id: int = 1, count: int = 1, asked: dict[str, int] | None = None, label: str = "f", env: bytes = b""):
+    return p.LeaseDemand(class_id, cpu(1) if asked is None else asked, count, env, b"", label)
+
+
+def granted(world: World, owner: int) -> list[p.LeaseGranted]:
+    return world.take(owner, p.LeaseGranted)  # type: ignore[return-value]
+
+
+def test_a_demand_is_granted_up_to_what_is_free_and_the_rest_as_leases_return():
+    world = World({"CPU": 2})
+    driver = world.driver()
+    world.send(driver, demand(count=5))
+    first = granted(world, driver)
+    assert len(first) == 2
+    assert {grant.node for grant in first} == {NODE}
+    world.send(driver, p.LeaseReturn(first[0].lease))
+    (third,) = granted(world, driver)
+    assert third.proc == first[0].proc, "the worker is used again"
+
+
+def test_a_new_count_replaces_the_old_one_and_zero_withdraws():
+    world = World({"CPU": 2})
+    driver = world.driver()
+    world.send(driver, demand(count=5))
+    first = granted(world, driver)
+    world.send(driver, demand(count=0))
+    world.send(driver, p.LeaseReturn(first[0].lease))
+    assert granted(world, driver) == []
+
+
+def test_withdrawing_while_the_worker_starts_frees_the_resources_and_keeps_the_worker():
+    world = World({"CPU": 1}, auto=False)
+    driver = world.driver()
+    world.send(driver, demand())
+    world.send(driver, demand(count=0))
+    assert world.node.leases.ledger.free == cpu(1)
+    world.settle()
+    assert granted(world, driver) == []
+    world.send(driver, demand())
+    assert len(granted(world, driver)) == 1
+    assert world.forking == {}
+
+
+def test_a_demand_that_lacks_a_gpu_does_not_hold_up_one_that_does_not_need_it():
+    world = World({"CPU": 2, "GPU": 1})
+    driver = world.driver()
+    world.send(driver, demand(1, 2, gpu(1)))
+    world.send(driver, demand(2, 1, cpu(1)))
+    assert [grant.class_id for grant in granted(world, driver)] == [1, 2]
+
+
+def test_owners_take_turns():
+    world = World({"CPU": 4})
+    first, second = world.driver(), world.driver()
+    hog = world.driver()
+    world.send(hog, demand(count=4))
+    held = granted(world, hog)
+    world.send(first, demand(count=100))
+    world.send(second, demand(count=100))
+    for grant in held:
+        world.send(hog, p.LeaseReturn(grant.lease))
+    assert len(granted(world, first)) == len(granted(world, second)) == 2
+
+
+def test_a_large_demand_is_not_starved_by_a_stream_of_small_ones():
+    world = World({"CPU": 2})
+    small, large = world.driver(), world.driver()
+    world.send(small, demand(count=10_000))
+    held = granted(world, small)
+    world.send(large, demand(asked=cpu(2)))
+    for turn in range(10 * fairness.PATIENCE):
+        if granted(world, large):
+            break
+        oldest = held.pop(turn % 2 if len(held) > 1 else 0)
+        world.send(small, p.LeaseReturn(oldest.lease))
+        held += granted(world, small)
+        assert held or world.inbox[large], "somebody works"
+    else:
+        pytest.fail("the large demand was never met")
+
+
+def test_a_hold_is_given_up_when_it_leads_to_nothing():
+    world = World({"CPU": 2})
+    stuck, small, large = world.driver(), world.driver(), world.driver()
+    world.send(stuck, demand())
+    assert granted(world, stuck)
+    world.send(large, demand(asked=cpu(2)))
+    world.send(small, demand(count=10_000))
+    held = granted(world, small)
+    for _ in range(10 * fairness.PATIENCE):
+        if not held:
+            break
+        world.send(small, p.LeaseReturn(held.pop().lease))
+        held += granted(world, small)
+    assert held == [], "the large demand holds what becomes free"
+    world.advance(fairness.HOLD_S)
+    assert granted(world, small), "but not for ever"
+
+
+def test_leases_are_asked_back_once_and_only_from_who_has_more():
+    world = World({"CPU": 2})
+    rich, poor = world.driver(), world.driver()
+    world.send(rich, demand(count=2))
+    world.send(poor, demand(count=50))
+    (reclaim,) = world.take(rich, p.LeaseReclaim)
+    world.send(poor, demand(count=51))
+    assert world.take(rich, p.LeaseReclaim) == []
+    world.send(rich, p.LeaseReturn(reclaim.lease))
+    assert len(granted(world, poor)) == 1
+    world.advance(60)
+    assert world.take(rich, p.LeaseReclaim) == [], "one each is fair"
+
+
+def test_an_owner_that_needs_its_lease_keeps_it_for_a_quantum():
+    world = World({"CPU": 1})
+    first, second = world.driver(), world.driver()
+    world.send(first, demand(count=2))
+    world.send(second, demand())
+    assert world.take(first, p.LeaseReclaim) == []
+    world.advance(fairness.QUANTUM_S)
+    assert len(world.take(first, p.LeaseReclaim)) == 1
+
+
+def test_another_class_of_the_same_owner_gets_its_turn():
+    world = World({"CPU": 1})
+    driver = world.driver()
+    world.send(driver, demand(1))
+    world.send(driver, demand(2))
+    assert [x.lease for x in world.take(driver, p.LeaseReclaim)] == [granted(world, driver)[0].lease]
+
+
+def test_a_device_in_parts_is_asked_back_for_who_needs_it_whole():
+    world = World({"CPU": 2, "GPU": 2})
+    rich, poor = world.driver(), world.driver()
+    world.send(rich, demand(1, 1, gpu(0.6)))
+    world.send(rich, demand(2, 1, gpu(0.6)))
+    assert len(granted(world, rich)) == 2
+    world.send(poor, demand(1, 1, gpu(2)))
+    assert len(world.take(rich, p.LeaseReclaim)) == 2
+
+
+def test_a_blocked_worker_lends_its_cpus_and_takes_them_back():
+    world = World({"CPU": 1})
+    driver = world.driver()
+    world.send(driver, demand())
+    (outer,) = granted(world, driver)
+    world.send(outer.proc, demand())
+    assert granted(world, outer.proc) == []
+    world.send(outer.proc, p.Blocked())
+    (inner,) = granted(world, outer.proc)
+    world.send(outer.proc, p.Unblocked())
+    assert world.node.leases.ledger.free["CPU"] == -10000
+    world.send(outer.proc, p.LeaseReturn(inner.lease))
+    world.send(driver, p.LeaseReturn(outer.lease))
+    assert world.node.leases.ledger.free == cpu(1)
+
+
+def test_the_holder_of_a_dead_worker_learns_the_lease_and_the_cause():
+    world = World({"CPU": 1})
+    driver, other = world.driver(), world.driver()
+    world.send(driver, demand())
+    (grant,) = granted(world, driver)
+    world.die(grant.proc, -11, "about to crash", "Segmentation fault")
+    (died,) = world.take(driver, p.WorkerDied)
+    assert (died.proc, died.lease, died.exit_code, died.intended) == (grant.proc, grant.lease, -11, False)
+    assert "SIGSEGV" in died.cause
+    assert "about to crash" in died.cause
+    (told,) = world.take(other, p.WorkerDied)
+    assert told.lease == 0
+    assert world.node.leases.ledger.free == cpu(1)
+
+
+def test_an_owner_s_death_ends_its_workers_and_theirs():
+    world = World({"CPU": 4})
+    driver, other = world.driver(), world.driver()
+    world.send(driver, demand())
+    (outer,) = granted(world, driver)
+    world.send(outer.proc, demand())
+    (inner,) = granted(world, outer.proc)
+    world.leave(driver)
+    assert world.pid_of[outer.proc] not in world.running
+    assert world.pid_of[inner.proc] not in world.running
+    assert world.node.leases.ledger.free == cpu(4)
+    assert {died.proc for died in world.take(other, p.WorkerDied)} == {driver, outer.proc, inner.proc}
+
+
+def test_idle_workers_of_a_finished_job_are_gone():
+    world = World({"CPU": 2})
+    driver = world.driver()
+    world.send(driver, demand(count=2))
+    for grant in granted(world, driver):
+        world.send(driver, p.LeaseReturn(grant.lease))
+    assert len(world.running) == 2
+    world.leave(driver)
+    assert world.running == {}
+
+
+def test_a_worker_that_is_not_reusable_is_killed():
+    world = World({"CPU": 1})
+    driver = world.driver()
+    world.send(driver, demand())
+    (grant,) = granted(world, driver)
+    world.send(driver, p.LeaseReturn(grant.lease, reusable=False))
+    assert world.running == {}
+    (died,) = world.take(driver, p.WorkerDied)
+    assert died.intended
+
+
+def test_a_lease_can_only_be_returned_by_its_owner():
+    world = World({"CPU": 1})
+    driver, thief = world.driver(), world.driver()
+    world.send(driver, demand())
+    (grant,) = granted(world, driver)
+    world.send(thief, p.LeaseReturn(grant.lease))
+    assert world.node.leases.is_held(grant.lease)
+    assert "not its own" in world.logs[-1]
+
+
+def test_an_impossible_demand_waits_and_is_mentioned_again_and_again_more_rarely():
+    world = World({"CPU": 2})
+    driver = world.driver()
+    world.send(driver, demand(asked=gpu(1), label="train"))
+    (notice,) = world.take(driver, p.Notice)
+    assert "train asks for GPU: 1" in notice.text
+    assert "this node has 0" in notice.text
+    assert "CPU: 2" in notice.text
+    world.advance(600)
+    assert 3 <= len(world.take(driver, p.Notice)) <= 6
+    assert world.node.leases.why(driver, 1) == "needs GPU: 1; this node has 0"
+    world.send(driver, demand(count=0))
+    world.advance(10_000)
+    assert world.take(driver, p.Notice) == []
+
+
+def test_why_names_who_uses_what_is_lacking():
+    world = World({"CPU": 2})
+    driver = world.driver()
+    world.send(driver, demand(1, 2, label="simulate"))
+    first, second = granted(world, driver)
+    world.send(driver, demand(2, 1, label="report"))
+    assert world.request(driver, "why.lease", 2) == (
+        f"needs CPU: 1; 2 of 2 are in use by simulate (pid {first.pid}), simulate (pid {second.pid})"
+    )
+
+
+def test_why_says_that_a_worker_is_starting():
+    world = World({"CPU": 1}, auto=False)
+    driver = world.driver()
+    world.send(driver, demand())
+    assert "being started" in str(world.request(driver, "why.lease", 1))
+
+
+def test_a_worker_serves_one_environment():
+    world = World({"CPU": 1})
+    driver = world.driver()
+    env = msgspec.msgpack.encode({"env_vars": {"A": "1"}})
+    world.send(driver, demand(1))
+    (plain,) = granted(world, driver)
+    world.send(driver, p.LeaseReturn(plain.lease))
+    world.send(driver, demand(2, env=env))
+    (special,) = granted(world, driver)
+    assert special.proc != plain.proc
+
+
+def test_a_worker_serves_one_job():
+    world = World({"CPU": 1})
+    first, second = world.driver(), world.driver()
+    world.send(first, demand())
+    (grant,) = granted(world, first)
+    world.send(first, p.LeaseReturn(grant.lease))
+    world.send(second, demand())
+    assert granted(world, second)[0].proc != grant.proc
+
+
+def test_forks_that_fail_are_repeated_and_then_refused_with_the_reason():
+    world = World({"CPU": 1}, auto=False)
+    driver = world.driver()
+    world.send(driver, demand(7))
+    for attempt in range(workers.FORK_TRIES):
+        (fork,) = world.forking
+        world.forked(fork)
+        world.die(fork, 7, "ImportError: no module named kaput")
+        assert len(world.forking) == (attempt < workers.FORK_TRIES - 1)
+    (failed,) = world.take(driver, p.LeaseFailed)
+    assert failed.class_id == 7
+    assert "exited with code 7" in failed.reason
+    assert "kaput" in failed.reason
+    assert world.node.leases.ledger.free == cpu(1)
+
+
+def test_a_worker_that_does_not_join_in_time_is_killed_and_another_is_started():
+    world = World({"CPU": 1}, auto=False)
+    driver = world.driver()
+    world.send(driver, demand())
+    (fork,) = world.forking
+    world.forked(fork)
+    world.advance(workers.START_DEADLINE_S)
+    assert list(world.killed) == [world.pid_of[fork]]
+    world.settle()
+    assert granted(world, driver)[0].proc != fork
+
+
+def test_a_lost_zygote_repeats_what_it_had_not_reported_under_another_id():
+    world = World({"CPU": 2}, auto=False)
+    driver = world.driver()
+    world.send(driver, demand(count=2))
+    lost, reported = world.forking
+    world.forked(reported)
+    del world.forking[lost]
+    world.feed(events.ZygoteLost("test"))
+    assert len(world.forking) == 1
+    assert lost not in world.forking
+    world.settle()
+    assert len(granted(world, driver)) == 2
+    world.feed(events.Forked(lost, 999))  # it had been forked after all: it is killed, and turned away if it joins
+    assert world.node.pool.expects(lost) is False
+
+
+def test_an_exit_that_is_reaped_before_the_fork_is_reported_counts():
+    world = World({"CPU": 1}, auto=False)
+    driver = world.driver()
+    world.send(driver, demand())
+    (fork,) = world.forking
+    world.feed(events.ChildExited(555, 1))
+    del world.forking[fork]
+    world.feed(events.Forked(fork, 555))
+    assert len(world.forking) == 1
+    assert fork not in world.forking
+
+
+def test_at_most_so_many_processes_start_at_a_time():
+    world = World({"CPU": 1}, auto=False)
+    driver = world.driver()
+    world.send(driver, demand(count=100, asked={}))
+    assert len(world.forking) == workers.FORKS_MAX
+    world.settle()
+    assert len(granted(world, driver)) == 100
+
+
+def test_idle_workers_above_the_limit_are_asked_to_leave_after_a_while():
+    world = World({"CPU": 2})
+    driver = world.driver()
+    world.send(driver, demand(count=5, asked={}))
+    grants = granted(world, driver)
+    for grant in grants:
+        world.send(driver, p.LeaseReturn(grant.lease))
+    world.advance(workers.IDLE_S)
+    asked = [grant.proc for grant in grants if world.take(grant.proc, p.Exit)]
+    assert len(asked) == 3
+    assert world.node.next_deadline() is not None
+    world.die(asked[0], 0)
+    world.advance(workers.LEAVING_S)
+    assert world.node.pool.statistics()["workers_idle"] == 4, "those that stay are there again"
+
+
+def test_a_worker_that_is_leaving_gets_no_work():
+    world = World({"CPU": 1})
+    driver = world.driver()
+    world.send(driver, demand(count=2, asked={}))
+    grants = granted(world, driver)
+    for grant in grants:
+        world.send(driver, p.LeaseReturn(grant.lease))
+    world.advance(workers.IDLE_S)
+    (leaving,) = [grant.proc for grant in grants if world.take(grant.proc, p.Exit)]
+    world.send(driver, demand(count=2, asked={}))
+    assert leaving not in {grant.proc for grant in granted(world, driver)}
+
+
+def test_a_lost_peer_is_explained_when_its_end_is_known():
+    world = World({"CPU": 2}, auto=False)
+    driver, other = world.driver(), world.driver()
+    world.send(driver, demand())
+    world.settle()
+    (grant,) = granted(world, driver)
+    world.send(other, p.PeerLost(grant.proc))
+    assert world.take(other, p.WorkerDied) == []
+    world.advance(workers.CLOSED_S)
+    assert list(world.killed) == [grant.pid], "it is given up, so it must not go on"
+    world.die(grant.proc)
+    assert len(world.take(other, p.WorkerDied)) == 1
+    world.send(other, p.PeerLost(grant.proc))
+    assert len(world.take(other, p.WorkerDied)) == 1, "also when asked later"
+    world.send(other, p.PeerLost(4711))
+    assert "not known" in world.take(other, p.WorkerDied)[0].cause  # type: ignore[attr-defined]
+
+
+def test_garbage_closes_the_connection_and_nothing_else():
+    world = World({"CPU": 1})
+    driver, rude = world.driver(), world.driver()
+    from ray._node.manager import FrameCame
+
+    world.feed(FrameCame(rude, p.KIND_LEASE_DEMAND, 0, b"\xc1nonsense"))
+    assert rude not in world.inbox
+    assert "malformed LeaseDemand" in " ".join(world.logs)
+    rude = world.driver()
+    world.feed(FrameCame(rude, 93, 0, b""))
+    assert rude not in world.inbox
+    world.send(driver, demand())
+    assert granted(world, driver)
+
+
+def test_available_resources_counts_leases_that_nobody_uses():
+    world = World({"CPU": 2})
+    driver = world.driver()
+    world.send(driver, demand(count=2))
+    idle, busy = granted(world, driver)
+    world.send(driver, p.Request("available_resources"), 77)
+    assert {x.lease for x in world.take(driver, p.LeaseReclaim)} == {idle.lease, busy.lease}
+    world.send(driver, p.LeaseReturn(idle.lease))
+    assert 77 not in world.replies.get(driver, {})
+    world.advance(0.05)
+    assert world.reply(driver, 77) == cpu(1)
+    world.send(driver, p.LeaseReturn(busy.lease))
+    world.send(driver, p.Request("available_resources"), 78)
+    assert world.reply(driver, 78) == cpu(2)
+
+
+def test_actors_wait_for_what_they_run_with_but_not_for_what_they_are_placed_by():
+    world = World({"CPU": 1})
+    driver = world.driver()
+    world.send(driver, demand())
+    world.send(driver, create(driver, 1))
+    world.send(driver, create(driver, 2, run=cpu(1), class_name="Heavy"))
+    inits = [m for box in world.inbox.values() for m in box if isinstance(m, p.ActorInit)]
+    assert [init.actor for init in inits] == [actor_id(driver, 1)]
+    assert world.request(driver, "why.actor", actor_id(driver, 2)).startswith("Heavy needs CPU: 1; 1 of 1")  # type: ignore[attr-defined]
+    assert len(world.take(driver, p.LeaseReclaim)) == 1
+
+
+def test_an_owner_may_not_ask_for_endless_kinds(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(leases, "DEMANDS_PER_OWNER_MAX", 3)
+    world = World({"CPU": 1})
+    driver = world.driver()
+    for class_id in range(5):
+        world.send(driver, demand(class_id, 1, gpu(1)))
+    assert [x.class_id for x in world.take(driver, p.LeaseFailed)] == [3, 4]  # type: ignore[attr-defined]

@@ -1,0 +1,267 @@
+"""The zygote and the node's end of it, with real forks, kills and signals.
+
+The test process plays the node: it is a subreaper, so workers become its children, as they become the node's.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ray._node import events, process, wire
+from ray._node.forkserver import ForkServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+STAND_INS = Path(__file__).parent / "stand_ins"
+WAIT_S = 20.0
+
+
+class Node:
+    """A fork server with a loop that waits for what it reports."""
+
+    def __init__(self, tmp_path: Path, **changes: object) -> None:
+        fields: dict[str, object] = {
+            "node_pid": os.getpid(),
+            "address": "nowhere",
+            "session": b"s" * 16,
+            "token": b"t" * 32,
+            "node": 7,
+            "log_dir": str(tmp_path),
+            "worker_module": "sleeping_worker",
+            "sys_path": [str(STAND_INS), *sys.path],
+            "cwd": str(tmp_path),
+            "env_vars": {},
+            "preload": [],
+        }
+        self.log_dir = tmp_path
+        self.forks = ForkServer(wire.Init(**{**fields, **changes}))  # type: ignore[arg-type]
+        self.pids: list[int] = []
+
+    def fork(self, proc: int, **changes: object) -> None:
+        self.forks.fork(wire.ForkCommand(proc, **{"env_vars": {}, **changes}))  # type: ignore[arg-type]
+
+    def wait_for(self, count: int = 1, kind: type = events.Forked) -> list[events.Forked]:
+        """Events until there are `count` of a kind."""
+        found: list[events.Forked] = []
+        deadline = time.monotonic() + WAIT_S
+        while len(found) < count:
+            left = deadline - time.monotonic()
+            assert left > 0, f"only {found} came"
+            if select.select([self.forks.fileno()], [], [], left)[0]:
+                for event in self.forks.read():
+                    if isinstance(event, events.Forked):
+                        self.pids.append(event.pid)
+                    if isinstance(event, kind):
+                        found.append(event)  # type: ignore[arg-type]
+        return found
+
+    def output(self, event: events.Forked, suffix: str = "out") -> str:
+        """What the worker had printed when it had ended."""
+        os.waitpid(event.pid, 0)
+        self.pids.remove(event.pid)
+        return (self.log_dir / f"worker-{event.proc:016x}-{event.pid}.{suffix}").read_text()
+
+    def close(self) -> None:
+        zygote = self.forks.pid
+        self.forks.kill()
+        if zygote:
+            os.waitpid(zygote, 0)
+        for pid in self.pids:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+@pytest.fixture
+def node_of(tmp_path: Path) -> Iterator[Callable[..., Node]]:
+    process.become_subreaper()
+    nodes: list[Node] = []
+
+    def make(**changes: object) -> Node:
+        node = Node(tmp_path, **changes)
+        nodes.append(node)
+        node.forks.start_as_process()
+        return node
+
+    yield make
+    for node in nodes:
+        node.close()
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_a_worker_is_a_child_of_the_node_with_what_it_was_told(node_of: Callable[..., Node]):
+    node = node_of(env_vars={"FROM_NODE": "1"})
+    node.fork(5, env_vars={"WORKER_DOES": "describe", "FROM_ENV": "2"})
+    (forked,) = node.wait_for()
+    said = node.output(forked)
+    assert f"parent {os.getpid()}" in said
+    assert "address=nowhere" in said
+    assert "proc=5" in said
+    assert "FROM_NODE=1" in said
+    assert "FROM_ENV=2" in said
+    assert f"cwd={node.log_dir}" in said
+    assert "threads=1" in said
+    assert "title=ray::idle" in said
+    assert "fds=[0, 1, 2]" in said, "nothing of the zygote is left open"
+
+
+def test_workers_differ_in_what_must_differ(node_of: Callable[..., Node]):
+    node = node_of()
+    said = []
+    for proc in (1, 2):
+        node.fork(proc, env_vars={"WORKER_DOES": "random"})
+        said.append(node.output(node.wait_for()[0]))
+    assert said[0] != said[1]
+
+
+def test_exit_codes_signals_and_tracebacks_arrive(node_of: Callable[..., Node]):
+    node = node_of()
+    for proc, (does, code) in enumerate([("exit 3", 3), ("raise", 1), ("return", 0), ("abort", -6)], 1):
+        node.fork(proc, env_vars={"WORKER_DOES": does})
+        (forked,) = node.wait_for()
+        _, status = os.waitpid(forked.pid, 0)
+        node.pids.remove(forked.pid)
+        assert os.waitstatus_to_exitcode(status) == code
+        if does == "raise":
+            errors = (node.log_dir / f"worker-{proc:016x}-{forked.pid}.err").read_text()
+            assert "ValueError: as asked" in errors
+
+
+def test_exit_handlers_run_and_buffers_are_written(node_of: Callable[..., Node]):
+    node = node_of()
+    node.fork(1, env_vars={"WORKER_DOES": "atexit"})
+    assert "at exit" in node.output(node.wait_for()[0])
+
+
+def test_a_killed_zygote_harms_no_worker_and_another_one_forks(node_of: Callable[..., Node]):
+    node = node_of()
+    node.fork(1)
+    (first,) = node.wait_for()
+    zygote = node.forks.pid
+    os.kill(zygote, signal.SIGKILL)
+    (lost,) = node.wait_for(1, events.ZygoteLost)
+    os.waitpid(zygote, 0)
+    assert lost is not None
+    assert node.forks.pid not in (0, zygote)
+    node.fork(2)
+    node.wait_for()
+    os.kill(first.pid, 0)
+    assert os.waitpid(first.pid, os.WNOHANG) == (0, 0), "the first worker goes on"
+
+
+def test_a_stopped_zygote_that_is_killed_reports_its_forks_as_void(node_of: Callable[..., Node]):
+    node = node_of()
+    node.fork(1)
+    node.wait_for()
+    zygote = node.forks.pid
+    os.kill(zygote, signal.SIGSTOP)
+    node.fork(2)
+    os.kill(zygote, signal.SIGKILL)
+    node.wait_for(1, events.ZygoteLost)
+    os.waitpid(zygote, 0)
+
+
+def test_a_worker_module_that_cannot_be_imported_is_the_reason_of_the_failure(node_of: Callable[..., Node]):
+    node = node_of(worker_module="no_such_module_anywhere")
+    node.fork(1)
+    (failed,) = node.wait_for(1, events.ForkFailed)
+    assert "no_such_module_anywhere" in failed.error  # type: ignore[attr-defined]
+    assert "Traceback" in failed.error  # type: ignore[attr-defined]
+
+
+def test_a_zygote_that_dies_before_it_can_fork_is_not_restarted_for_ever(node_of: Callable[..., Node]):
+    node = node_of(worker_module="dying_module")
+    node.fork(1)
+    losses = 0
+    failed: list[object] = []
+    zygotes: list[int] = []
+    while not failed:
+        zygotes.append(node.forks.pid)
+        assert select.select([node.forks.fileno()], [], [], WAIT_S)[0]
+        for event in node.forks.read():
+            losses += isinstance(event, events.ZygoteLost)
+            failed += [event] if isinstance(event, events.ForkFailed) else []
+            if isinstance(event, events.ZygoteLost):
+                node.fork(1)
+        os.waitpid(zygotes[-1], 0)
+    assert losses == 3
+    assert "times in a row" in failed[0].error  # type: ignore[attr-defined]
+
+
+def test_a_preload_that_starts_a_thread_is_left_out_next_time(
+    node_of: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+):
+    # The list of allowed names is the zygote's; a module of ours takes the place of one on it.
+    fake = STAND_INS / "preloads"
+    node = node_of(preload=["networkx"], sys_path=[str(fake), str(STAND_INS), *sys.path])
+    zygote = node.forks.pid
+    node.wait_for(1, events.ZygoteLost)
+    os.waitpid(zygote, 0)
+    node.fork(1, env_vars={"WORKER_DOES": "describe"})
+    assert "threads=1" in node.output(node.wait_for()[0])
+
+
+def test_numpy_is_preloaded_without_threads_and_reseeded(node_of: Callable[..., Node]):
+    pytest.importorskip("numpy")
+    node = node_of(preload=["numpy"])
+    said = []
+    for proc in range(1, 4):
+        node.fork(proc, env_vars={"WORKER_DOES": "numpy"})
+        said.append(node.output(node.wait_for()[0]))
+    assert "numpy True" in said[-1]
+    assert "OPENBLAS_NUM_THREADS=None" in said[-1]
+    assert said[-1] != said[-2]
+
+
+def test_workers_die_with_the_node(tmp_path: Path):
+    """Another process plays the node, forks its zygote from itself, and is killed."""
+    script = f"""
+import os, signal, sys
+sys.path[:0] = {[str(STAND_INS), str(Path(__file__).parent)]!r}
+from pathlib import Path
+from test_zygote import Node, process
+process.become_subreaper()
+node = Node(Path({str(tmp_path)!r}))
+node.forks.start_as_fork()
+node.fork(1)
+print(node.wait_for()[0].pid, node.forks.pid, flush=True)
+signal.pause()
+"""
+    process.become_subreaper()
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        handles = [os.pidfd_open(int(pid)) for pid in program.stdout.readline().split()]
+        program.kill()
+    for handle in handles:
+        assert select.select([handle], [], [], WAIT_S)[0], "the worker or the zygote lives on"
+        os.close(handle)
+    # As the nearest subreaper this process has inherited both.
+    for _ in handles:
+        os.waitpid(-1, 0)
+
+
+@pytest.mark.slow
+def test_forks_are_quick(node_of: Callable[..., Node]):
+    node = node_of()
+    node.fork(1)
+    node.wait_for()
+    took = []
+    for proc in range(2, 40):
+        started = time.perf_counter()
+        node.fork(proc)
+        node.wait_for()
+        took.append(time.perf_counter() - started)
+    median = statistics.median(took)
+    print(f"fork: median {median * 1e3:.2f} ms, worst {max(took) * 1e3:.2f} ms")
+    assert median < 0.02, "five times what it should take"
