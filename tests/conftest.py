@@ -194,15 +194,15 @@ def own_threads():
 def own_descriptors():
     """Return {target: number}; targets such as `socket:[123]` are unique, unlike numbers."""
     found = {}
-    for number in os.listdir("/proc/self/fd"):
+    for entry in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
-            target = os.readlink(f"/proc/self/fd/{number}")
+            target = str(entry.readlink())
             if not target.startswith("/proc/"):  # the listing itself
-                found[target] = number
+                found[target] = entry.name
     return found
 
 
 def names_in(directory, prefixes):
     with contextlib.suppress(OSError):
-        return {name: directory for name in os.listdir(directory) if name.startswith(prefixes)}
+        return {path.name: directory for path in Path(directory).iterdir() if path.name.startswith(prefixes)}
     return {}

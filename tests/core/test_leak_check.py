@@ -9,7 +9,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from helpers import wait_until
+
+from tests.core.helpers import wait_until
 
 MARK = "SKATE_TEST_RUN"  # as in conftest.py
 

@@ -4,6 +4,7 @@ import gc
 
 import numpy as np
 import pytest
+
 import ray
 from tests.core.helpers import Gate, wait_until
 

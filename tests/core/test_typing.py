@@ -25,7 +25,8 @@ def check(tmp_path_factory):
 
 
 def test_a_correct_program_has_no_complaints(check):
-    assert check("""
+    assert (
+        check("""
         import ray
 
         @ray.remote
@@ -50,7 +51,9 @@ def test_a_correct_program_has_no_complaints(check):
         ready, pending = ray.wait([reference], num_returns=1, timeout=1.0)
         ray.kill(counter)
         ray.shutdown()
-    """) == ""
+    """)
+        == ""
+    )
 
 
 @pytest.mark.parametrize(
