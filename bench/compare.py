@@ -182,6 +182,11 @@ def record(path, arguments, table, versions):
         results.write("\n".join(["", title, "", *about, "", *table, ""]))
 
 
+def absolute(python):
+    """Return an absolute path, unresolved: of a virtual environment's interpreter, the link is what counts."""
+    return str(Path.cwd() / python)
+
+
 def parse_arguments():
     parser = argparse.ArgumentParser(
         description="Compare two installations of `ray`.", epilog="Arguments after -- go to the suite."
@@ -197,9 +202,8 @@ def parse_arguments():
 
 def main():
     arguments = parse_arguments()
-    # Not resolved: the interpreter of a virtual environment is a link, and the link is what counts.
-    ours = Side("ours", os.path.abspath(arguments.ours), {})
-    theirs = Side("theirs", os.path.abspath(arguments.theirs), ENVIRONMENT_OF_THEIRS)
+    ours = Side("ours", absolute(arguments.ours), {})
+    theirs = Side("theirs", absolute(arguments.theirs), ENVIRONMENT_OF_THEIRS)
     versions = ours.version(), theirs.version()
     for turn in range(arguments.rounds):
         for side in (ours, theirs):

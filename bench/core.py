@@ -20,6 +20,7 @@ import time
 import measure
 import numpy as np
 import processes
+
 import ray
 
 BATCH = 1000  # calls that are in flight at once in the asynchronous rows
@@ -272,11 +273,8 @@ def warm_store(effort):
 def memcpy_warm(arguments):
     """The limit for `put_large`: one thread copying into shared memory that was touched before."""
     source = np.ones(arguments.put_bytes, dtype=np.uint8)
-    with mmap.mmap(-1, arguments.put_bytes) as shared:
-        target = np.frombuffer(shared, dtype=np.uint8)
-        samples = measure.rates(lambda: np.copyto(target, source), source.nbytes / 1e9, arguments.effort)
-        del target  # a mapping with views on it cannot be closed
-    return samples
+    target = np.frombuffer(mmap.mmap(-1, arguments.put_bytes), dtype=np.uint8)
+    return measure.rates(lambda: np.copyto(target, source), source.nbytes / 1e9, arguments.effort)
 
 
 @row(("wait_1000_refs", "1/s"))
@@ -325,7 +323,8 @@ def actor_creation(count):
     def create(arguments):
         needed = count * arguments.actor_bytes_seen
         if needed > processes.available_bytes():
-            raise MemoryError(f"skipped: {count} actors would need {needed / 1e9:.0f} GB")
+            message = f"skipped: {count} actors would need {needed / 1e9:.0f} GB"
+            raise MemoryError(message)
         started = time.perf_counter()
         actors = [Server.remote() for _ in range(count)]
         pids = ray.get([actor.process_id.remote() for actor in actors])
@@ -393,7 +392,7 @@ def parse_arguments():
     parser.add_argument("--only", default="", help="comma-separated beginnings of row names")
     parser.add_argument("--quick", action="store_true", help="short samples, no large actor rows")
     parser.add_argument("--put-mb", type=int, default=100, help="size of a large object in MB (default 100)")
-    parser.add_argument("--queued", type=int, default=None, help="tasks in the long queue (default 100,000; quick 10,000)")
+    parser.add_argument("--queued", type=int, help="tasks in the long queue (default 100,000; quick 10,000)")
     parser.add_argument("--list", action="store_true", help="print the names of the rows and stop")
     arguments = parser.parse_args()
     arguments.effort = measure.QUICK if arguments.quick else measure.FULL

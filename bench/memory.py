@@ -16,6 +16,7 @@ import time
 import measure
 import numpy as np
 import processes
+
 import ray
 
 LOOKS = 20

@@ -93,7 +93,8 @@ def wait_until_gone(pids):
     deadline = time.perf_counter() + STOP_LIMIT_S
     while any(processes.parent_of(pid) is not None for pid in pids):
         if time.perf_counter() > deadline:
-            raise TimeoutError(f"processes are still there {STOP_LIMIT_S} s after shutdown")
+            message = f"processes are still there {STOP_LIMIT_S} s after shutdown"
+            raise TimeoutError(message)
         time.sleep(0.002)
 
 

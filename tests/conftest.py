@@ -37,12 +37,11 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "skate: behaviour of Skate that the original Ray does not have")
     config.addinivalue_line("markers", "slow: takes more than a second, for a reason stated in the test")
     os.environ[MARK] = uuid.uuid4().hex
-    if not on_original_ray():
-        # A short path, since socket names are limited to 107 bytes; a private one, since leaks are
-        # looked for in it.
-        directory = tempfile.mkdtemp(prefix="skate-tests-")
-        os.environ["TMPDIR"] = tempfile.tempdir = directory
-        config.add_cleanup(lambda: shutil.rmtree(directory, ignore_errors=True))
+    # A short path, since socket names are limited to 107 bytes; a private one, since leaks are
+    # looked for in it.
+    directory = tempfile.mkdtemp(prefix="skate-tests-")
+    os.environ["TMPDIR"] = tempfile.tempdir = directory
+    config.add_cleanup(lambda: shutil.rmtree(directory, ignore_errors=True))
 
 
 def pytest_collection_modifyitems(config, items):
@@ -60,7 +59,7 @@ def on_original_ray():
         import ray
     except ImportError:
         return False
-    return "skate" not in ray.__version__
+    return "skate" not in getattr(ray, "__version__", "skate")
 
 
 class ClusterKeeper:
@@ -129,6 +128,12 @@ def no_cluster(cluster_keeper):
         before.expect_nothing_more()
 
 
+@pytest.fixture(scope="session")
+def belongings():
+    """The class that looks for leaks, for its own tests."""
+    return Belongings
+
+
 class Belongings:
     """Everything that this process holds and that could be left behind."""
 
@@ -148,8 +153,8 @@ class Belongings:
             }
         )
 
-    def expect_nothing_more(self):
-        deadline = time.monotonic() + LEAK_DEADLINE_S
+    def expect_nothing_more(self, deadline_s=LEAK_DEADLINE_S):
+        deadline = time.monotonic() + deadline_s
         while leaks := self._more_than_before():
             if time.monotonic() > deadline:
                 pytest.fail("left behind by the cluster:\n  " + "\n  ".join(leaks), pytrace=False)
@@ -189,15 +194,15 @@ def own_threads():
 def own_descriptors():
     """Return {target: number}; targets such as `socket:[123]` are unique, unlike numbers."""
     found = {}
-    for number in os.listdir("/proc/self/fd"):
+    for entry in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
-            target = os.readlink(f"/proc/self/fd/{number}")
+            target = str(entry.readlink())
             if not target.startswith("/proc/"):  # the listing itself
-                found[target] = number
+                found[target] = entry.name
     return found
 
 
 def names_in(directory, prefixes):
     with contextlib.suppress(OSError):
-        return {name: directory for name in os.listdir(directory) if name.startswith(prefixes)}
+        return {path.name: directory for path in Path(directory).iterdir() if path.name.startswith(prefixes)}
     return {}

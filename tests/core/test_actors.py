@@ -3,6 +3,7 @@
 import os
 
 import pytest
+
 import ray
 from tests.core.helpers import Gate, Tally, is_alive, wait_until
 

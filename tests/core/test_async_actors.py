@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 
 import pytest
+
 import ray
 from tests.core.helpers import Gate, wait_until
 

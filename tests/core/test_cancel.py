@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+
 import ray
 from tests.core.helpers import Gate, Tally, sleep_in_steps, wait_until
 

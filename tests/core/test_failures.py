@@ -8,11 +8,24 @@ import subprocess
 import sys
 import time
 import uuid
+from pathlib import Path
 
 import numpy as np
 import pytest
+
 import ray
-from tests.core.helpers import MARK, Gate, Tally, is_alive, kill_self, plain, processes_with, run_driver, start_driver, wait_until
+from tests.core.helpers import (
+    MARK,
+    Gate,
+    Tally,
+    is_alive,
+    kill_self,
+    plain,
+    processes_with,
+    run_driver,
+    start_driver,
+    wait_until,
+)
 
 GONE_WITHIN_S = 5.0
 
@@ -484,14 +497,14 @@ def test_the_death_of_the_node_process_is_an_error_and_never_a_hang(no_cluster):
 
 def _node_process_of(driver):
     """Return the child of the driver that has the cluster below it."""
-    children = [int(pid) for pid in open(f"/proc/{driver}/task/{driver}/children").read().split()]
+    children = [int(pid) for pid in Path(f"/proc/{driver}/task/{driver}/children").read_text().split()]
     assert children, "the driver has no child process"
     return children[0]
 
 
 @pytest.mark.skate
 def test_a_low_limit_of_descriptors_ends_in_an_error_or_in_success_but_never_hangs(no_cluster):
-    status, output, errors = run_driver("""
+    _, output, errors = run_driver("""
         import resource
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
         import ray

@@ -4,13 +4,14 @@ import asyncio
 import os
 
 import pytest
+
 import ray
 from tests.core.helpers import Gate, Tally, wait_until
 
 
 @ray.remote(num_returns="streaming")
 def count(n):
-    for i in range(n):
+    for i in range(n):  # noqa: UP028 -- Ray cannot delegate
         yield i
 
 
@@ -93,7 +94,7 @@ def test_methods_of_actors_can_stream(cluster):
     @ray.remote
     class Streamer:
         def count(self, n):
-            for i in range(n):
+            for i in range(n):  # noqa: UP028 -- Ray cannot delegate
                 yield i
 
         @ray.method(num_returns="streaming")
@@ -197,7 +198,7 @@ def test_a_stream_that_was_cut_by_a_crash_is_produced_again(cluster, tmp_path):
 def test_dynamic_returns_are_known_at_the_end(cluster):
     @ray.remote(num_returns="dynamic")
     def some(n):
-        for i in range(n):
+        for i in range(n):  # noqa: UP028 -- Ray cannot delegate
             yield i
 
     references = ray.get(some.remote(3))

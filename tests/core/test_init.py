@@ -3,6 +3,7 @@
 import os
 
 import pytest
+
 import ray
 from tests.core.helpers import run_driver
 

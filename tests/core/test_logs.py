@@ -4,16 +4,22 @@ import re
 import textwrap
 
 import pytest
+
 from tests.core.helpers import run_driver
 
-def program(body):
-    """Return a driver that runs `body`, then waits for output that is still under way.
 
-    Ray has no way to wait for that, so time has to pass.
+def program(body):
+    """Return a driver that runs `body` and ends when all output has arrived.
+
+    Skate's `shutdown` sees to that. Ray has no way to wait for output, so time has to pass.
     """
-    return textwrap.dedent("""
+    return (
+        textwrap.dedent("""
         import os, sys, time
         import ray
+
+        def wait_on_ray(seconds):
+            time.sleep(0 if "skate" in ray.__version__ else seconds)
 
         @ray.remote
         def speak(text, stream="stdout"):
@@ -24,84 +30,105 @@ def program(body):
         class Speaker:
             def speak(self, text):
                 print(text)
-    """) + textwrap.dedent(body) + "\ntime.sleep(1.0)\n"
+    """)
+        + textwrap.dedent(body)
+        + "\nwait_on_ray(1.0)\nray.shutdown()\n"
+    )
 
 
 def test_output_of_a_task_has_its_name_and_process(no_cluster):
-    status, output, errors = run_driver(program("""
+    status, output, errors = run_driver(
+        program("""
         ray.init()
         print("worker", ray.get(speak.remote("hello from a task")))
-    """))
+    """)
+    )
     assert status == 0, errors
     pid = re.search(r"worker (\d+)", output)[1]
     assert re.search(rf"\(speak pid={pid}\) hello from a task", output + errors)
 
 
 def test_output_of_an_actor_has_its_class_and_process(no_cluster):
-    _, output, errors = run_driver(program("""
+    _, output, errors = run_driver(
+        program("""
         ray.init()
         ray.get(Speaker.remote().speak.remote("hello from an actor"))
-    """))
+    """)
+    )
     assert re.search(r"\(Speaker pid=\d+\) hello from an actor", output + errors)
 
 
 def test_errors_of_a_task_arrive_too(no_cluster):
-    _, output, errors = run_driver(program("""
+    _, output, errors = run_driver(
+        program("""
         ray.init()
         ray.get(speak.remote("to standard error", "stderr"))
-    """))
+    """)
+    )
     assert re.search(r"\(speak pid=\d+\) to standard error", output + errors)
 
 
 def test_several_lines_each_get_a_prefix(no_cluster):
-    _, output, errors = run_driver(program("""
+    _, output, errors = run_driver(
+        program("""
         ray.init()
         ray.get(speak.remote("first line\\nsecond line"))
-    """))
+    """)
+    )
     assert re.search(r"\(speak pid=\d+\) first line", output + errors)
     assert re.search(r"\(speak pid=\d+\) second line", output + errors)
 
 
 def test_output_can_be_silenced(no_cluster):
-    status, output, errors = run_driver(program("""
+    status, output, errors = run_driver(
+        program("""
         ray.init(log_to_driver=False)
         ray.get(speak.remote("not to be seen"))
-    """))
+    """)
+    )
     assert status == 0, errors
     assert "not to be seen" not in output + errors
 
 
 def test_identical_lines_of_many_processes_are_folded(no_cluster):
-    _, output, errors = run_driver(program("""
+    _, output, errors = run_driver(
+        program("""
         ray.init(num_cpus=4)
         speakers = [Speaker.remote() for _ in range(4)]
         ray.get([speaker.speak.remote("the same") for speaker in speakers])
-        time.sleep(5.5)  # folded lines are reported after five seconds
+        wait_on_ray(5.5)  # it reports folded lines after five seconds, with the next line
         ray.get(speakers[0].speak.remote("another"))
-    """))
+    """)
+    )
     everything = output + errors
     assert everything.count("the same") == 2
     assert re.search(r"the same.*repeated 3x", everything)
 
 
 def test_output_of_the_driver_itself_has_no_prefix(no_cluster):
-    _, output, _ = run_driver(program("""
+    _, output, _ = run_driver(
+        program("""
         ray.init()
         print("plain")
-    """))
+    """)
+    )
     assert "plain" in output.splitlines()
 
 
 def test_unusual_characters_pass(no_cluster):
-    _, output, errors = run_driver(program("""
+    _, output, errors = run_driver(
+        program("""
         ray.init()
         ray.get(speak.remote("tab\\tsnowman \\N{SNOWMAN}"))
-    """), env={"PYTHONIOENCODING": "utf-8"})
+    """),
+        env={"PYTHONIOENCODING": "utf-8"},
+    )
     assert "tab\tsnowman \N{SNOWMAN}" in output + errors
 
 
 def test_the_last_words_of_a_worker_that_dies_arrive(no_cluster):
-    _, output, errors = run_driver(program("""
+    _, output, errors = run_driver(
+        program("""
         @ray.remote(max_retries=0)
         def die():
             print("last words", flush=True)
@@ -112,7 +139,8 @@ def test_the_last_words_of_a_worker_that_dies_arrive(no_cluster):
             ray.get(die.remote())
         except ray.exceptions.WorkerCrashedError:
             pass
-    """))
+    """)
+    )
     assert "last words" in output + errors
 
 

@@ -4,6 +4,7 @@ import os
 import uuid
 
 import pytest
+
 import ray
 from tests.core.helpers import is_alive, wait_until
 

@@ -1,6 +1,7 @@
 """Tasks that start tasks and wait for them. Nothing here may deadlock, whatever the number of CPUs."""
 
 import pytest
+
 import ray
 from tests.core.helpers import Gate, Tally
 

@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+
 import ray
 from tests.core.helpers import Gate
 

@@ -4,6 +4,7 @@ import gc
 
 import numpy as np
 import pytest
+
 import ray
 from tests.core.helpers import Gate, wait_until
 
@@ -19,6 +20,18 @@ def small_store(fresh_cluster):
 
 def block(value=0):
     return np.full(BLOCK, value, dtype=np.uint8)
+
+
+def put_with_patience(value):
+    """Put a block as soon as there is room; what another process frees takes a moment to arrive."""
+
+    def attempt():
+        try:
+            return ray.put(block(value))
+        except ray.exceptions.ObjectStoreFullError:
+            return None
+
+    return wait_until(attempt, what="room in the store")
 
 
 @ray.remote
@@ -180,9 +193,9 @@ def test_the_death_of_a_borrower_frees_what_it_held(small_store):
 
     for value in range(8):
         keeper = Keeper.remote()
-        ray.get(keeper.keep.remote([ray.put(block(value))]))
+        ray.get(keeper.keep.remote([put_with_patience(value)]))
         ray.kill(keeper)
-    assert ray.get(ray.put(block(9)))[0] == 9
+    assert ray.get(put_with_patience(9))[0] == 9
 
 
 def test_a_borrower_that_forgets_frees_what_it_held(small_store):
@@ -193,8 +206,8 @@ def test_a_borrower_that_forgets_frees_what_it_held(small_store):
 
     keeper = Keeper.remote()
     for value in range(12):
-        ray.get(keeper.keep.remote([ray.put(block(value))]))
-    assert ray.get(ray.put(block(3)))[0] == 3
+        ray.get(keeper.keep.remote([put_with_patience(value)]))
+    assert ray.get(put_with_patience(3))[0] == 3
 
 
 def test_a_failed_task_frees_its_arguments(small_store):

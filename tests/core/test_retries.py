@@ -4,6 +4,7 @@ import os
 import signal
 
 import pytest
+
 import ray
 from tests.core.helpers import Gate, Tally, is_alive, kill_self, wait_until
 

@@ -9,6 +9,7 @@ import math
 import random
 
 import numpy as np
+
 import ray
 
 

@@ -10,6 +10,7 @@ import uuid
 
 import numpy as np
 import pytest
+
 import ray
 
 

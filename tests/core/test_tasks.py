@@ -5,6 +5,7 @@ import os
 import threading
 
 import pytest
+
 import ray
 from tests.core.helpers import Gate
 

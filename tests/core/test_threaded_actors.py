@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+
 import ray
 from tests.core.helpers import Gate
 

@@ -1,8 +1,10 @@
 """`ray.wait`: which references are ready."""
 
+import contextlib
 import threading
 
 import pytest
+
 import ray
 from tests.core.helpers import Gate
 
@@ -118,10 +120,8 @@ def test_wait_without_fetching(cluster):
 
 def test_wait_for_nothing(cluster):
     # Ray says that no reference is an error only where one is asked for.
-    try:
+    with contextlib.suppress(ValueError):
         assert ray.wait([]) == ([], [])
-    except ValueError:
-        pass
 
 
 def test_duplicates_are_refused(cluster):
