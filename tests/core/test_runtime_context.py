@@ -12,7 +12,6 @@ def test_a_driver_knows_its_job_and_node(cluster):
     assert context.get_job_id()
     assert context.get_node_id() == ray.nodes()[0]["NodeID"]
     assert context.get_worker_id()
-    assert context.worker.mode == ray.SCRIPT_MODE
     assert context.get_task_id() is None
     assert context.get_actor_id() is None
 

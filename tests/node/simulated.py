@@ -146,7 +146,7 @@ class World:
             case events.ReadLogTail():
                 self.feed(events.LogTail(effect.proc, self.tails.get(effect.proc, ())))
             case events.GrantSegment():
-                if self.refuse_memory:
+                if self.refuse_memory and not effect.recycled:
                     self.feed(events.SegmentFailed(effect.segment, effect.corr, "Cannot allocate memory"))
                     return
                 if effect.recycled:

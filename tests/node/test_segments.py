@@ -161,8 +161,9 @@ def test_who_dies_before_saying_what_it_owns_is_not_waited_for():
 def test_sizes_are_powers_of_two_up_to_the_limit():
     assert segment_size(1) == MIB
     assert segment_size(4 * MIB) == 4 * MIB
-    assert segment_size(4 * MIB + 1) == 8 * MIB
-    assert segment_size(100 * MIB + 1) == 102 * MIB
+    assert segment_size(2 * MIB + 1) == 4 * MIB
+    assert segment_size(4 * MIB + 1) == 4 * MIB + (64 << 10)
+    assert segment_size(100 * MIB) == 100 * MIB
 
 
 class Segments(RuleBasedStateMachine):

@@ -137,6 +137,7 @@ struct State {
     loopback: VecDeque<Msg>,
     /// What the node said about processes whose last words are still being read.
     deferred: Map<ProcId, Vec<FromNode>>,
+    waiting_adoptions: Vec<FromNode>,
     dead: HashSet<ProcId>,
     adopted: HashSet<SegmentId>,
     /// The actor that this process is, and which of its lives.
@@ -195,6 +196,7 @@ impl Core {
             next_corr: 0,
             loopback: VecDeque::new(),
             deferred: Map::default(),
+            waiting_adoptions: Vec::new(),
             dead: HashSet::new(),
             adopted: HashSet::new(),
             actor: None,
@@ -1088,6 +1090,8 @@ impl Core {
             FromNode::SegmentDenied { message } => self.answered(state, corr, Answer::Denied(message)),
             FromNode::Reply { ok, body } => self.answered(state, corr, Answer::Reply { ok, body }),
             FromNode::SegmentTrim { bytes } => self.release_segments(&self.store.take_empty(bytes)),
+            // Results of the dead lessee may be on their way still: they are claims, too.
+            FromNode::SegmentAdopted { .. } if !state.deferred.is_empty() => state.waiting_adoptions.push(msg),
             FromNode::SegmentAdopted { segment } => {
                 state.adopted.insert(segment);
                 let blocks = state.owner.blocks_in(segment);
@@ -1102,6 +1106,12 @@ impl Core {
             }
             FromNode::LogLines { name, pid, stream, lines } => self.add_log(Log::Lines { name, pid, stream, lines }),
             FromNode::Notice { level, text } => self.add_log(Log::Notice { level, text }),
+            FromNode::LeaseFailed { class, reason } => {
+                let State { owner, out, .. } = state;
+                owner.handle_lease_failed(ClassId(class), &reason, now, out);
+            }
+            // A request: this process stays while others may need what it owns.
+            FromNode::Exit if state.executor.running_count() > 0 || !state.owner.is_bare() => {}
             FromNode::ActorStop | FromNode::Exit => {
                 state.executor.exiting = true;
                 self.raise_task_event(state);
@@ -1211,6 +1221,11 @@ impl Handler for Shell {
             }
             for msg in deferred {
                 core.handle_node_message(state, 0, msg, None, now);
+            }
+            if state.deferred.is_empty() {
+                for msg in std::mem::take(&mut state.waiting_adoptions) {
+                    core.handle_node_message(state, 0, msg, None, now);
+                }
             }
         });
     }

@@ -46,6 +46,7 @@ pub const ACTOR_INIT: u8 = 105;
 pub const REPLY: u8 = 106;
 pub const LOG_LINES: u8 = 107;
 pub const NOTICE: u8 = 108;
+pub const LEASE_FAILED: u8 = 109;
 pub const ACTOR_STOP: u8 = 110;
 pub const EXIT: u8 = 111;
 
@@ -153,6 +154,7 @@ pub enum FromNode {
     Reply { ok: bool, body: Vec<u8> },
     LogLines { name: String, pid: u32, stream: u8, lines: Vec<String> },
     Notice { level: String, text: String },
+    LeaseFailed { class: u32, reason: String },
     ActorStop,
     Exit,
 }
@@ -204,6 +206,10 @@ pub fn decode(kind: u8, body: &[u8]) -> Option<FromNode> {
         NOTICE => {
             let (level, text): (String, String) = get(body)?;
             FromNode::Notice { level, text }
+        }
+        LEASE_FAILED => {
+            let (class, reason): (u32, String) = get(body)?;
+            FromNode::LeaseFailed { class, reason }
         }
         ACTOR_STOP => FromNode::ActorStop,
         EXIT => FromNode::Exit,

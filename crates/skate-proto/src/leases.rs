@@ -264,6 +264,19 @@ impl Owner {
         self.pump(class, now_ns, out);
     }
 
+    /// The node cannot start workers of this class at all: what waits for one fails. What runs goes on.
+    pub fn handle_lease_failed(&mut self, class: ClassId, reason: &str, now_ns: u64, out: &mut Out) {
+        if class.0 as usize >= self.leases.classes.len() {
+            return;
+        }
+        let entry = self.leases.class(class);
+        entry.requested = 0;
+        for task in std::mem::take(&mut entry.queue) {
+            let text = format!("Task {task} could not be given a worker: {reason}");
+            self.finish_with(task, &Payload::error(ErrorCode::Other, &text), now_ns, out);
+        }
+    }
+
     /// Others wait for what this lease holds.
     pub fn handle_lease_reclaim(&mut self, id: LeaseId, now_ns: u64, out: &mut Out) {
         let Some(lease) = self.leases.leases.get_mut(&id) else { return };

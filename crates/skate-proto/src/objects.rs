@@ -85,6 +85,12 @@ impl Objects {
         self.entries.is_empty()
     }
 
+    /// How many owned objects are known; the look at all of them is for rare questions.
+    #[must_use]
+    pub fn owned(&self) -> usize {
+        self.entries.keys().filter(|id| id.owner() == self.me).count()
+    }
+
     #[must_use]
     pub fn is_owned(&self, id: ObjectId) -> bool {
         id.owner() == self.me

@@ -203,6 +203,12 @@ impl Owner {
         }
     }
 
+    /// Whether nothing and nobody depends on this process: it owns no object, task or actor.
+    #[must_use]
+    pub fn is_bare(&self) -> bool {
+        self.tasks.is_empty() && self.creations.is_empty() && self.objects.owned() == 0
+    }
+
     #[must_use]
     pub fn blocks_in(&self, segment: SegmentId) -> Vec<(u64, u64)> {
         self.objects.blocks_in(segment)

@@ -1,6 +1,7 @@
 //! `NodeCore`: the node process's transport, as events for its Python loop.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -64,6 +65,24 @@ impl Handler for Queue {
 pub(crate) struct NodeCore {
     transport: Arc<Transport>,
     queue: Arc<Queue>,
+    /// Foreign descriptors, by token, and those that Python has been told of. The transport reports an
+    /// edge; watching anew before the next wait makes a level of it, without a thread that spins while
+    /// Python is busy.
+    watched: Mutex<HashMap<u64, OwnedFd>>,
+    told: Mutex<Vec<u64>>,
+}
+
+impl NodeCore {
+    fn watch_anew(&self) -> PyResult<()> {
+        let watched = self.watched.lock();
+        for token in self.told.lock().drain(..) {
+            if let Some(fd) = watched.get(&token) {
+                self.transport.unregister_fd(token);
+                self.transport.register_fd(token, fd.as_fd())?;
+            }
+        }
+        Ok(())
+    }
 }
 
 #[pymethods]
@@ -85,13 +104,14 @@ impl NodeCore {
             io_thread: true,
         };
         let transport = Transport::start(config, queue.clone()).map_err(|error| to_py(CoreError::Start(error)))?;
-        Ok(Self { transport, queue })
+        Ok(Self { transport, queue, watched: Mutex::default(), told: Mutex::default() })
     }
 
     /// Waits for events and takes them all.
     #[pyo3(signature = (timeout))]
     fn poll<'py>(&self, py: Python<'py>, timeout: Option<f64>) -> PyResult<Bound<'py, PyList>> {
         let deadline = deadline(timeout)?;
+        self.watch_anew()?;
         let waited = waiting(py, || match self.transport.drive(&|| !self.queue.events.lock().is_empty(), deadline) {
             Driven::Done | Driven::TimedOut => Ok(()),
             Driven::Interrupted => Err(CoreError::Interrupted),
@@ -105,7 +125,10 @@ impl NodeCore {
                 Event::Frame { from, kind, corr, body } => ("frame", from, kind, corr, PyBytes::new(py, &body)).into_pyobject(py)?.into_any(),
                 Event::Joined { proc, role, pid } => ("joined", proc, role, pid).into_pyobject(py)?.into_any(),
                 Event::Left { proc, reason } => ("left", proc, reason).into_pyobject(py)?.into_any(),
-                Event::Fd(token) => ("fd", token).into_pyobject(py)?.into_any(),
+                Event::Fd(token) => {
+                    self.told.lock().push(token);
+                    ("fd", token).into_pyobject(py)?.into_any()
+                }
             };
             list.append(item)?;
         }
@@ -123,13 +146,22 @@ impl NodeCore {
     }
 
     fn watch_fd(&self, fd: i32, token: u64) -> PyResult<()> {
-        // SAFETY: as for `send_fd`; the node unwatches before it closes.
+        // SAFETY: as for `send_fd`.
         let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-        Ok(self.transport.register_fd(token, fd)?)
+        let own = fd.try_clone_to_owned()?;
+        self.transport.register_fd(token, own.as_fd())?;
+        self.watched.lock().insert(token, own);
+        Ok(())
     }
 
     fn unwatch_fd(&self, token: u64) {
         self.transport.unregister_fd(token);
+        self.watched.lock().remove(&token);
+    }
+
+    /// Bytes that wait to be read by a process.
+    fn backlog(&self, proc: u64) -> usize {
+        self.transport.backlog(ProcId(proc))
     }
 
     fn disconnect(&self, proc: u64) {

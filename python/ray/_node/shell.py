@@ -140,6 +140,7 @@ class Shell:
 
     def _watch_zygote(self) -> None:
         # A token of its own for each zygote: an event about the one before may still be on its way.
+        self._core.unwatch_fd(self._zygote_token)
         self._zygote_token += 1
         self._core.watch_fd(self._forks.fileno(), self._zygote_token)
 
@@ -208,7 +209,7 @@ class Shell:
         generation = self._forks.generation
         self._queue.extend(self._forks.read())
         if self._forks.generation != generation and self._forks.fileno() >= 0:
-            self._watch_zygote()  # a closed descriptor has left its watch by itself
+            self._watch_zygote()
 
     def _fork(self, effect: events.Fork) -> None:
         if not self._logs_open:
