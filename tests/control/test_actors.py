@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tests.node.simulated import NODE, World, actor_id, cpu, create, gpu
 
 from ray import _protocol as p
 from ray._control import actors as control
+from tests.node.simulated import NODE, World, actor_id, cpu, create, gpu
 
 
 def states(world: World, proc: int) -> list[p.ActorState]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from tests.node.simulated import NODE, World, actor_id, cpu, create, gpu
 
 from ray import _protocol as p
 from ray._node import events, fairness, leases, processes, workers
+from tests.node.simulated import NODE, World, actor_id, cpu, create, gpu
 
 
 def demand(class_id: int = 1, count: int = 1, asked: dict[str, int] | None = None, label: str = "f", env: bytes = b""):

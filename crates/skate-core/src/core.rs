@@ -324,12 +324,11 @@ impl Core {
                 self.handle_core_message(state, self.me, msg, now);
             }
         }
-        if !state.timer_armed {
-            if let Some(at) = state.owner.poll_timeout() {
+        if !state.timer_armed
+            && let Some(at) = state.owner.poll_timeout() {
                 state.timer_armed = true;
                 self.arm_timer(at.saturating_sub(now).max(1_000_000));
             }
-        }
         if woken {
             self.transport().wake();
         }
@@ -1205,11 +1204,10 @@ impl Handler for Shell {
                 // Same version, same session, and yet not our language: trust nothing more from there.
                 Err(_) => core.transport().disconnect(from),
             }
-        } else if from == core.node {
-            if let Some(msg) = node_wire::decode(frame.kind, frame.body) {
+        } else if from == core.node
+            && let Some(msg) = node_wire::decode(frame.kind, frame.body) {
                 core.step(|state, now| core.handle_node_message(state, frame.corr, msg, fd, now));
             }
-        }
     }
 
     fn on_started(&self, transport: &Arc<Transport>) {
