@@ -216,7 +216,7 @@ impl Core {
             role,
             start: Instant::now(),
             transport: OnceLock::new(),
-            store: Store::new(me).map_err(|e| CoreError::Store(format!("no shared memory: {e}")))?,
+            store: Store::new(me),
             state: Mutex::new(state),
             logs: Mutex::new(VecDeque::new()),
             logs_changed: Condvar::new(),
