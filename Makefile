@@ -59,7 +59,8 @@ $(VENV)/.tools:
 
 $(VENV)/.built: $(VENV)/.tools pyproject.toml $(RUST)
 	@$(NEED_CARGO)
-	$(BIN)/maturin develop --quiet
+	@echo 'Compiling the Rust core; the first time takes a minute or two.'
+	@$(BIN)/maturin develop --quiet >$(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
 	@touch $@
 
 $(VENV)/requirements-%.txt: $(VENV)/.tools pyproject.toml

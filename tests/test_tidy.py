@@ -34,7 +34,7 @@ IMPURE_RUST = re.compile(r"\b(Instant|SystemTime)::now|\bstd::(net|thread|fs|pro
 
 # Written in two parts, so that this file keeps the rule.
 MACHINE_PATH = re.compile(r"(?<![\w./-])(/" + r"(?:home|root|work|opt|mnt|Users)/[\w.-]+|[A-Z]:\\\\?Users)")
-OPEN_END = re.compile(r"\b(TODO" + r"|FIXME|XXX)\b(?!\(#\d+\))")
+OPEN_END = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|XX" + r"X)\b(?!\(#\d+\))")
 
 CODE = {".py", ".pyi", ".rs", ".sh"}
 PRIVATE_PACKAGES = ("_control", "_node", "_runtime")
@@ -243,8 +243,8 @@ def test_other_paths_are_allowed(path):
 
 
 def test_an_open_end_needs_an_issue():
-    assert open_ends("a.py", "# TODO" + ": later")
-    assert open_ends("a.py", "# TODO" + "(#7): later") == []
+    assert open_ends("a.py", "# TO" + "DO" + ": later")
+    assert open_ends("a.py", "# TO" + "DO" + "(#7): later") == []
 
 
 def test_the_code_map_is_compared_both_ways():
