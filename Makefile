@@ -61,6 +61,7 @@ $(VENV)/.built: $(VENV)/.tools pyproject.toml $(RUST)
 	@$(NEED_CARGO)
 	@echo 'Compiling the Rust core; the first time takes a minute or two.'
 	@$(BIN)/maturin develop --quiet >$(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
+	@$(BIN)/python -m compileall -q python/ray
 	@touch $@
 
 $(VENV)/requirements-%.txt: $(VENV)/.tools pyproject.toml

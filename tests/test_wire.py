@@ -32,6 +32,7 @@ OTHER_NAMES = {"class": "class_id", "worker": "proc", "code": "exit_code", "left
 TYPES = {
     "u8": int, "u32": int, "u64": int, "i32": int, "i64": int, "bool": bool, "String": str, "ByteBuf": bytes,
     "Vec<u32>": list[int], "Vec<String>": list[str],
+    "Vec<(u64, String)>": list[tuple[int, str]],
 }  # fmt: skip
 
 
@@ -90,8 +91,8 @@ def decoded() -> dict[str, list[tuple[str, str]]]:
     for kind, arm in zip(arms[1::2], arms[2::2], strict=True):
         if named := re.search(r"let \(([^)]*)\): \(([^)]*)\)\s*=\s*get", arm):
             names, types = split(named.group(1)), split(named.group(2))
-        elif single := re.search(r"get::<\(([^)]*),\)>", arm):
-            names, types = [""], split(single.group(1))
+        elif "get::<(" in arm:
+            names, types = [""], split(enclosed(arm, arm.index("get::<(") + len("get::<")))
         else:
             continue
         found[camel(kind)] = list(zip(names, types, strict=True))

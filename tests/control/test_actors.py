@@ -163,6 +163,7 @@ def test_an_announced_exit_is_not_a_crash():
     (state,) = states(world, driver)
     assert state.state == p.ACTOR_DEAD
     assert "exit_actor was called" in state.cause.decode()
+    world.send(driver, p.PeerLost(proc))
     (died,) = world.take(driver, p.WorkerDied)
     assert died.intended  # type: ignore[attr-defined]
 

@@ -49,6 +49,7 @@ TABLE = """
 109 LeaseFailed class_id reason
 110 ActorStop actor
 111 Exit
+112 Deaths dead
 """
 
 

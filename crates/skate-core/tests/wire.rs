@@ -64,6 +64,7 @@ fn what_comes_from_the_node_is_understood() {
         ("Notice", "Notice { level: \"warning\", text: \"hi\" }"),
         ("LeaseFailed", "LeaseFailed { class: 7, reason: \"no\" }"),
         ("Exit", "Exit"),
+        ("Deaths", "Deaths([(5, \"gone\"), (6, \"no\")])"),
     ] {
         let (kind, body) = &golden[name];
         let message = wire::decode(*kind, body).unwrap_or_else(|| panic!("{name} is not understood"));

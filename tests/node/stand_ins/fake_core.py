@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import collections
+import contextlib
 import fcntl
 import os
 import select
@@ -137,7 +138,8 @@ class NodeCore:
     def unwatch_fd(self, token: int) -> None:
         for fd in [fd for fd, known in self._tokens.items() if known == token]:
             del self._tokens[fd]
-            self._epoll.unregister(fd)
+            with contextlib.suppress(OSError):  # closed already
+                self._epoll.unregister(fd)
 
     def disconnect(self, proc: int) -> None:
         channel = self._by_proc.get(proc)
