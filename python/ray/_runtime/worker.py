@@ -450,7 +450,7 @@ def prepare() -> None:
     import ray._runtime.generators
     import ray.actor
     import ray.exceptions
-    import ray.remote_function
+    import ray.remote_function  # noqa: F401  (loaded for its own sake)
     from ray._runtime import serialization
 
     # The pickler class is made at its first use, and used by every worker.
