@@ -104,6 +104,9 @@ class _Recipe:
             "max_calls": options.get("max_calls") or 0,
             "resources": demand,
         }
+        env = opts.inherited_env(options.get("runtime_env"))
+        if env:
+            meta["runtime_env"] = env
         return _core.Template(
             core,
             blob=pickle_blob(self._pickled.get(core, self._function), meta, self._function),
@@ -112,7 +115,7 @@ class _Recipe:
             max_retries=opts.DEFAULT_MAX_RETRIES if retries is None else retries,
             retry_exceptions=bool(retry_exceptions),
             demand=demand,
-            env=opts.encode_env(options.get("runtime_env")),
+            env=opts.encode_env(env),
             strategy=opts.encode_strategy("scheduling_strategy", options.get("scheduling_strategy")),
             backpressure=-1 if backpressure is None else backpressure,
         )

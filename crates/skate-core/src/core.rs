@@ -37,6 +37,9 @@ type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 pub const INLINE_BYTES_MAX: usize = 100 * 1024;
 /// A wait shorter than this does not give the worker's CPUs back: telling the node costs as much.
 pub const BLOCK_AFTER: Duration = Duration::from_micros(200);
+/// How often a wait of the program's main thread looks for signals. One that comes while the thread is
+/// busy with messages, or just before it goes to sleep, does not interrupt it.
+pub const LOOK_FOR_SIGNALS: Duration = Duration::from_millis(100);
 /// Log lines that the driver has not printed; beyond, the oldest are dropped and counted.
 const LOG_LINES_MAX: usize = 10_000;
 const TIMER_TOKEN: u64 = u64::MAX;
@@ -163,6 +166,8 @@ pub struct Core {
     /// Closed with the core: references that a program keeps must keep no descriptor.
     descriptors: Mutex<Option<Descriptors>>,
     main_thread: AtomicU64,
+    /// Whether a handler of the user's wants the wait to end; set once, before the first wait.
+    signals: OnceLock<fn() -> bool>,
     /// A signal was sent to the main thread; see `interrupt`.
     interrupted: AtomicBool,
     closing: AtomicBool,
@@ -223,6 +228,7 @@ impl Core {
             logs_dropped: AtomicU64::new(0),
             descriptors: Mutex::new(Some(Descriptors { timer, task_event })),
             main_thread: AtomicU64::new(0),
+            signals: OnceLock::new(),
             interrupted: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             ended: AtomicBool::new(false),
@@ -263,6 +269,12 @@ impl Core {
         }
         self.descriptors.lock().take();
         self.store.unmap_idle();
+    }
+
+    /// Whether this process is a forked child of the one that joined: then nothing here is its own, and a
+    /// lock may have been copied while a thread that is not here held it.
+    pub fn is_forked(&self) -> bool {
+        self.transport.get().is_some_and(|transport| transport.is_foreign_process())
     }
 
     pub fn is_open(&self) -> bool {
@@ -414,6 +426,8 @@ impl Core {
             return Ok(());
         }
         let main = self.is_main_thread();
+        // Workers are told by `interrupted` what a signal was for.
+        let look = self.signals.get().filter(|_| self.role == Role::Driver && thread_id() == u64::from(std::process::id()));
         let signalled = || main && self.interrupted.load(Ordering::Acquire);
         let transport = self.transport().clone();
         let outcome = |driven: Driven| match driven {
@@ -425,7 +439,8 @@ impl Core {
         let mut blocked = false;
         let result = loop {
             let soon = Instant::now() + BLOCK_AFTER;
-            let until = if blocks && !blocked { Some(deadline.map_or(soon, |d| d.min(soon))) } else { deadline };
+            let wake_at = if blocks && !blocked { Some(soon) } else { look.map(|_| Instant::now() + LOOK_FOR_SIGNALS) };
+            let until = [wake_at, deadline].into_iter().flatten().min();
             match outcome(transport.drive(&|| done() || signalled(), until)) {
                 Some(Ok(())) if main && self.interrupted.swap(false, Ordering::AcqRel) => break Err(CoreError::Interrupted),
                 Some(result) => break result,
@@ -436,6 +451,7 @@ impl Core {
                     blocked = true;
                     self.begin_block();
                 }
+                None if look.is_some_and(|wants_end| wants_end()) => break Err(CoreError::Interrupted),
                 None => {}
             }
         };
@@ -443,6 +459,11 @@ impl Core {
             self.end_block();
         }
         result
+    }
+
+    /// Asked from time to time while the program's main thread waits; true ends the wait as interrupted.
+    pub fn set_signals(&self, wants_end: fn() -> bool) {
+        let _ = self.signals.set(wants_end);
     }
 
     fn is_main_thread(&self) -> bool {

@@ -227,6 +227,11 @@ impl Owner {
         }
     }
 
+    /// How many earlier calls of this process the actor has and has not answered.
+    pub(crate) fn calls_before(&self, actor: ActorId, task: TaskId) -> usize {
+        self.actors.get(&actor).and_then(|client| client.sent.iter().position(|t| *t == task)).unwrap_or(0)
+    }
+
     pub(crate) fn call_left(&mut self, actor: ActorId, task: TaskId) {
         let Some(client) = self.actors.get_mut(&actor) else { return };
         if let Some(at) = client.sent.iter().position(|t| *t == task) {

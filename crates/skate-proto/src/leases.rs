@@ -96,6 +96,15 @@ impl Leases {
         self.leases.get(&lease).map(|l| l.pid)
     }
 
+    /// How many tasks the worker runs before this one.
+    pub(crate) fn tasks_before(&self, lease: LeaseId, task: TaskId) -> usize {
+        self.leases.get(&lease).and_then(|l| l.in_flight.iter().position(|t| *t == task)).unwrap_or(0)
+    }
+
+    pub(crate) fn is_blocked(&self, lease: LeaseId) -> bool {
+        self.leases.get(&lease).is_some_and(|l| l.blocked)
+    }
+
     fn class(&mut self, id: ClassId) -> &mut Class {
         &mut self.classes[id.0 as usize]
     }

@@ -16,7 +16,7 @@ pub enum Returns {
     Count(u32),
     /// Items are handed out while the task runs.
     Streaming,
-    /// One value, which is a generator of references.
+    /// Items as of a stream, and at the end one value that lists them.
     Dynamic,
 }
 

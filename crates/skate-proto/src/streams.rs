@@ -2,6 +2,9 @@
 //!
 //! Index 0 of the task is the completion; items count from 1. A repeated task sends its first items
 //! again; those that are there already are dropped.
+//!
+//! Dynamic returns are items, too, but nobody takes them while the task runs: each has one local count
+//! until the task's value is there, which refers to all of them.
 
 use crate::ids::{ObjectId, TaskId};
 use crate::msg::Msg;
@@ -117,6 +120,16 @@ impl Owner {
             }
             self.add_item(task, Value::Inline(error.clone()), out);
         }
+    }
+
+    /// A call with dynamic returns has ended: its value, which lists the items, counts them from now on.
+    pub(crate) fn close_dynamic(&mut self, task: TaskId, out: &mut Out) {
+        let Some(stream) = self.streams.remove(&task) else { return };
+        let mut gone = Gone::default();
+        for index in 1..=stream.received {
+            self.objects.release(ObjectId { task, index }, &mut gone, out);
+        }
+        self.settle(gone, out);
     }
 
     fn runs_at(&self, place: Place) -> Option<crate::ids::ProcId> {

@@ -112,8 +112,7 @@ impl Owner {
         }
         match returns {
             Returns::Count(count) => (0..count).for_each(|index| self.objects.create(ObjectId { task, index }, None, None)),
-            Returns::Dynamic => self.objects.create(ObjectId { task, index: 0 }, None, None),
-            Returns::Streaming => {
+            Returns::Streaming | Returns::Dynamic => {
                 self.objects.create(ObjectId { task, index: 0 }, None, None);
                 self.streams.insert(task, Stream::default());
             }
@@ -327,7 +326,8 @@ impl Owner {
         let can_repeat = {
             let entry = self.tasks.get_mut(&task).expect("checked by the caller");
             entry.place = Place::Finished;
-            entry.actor.is_none() && entry.retries_left != 0
+            // Items cannot be made again yet, and a list of items that are gone would be no help.
+            entry.actor.is_none() && entry.retries_left != 0 && returns != Returns::Dynamic
         };
         let mut stored = 0;
         for (index, value) in results.into_iter().enumerate() {
@@ -340,6 +340,9 @@ impl Owner {
                         stored += 1;
                     }
             self.fulfil(id, value, now_ns, out);
+        }
+        if returns == Returns::Dynamic {
+            self.close_dynamic(task, out);
         }
         let Some(entry) = self.tasks.get_mut(&task) else { return };
         entry.stored_results += stored;
@@ -507,7 +510,7 @@ impl Owner {
             return (what.into(), None, None, None);
         }
         if id.owner() != self.me {
-            return (format!("its owner, process {:016x}, has not sent its value yet", id.owner().0), None, None, None);
+            return ("it belongs to another process, which has not sent its value yet".into(), None, None, None);
         }
         let Some(entry) = self.tasks.get(&id.task) else {
             return ("no task of this process makes it".into(), None, None, None);
@@ -525,11 +528,21 @@ impl Owner {
             Place::Pushed(lease) => {
                 let seconds = now_ns.saturating_sub(entry.pushed_ns) as f64 / 1e9;
                 let pid = self.leases.pid(lease).unwrap_or(0);
-                (format!("{name}{attempt} was given to worker pid={pid} {seconds:.1} s ago"), None, None, None)
+                let there = match self.leases.tasks_before(lease, id.task) {
+                    0 if self.leases.is_blocked(lease) => "it runs, and waits in ray.get() or ray.wait() itself".into(),
+                    0 => "it runs".into(),
+                    before => format!("{before} other tasks come first"),
+                };
+                (format!("{name}{attempt} was given to worker pid={pid} {seconds:.1} s ago, where {there}"), None, None, None)
             }
-            Place::Sent { proc, .. } => {
+            Place::Sent { .. } => {
                 let seconds = now_ns.saturating_sub(entry.pushed_ns) as f64 / 1e9;
-                (format!("{name}{attempt} was sent to its actor (process {:016x}) {seconds:.1} s ago", proc.0), None, None, None)
+                let before = entry.actor.map_or(0, |actor| self.calls_before(actor, id.task));
+                let there = match before {
+                    0 => "it runs, or waits for calls of others".into(),
+                    _ => format!("{before} earlier calls of this process are not done"),
+                };
+                (format!("{name}{attempt} was sent to its actor {seconds:.1} s ago, where {there}"), None, None, entry.actor)
             }
             Place::Finished => ("its task has ended".into(), None, None, None),
         }

@@ -48,12 +48,12 @@ pub(crate) fn extract_call(py: Python<'_>, core: &Arc<Core>, hooks: &Hooks, args
     let mut deps = Vec::new();
     for (at, item) in args.iter().enumerate() {
         if let Ok(reference) = item.cast::<ObjectRef>() {
-            deps.push((Slot::Position(at as u32), reference.get().id));
+            deps.push((Slot::Position(at as u32), reference.get().id_in(core)?));
         }
     }
     for (key, item) in kwargs.iter() {
         if let Ok(reference) = item.cast::<ObjectRef>() {
-            deps.push((Slot::Keyword(key.extract()?), reference.get().id));
+            deps.push((Slot::Keyword(key.extract()?), reference.get().id_in(core)?));
         }
     }
     if let Some(bytes) = encode_args(args, Some(kwargs), |item| item.cast::<ObjectRef>().is_ok())

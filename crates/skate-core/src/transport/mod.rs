@@ -483,7 +483,8 @@ impl Transport {
         drop(self.gate.take_poller());
     }
 
-    fn is_foreign_process(&self) -> bool {
+    /// Whether this process is a forked child of the one that started the transport.
+    pub fn is_foreign_process(&self) -> bool {
         fork::forked_since(self.generation)
     }
 
