@@ -57,6 +57,7 @@ $(VENV)/.tools:
 
 $(VENV)/.built: $(VENV)/.tools pyproject.toml $(RUST)
 	$(BIN)/maturin develop --quiet
+	@$(BIN)/python -m compileall -q python/ray
 	@touch $@
 
 $(VENV)/requirements-%.txt: $(VENV)/.tools pyproject.toml

@@ -210,6 +210,12 @@ def own_descriptors():
 
 
 def names_in(directory, prefixes):
+    """Return {path: directory} of files, and of directories with something in them: a user's sessions have one for
+    all, which stays when the last of them has ended."""
+    found = {}
     with contextlib.suppress(OSError):
-        return {path.name: directory for path in Path(directory).iterdir() if path.name.startswith(prefixes)}
-    return {}
+        for path in Path(directory).iterdir():
+            if path.name.startswith(prefixes):
+                inside = list(path.iterdir()) if path.is_dir() else [path]
+                found.update({str(entry): directory for entry in inside})
+    return found

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar, final
 from ray._runtime.ids import JobID, TaskID
 
 R = TypeVar("R", covariant=True)
+W = TypeVar("W")
 
 ROLE_NODE: int
 ROLE_DRIVER: int
@@ -56,6 +57,7 @@ class ObjectRef(Generic[R]):
     def tensor_transport(self) -> str | None: ...
 
 def _rebuild_ref(id: bytes) -> ObjectRef[Any]: ...
+
 @final
 class Hooks:
     """What the core calls back into Python for. Functions are looked up once."""
@@ -98,9 +100,7 @@ class Core:
     def get(self, refs: Sequence[ObjectRef[Any]], timeout: float | None = None) -> list[Any]:
         """Values in order; raises the first error. TimeoutError when the deadline passes."""
     def get_one(self, reference: ObjectRef[R], timeout: float | None = None) -> R: ...
-    def wait(
-        self, refs: list[ObjectRef[Any]], num_returns: int, timeout: float | None
-    ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]] | None:
+    def wait(self, refs: list[W], num_returns: int, timeout: float | None) -> tuple[list[W], list[W]] | None:
         """Ready ones and others; None when something in the list is not a reference. ValueError for duplicates."""
     def cancel(self, reference: ObjectRef[Any] | StreamRef, force: bool, recursive: bool) -> None: ...
     def why(self, reference: ObjectRef[Any]) -> list[tuple[str, str]]:
@@ -227,7 +227,10 @@ class Task:
     is_async: bool
     concurrency_groups: dict[str, int]
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The call's arguments, with top-level references replaced by their values. Raises what a failed dependency raised."""
+        """The call's arguments, with top-level references replaced by their values.
+
+        Raises what a failed dependency raised.
+        """
     def enter(self) -> None:
         """This thread now runs the task (parent of what it submits)."""
     def finish(self, value: Any) -> None:
@@ -261,7 +264,8 @@ class NodeCore:
     def __init__(self, *, path: str, session: bytes, token: bytes, node: int) -> None: ...
     def poll(self, timeout: float | None) -> list[tuple[Any, ...]]:
         """Waits for events, at most `timeout` seconds. Each is one of
-        ("frame", proc, kind, corr, body), ("joined", proc, role, pid), ("left", proc, reason), ("fd", token)."""
+        ("frame", proc, kind, corr, body), ("joined", proc, role, pid), ("left", proc, reason), ("fd", token).
+        """
     def send(self, proc: int, kind: int, corr: int, body: bytes) -> None: ...
     def send_fd(self, proc: int, kind: int, corr: int, body: bytes, fd: int) -> None: ...
     def watch_fd(self, fd: int, token: int) -> None: ...

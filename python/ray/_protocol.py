@@ -1,6 +1,6 @@
 """Messages between a node process and the cores of drivers and workers.
 
-This module owns the meaning of message kinds 64 to 111 and nothing else: no socket, no state.
+This module owns the meaning of message kinds 64 to 112 and nothing else: no socket, no state.
 A message is a msgpack array whose fields stand in the order written here; the struct is chosen
 by the frame's kind, so bodies carry no tag. Fields may be appended at the end with a default:
 a decoder ignores what it does not know, and fills in what an older peer did not send.
@@ -222,7 +222,7 @@ class LeaseReclaim(Message, frozen=True):
 
 
 class WorkerDied(Message, frozen=True):
-    """A process has ended. To its lease's holder (with the lease), to every other core and to who asked (lease 0).
+    """A process has ended. To its lease's holder (with the lease), and to who asked with `PeerLost` (lease 0).
 
     `exit_code` is negative for signals. `cause` is a sentence for people, with the last log lines.
     `intended` tells an announced or requested end from a crash.
@@ -234,6 +234,13 @@ class WorkerDied(Message, frozen=True):
     exit_code: int
     intended: bool
     oom: bool
+
+
+class Deaths(Message, frozen=True):
+    """Processes that have ended, with a sentence on each. To every core, soon but not at once: whoever had to do
+    with one of them knows already, by `WorkerDied` or by the loss of its connection; this is for the books."""
+
+    dead: list[tuple[int, str]]
 
 
 class SegmentGranted(Message, frozen=True):
@@ -375,6 +382,7 @@ KIND_NOTICE: Final = 108
 KIND_LEASE_FAILED: Final = 109
 KIND_ACTOR_STOP: Final = 110
 KIND_EXIT: Final = 111
+KIND_DEATHS: Final = 112
 
 TO_NODE: Final[dict[int, type[Message]]] = {
     KIND_LEASE_DEMAND: LeaseDemand,
@@ -414,6 +422,7 @@ FROM_NODE: Final[dict[int, type[Message]]] = {
     KIND_LEASE_FAILED: LeaseFailed,
     KIND_ACTOR_STOP: ActorStop,
     KIND_EXIT: Exit,
+    KIND_DEATHS: Deaths,
 }
 
 KINDS: Final[dict[type[Message], int]] = {

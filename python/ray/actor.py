@@ -247,7 +247,7 @@ class ActorHandle(Generic[T]):
 
     else:
 
-        def __getattr__(self, name):
+        def __getattr__(self, name: str) -> ActorMethod:
             methods = self.__dict__.get("_ray_methods")
             if methods is None:  # an instance under construction, as copy and pickle make them
                 raise AttributeError(name)

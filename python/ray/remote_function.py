@@ -167,7 +167,8 @@ class RemoteFunction(Generic[P, R]):
         def remote(
             self, _0: Any, _1: Any, _2: Any, _3: ObjectRef[Any], /, *args: Any, **kwargs: Any
         ) -> ObjectRef[R]: ...
-        def remote(self, *args: Any, **kwargs: Any) -> Any: ...
+        def remote(self, *args: Any, **kwargs: Any) -> Any:
+            """Submits a call and returns at once with its reference, or references, or generator."""
 
         __name__: str
         __qualname__: str

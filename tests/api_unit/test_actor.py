@@ -9,11 +9,11 @@ from typing import Any
 
 import fake_core
 import pytest
-from tests.api_unit.conftest import join
 
 import ray
 from ray._runtime import session
 from ray.actor import ActorClassInheritanceException, ActorHandle
+from tests.api_unit.conftest import join
 
 
 class Base:

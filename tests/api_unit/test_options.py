@@ -149,7 +149,7 @@ def test_remote_refuses_what_is_neither_function_nor_class(target: Any) -> None:
 
 
 def test_remote_needs_options_by_name() -> None:
-    with pytest.raises(TypeError, match="@ray.remote"):
+    with pytest.raises(TypeError, match=r"@ray\.remote"):
         ray.remote()  # type: ignore[call-overload]
 
 

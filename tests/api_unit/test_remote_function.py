@@ -9,10 +9,10 @@ from typing import Any
 
 import fake_core
 import pytest
-from tests.api_unit.conftest import join
 
 import ray
 from ray._runtime import serialization, session
+from tests.api_unit.conftest import join
 
 
 @ray.remote

@@ -83,7 +83,7 @@ def test_large_bytes_and_arrow_go_beside_the_stream() -> None:
     [({"a": [1, threading.Lock()]}, "value['a'][1]"), (Point(threading.Lock()), "value.x")],  # type: ignore[arg-type]
 )
 def test_what_cannot_be_pickled_is_named(value: Any, place: str) -> None:
-    with pytest.raises(TypeError, match="cannot pickle '_thread.lock'") as info:
+    with pytest.raises(TypeError, match=r"cannot pickle '_thread\.lock'") as info:
         serialization.dump(value)
     assert place in str(info.value)
 

@@ -125,9 +125,8 @@ def test_annotations() -> None:
 
 
 def test_resources_and_nodes() -> None:
-    from tests.api_unit.conftest import join
-
     from ray._runtime import session
+    from tests.api_unit.conftest import join
 
     node = {
         "NodeID": "00" * 28, "Alive": True, "NodeManagerAddress": "127.0.0.1", "NodeManagerHostname": "h",

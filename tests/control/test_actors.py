@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tests.node.simulated import NODE, World, actor_id, cpu, create, gpu
 
 from ray import _protocol as p
 from ray._control import actors as control
+from tests.node.simulated import NODE, World, actor_id, cpu, create, gpu
 
 
 def states(world: World, proc: int) -> list[p.ActorState]:
@@ -163,6 +163,7 @@ def test_an_announced_exit_is_not_a_crash():
     (state,) = states(world, driver)
     assert state.state == p.ACTOR_DEAD
     assert "exit_actor was called" in state.cause.decode()
+    world.send(driver, p.PeerLost(proc))
     (died,) = world.take(driver, p.WorkerDied)
     assert died.intended  # type: ignore[attr-defined]
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
-from tests.node.simulated import World, actor_id, cpu, create
 
 from ray import _protocol as p
+from tests.node.simulated import World, actor_id, cpu, create
 
 NAMES = st.sampled_from(["", "", "n", "m"])
 

@@ -1,8 +1,8 @@
 import pytest
-from tests.node.simulated import World
 
 from ray._control import jobs
 from ray._control.kv import KeyValueStore
+from tests.node.simulated import World
 
 
 def test_keys_live_in_namespaces_and_overwriting_can_be_refused():

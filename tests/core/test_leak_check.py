@@ -69,6 +69,7 @@ def test_a_memory_file_is_found(before):
 
 
 def test_a_directory_is_found(before):
-    with tempfile.TemporaryDirectory(prefix="ray-"):
-        expect_leak(before, "temporary file: ray-")
+    with tempfile.TemporaryDirectory(prefix="ray-") as directory:
+        (Path(directory) / "session").mkdir()
+        expect_leak(before, "temporary file: ")
     before.expect_nothing_more()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from tests.node.simulated import NODE, World, actor_id, cpu, create, gpu
 
 from ray import _protocol as p
-from ray._node import events, fairness, leases, workers
+from ray._node import events, fairness, leases, processes, workers
+from tests.node.simulated import NODE, World, actor_id, cpu, create, gpu
 
 
 def demand(class_id: int = 1, count: int = 1, asked: dict[str, int] | None = None, label: str = "f", env: bytes = b""):
@@ -177,8 +177,10 @@ def test_the_holder_of_a_dead_worker_learns_the_lease_and_the_cause():
     assert (died.proc, died.lease, died.exit_code, died.intended) == (grant.proc, grant.lease, -11, False)
     assert "SIGSEGV" in died.cause
     assert "about to crash" in died.cause
-    (told,) = world.take(other, p.WorkerDied)
-    assert told.lease == 0
+    assert not world.take(other, p.WorkerDied)
+    world.advance(processes.TELL_ALL_AFTER_S)
+    (told,) = world.take(other, p.Deaths)
+    assert [proc for proc, _ in told.dead] == [grant.proc]
     assert world.node.leases.ledger.free == cpu(1)
 
 
@@ -193,7 +195,9 @@ def test_an_owner_s_death_ends_its_workers_and_theirs():
     assert world.pid_of[outer.proc] not in world.running
     assert world.pid_of[inner.proc] not in world.running
     assert world.node.leases.ledger.free == cpu(4)
-    assert {died.proc for died in world.take(other, p.WorkerDied)} == {driver, outer.proc, inner.proc}
+    world.advance(processes.TELL_ALL_AFTER_S)
+    (told,) = world.take(other, p.Deaths)
+    assert {proc for proc, _ in told.dead} == {driver, outer.proc, inner.proc}
 
 
 def test_idle_workers_of_a_finished_job_are_gone():
@@ -214,8 +218,9 @@ def test_a_worker_that_is_not_reusable_is_killed():
     (grant,) = granted(world, driver)
     world.send(driver, p.LeaseReturn(grant.lease, reusable=False))
     assert world.running == {}
-    (died,) = world.take(driver, p.WorkerDied)
-    assert died.intended
+    world.advance(processes.TELL_ALL_AFTER_S)
+    (told,) = world.take(driver, p.Deaths)
+    assert [proc for proc, _ in told.dead] == [grant.proc]
 
 
 def test_a_lease_can_only_be_returned_by_its_owner():

@@ -10,11 +10,11 @@ from __future__ import annotations
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
-from tests.node.simulated import World, actor_id, cpu, create, gpu
 
 from ray import _protocol as p
 from ray._node import events
 from ray._protocol import UNIT
+from tests.node.simulated import World, actor_id, cpu, create, gpu
 
 DEMANDS = [{}, cpu(1), cpu(2), cpu(0.5), gpu(1), gpu(0.5), {"CPU": UNIT, "GPU": 2500}, cpu(8)]
 TOTAL = {"CPU": 3.0, "GPU": 2.0}

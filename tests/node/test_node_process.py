@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 import pytest
 from fake_core import ROLE_DRIVER, Peer
-from tests.node.simulated import cpu, create
 
 from ray import _protocol as p
 from ray._node import session
 from ray._node.config import NodeConfig
 from ray._node.launch import NodeProcess, start_local_node
+from tests.node.simulated import cpu, create
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -105,7 +105,7 @@ def driver(node: NodeProcess) -> Driver:
 def processes_of(session_id: int) -> list[int]:
     """Processes of the session that the node has made its own."""
     found = []
-    for entry in os.listdir("/proc"):
+    for entry in (path.name for path in Path("/proc").iterdir()):
         if entry.isdigit():
             try:
                 fields = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
@@ -257,8 +257,7 @@ def test_a_driver_that_leaves_takes_its_work_with_it(node: NodeProcess, driver: 
     other.tell(p.LeaseDemand(1, cpu(1), 1))
     grant, _ = other.wait(p.LeaseGranted)
     other.close()
-    died, _ = driver.wait(p.WorkerDied, lambda x: x.proc == grant.proc)
-    assert died.intended
+    driver.wait(p.Deaths, lambda x: any(proc == grant.proc for proc, _ in x.dead))
     wait_for_end(grant.pid)
 
 
@@ -389,8 +388,8 @@ def test_stale_sessions_are_swept_and_living_ones_are_not(surroundings: Path):
     fresh = surroundings / "session_being_made"
     fresh.mkdir()
     (surroundings / "keep").mkdir()
-    assert session.sweep(str(surroundings)) == [os.path.basename(dead)]
-    assert {x.name for x in surroundings.iterdir()} == {os.path.basename(living), "session_being_made", "keep"}
+    assert session.sweep(str(surroundings)) == [Path(dead).name]
+    assert {x.name for x in surroundings.iterdir()} == {Path(living).name, "session_being_made", "keep"}
     os.close(lock)
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.node.simulated import World
 
 from ray import _protocol as p
 from ray._control.machine import Deadlines, InvariantViolation
+from tests.node.simulated import World
 
 TABLE = """
 64 LeaseDemand class_id demand count env strategy label
@@ -49,6 +49,7 @@ TABLE = """
 109 LeaseFailed class_id reason
 110 ActorStop actor
 111 Exit
+112 Deaths dead
 """
 
 
@@ -114,7 +115,9 @@ drivers = [world.driver() for _ in range(5)]
 for step in range(400):
     driver = rng.choice(drivers)
     match rng.randrange(6):
-        case 0: world.send(driver, p.LeaseDemand(rng.randrange(4), rng.choice([cpu(1), {{"GPU": 5000}}, {{"custom": 10000}}, {{}}]), rng.randrange(5)))
+        case 0:
+            demand = rng.choice([cpu(1), {{"GPU": 5000}}, {{"custom": 10000}}, {{}}])
+            world.send(driver, p.LeaseDemand(rng.randrange(4), demand, rng.randrange(5)))
         case 1: world.send(driver, create(driver, step, max_restarts=1))
         case 2: world.settle()
         case 3: world.advance(rng.random())

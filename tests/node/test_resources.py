@@ -1,11 +1,11 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.node.simulated import cpu, gpu
 
 from ray._node import config
 from ray._node.resources import Ledger, show, show_demand
 from ray._protocol import UNIT
+from tests.node.simulated import cpu, gpu
 
 
 def test_fractions_of_a_gpu_share_one_device_while_whole_ones_stay_whole():

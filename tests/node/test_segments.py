@@ -5,11 +5,11 @@ from __future__ import annotations
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
-from tests.node.simulated import World, cpu
 
 from ray import _protocol as p
 from ray._node import segments
 from ray._node.segments import segment_size
+from tests.node.simulated import World, cpu
 
 MIB = 1 << 20
 

@@ -160,15 +160,20 @@ pub struct Core {
     logs: Mutex<VecDeque<Log>>,
     logs_changed: Condvar,
     logs_dropped: AtomicU64,
-    timer: OwnedFd,
-    /// Readable while an event loop should poll for work.
-    task_event: OwnedFd,
+    /// Closed with the core: references that a program keeps must keep no descriptor.
+    descriptors: Mutex<Option<Descriptors>>,
     main_thread: AtomicU64,
     /// A signal was sent to the main thread; see `interrupt`.
     interrupted: AtomicBool,
     closing: AtomicBool,
     /// Set once, with `State::closed`.
     ended: AtomicBool,
+}
+
+struct Descriptors {
+    timer: OwnedFd,
+    /// Readable while an event loop should poll for work.
+    task_event: OwnedFd,
 }
 
 struct Shell(Weak<Core>);
@@ -215,8 +220,7 @@ impl Core {
             logs: Mutex::new(VecDeque::new()),
             logs_changed: Condvar::new(),
             logs_dropped: AtomicU64::new(0),
-            timer,
-            task_event,
+            descriptors: Mutex::new(Some(Descriptors { timer, task_event })),
             main_thread: AtomicU64::new(0),
             interrupted: AtomicBool::new(false),
             closing: AtomicBool::new(false),
@@ -225,7 +229,9 @@ impl Core {
         let config = Config { me, role, python_minor, session, token, node, node_address: address, listeners: Vec::new(), io_thread: true };
         let shell = Arc::new(Shell(Arc::downgrade(&core)));
         let transport = Transport::start(config, shell)?;
-        transport.register_fd(TIMER_TOKEN, core.timer.as_fd()).map_err(|e| CoreError::Store(format!("no timer: {e}")))?;
+        if let Some(descriptors) = &*core.descriptors.lock() {
+            transport.register_fd(TIMER_TOKEN, descriptors.timer.as_fd()).map_err(|e| CoreError::Store(format!("no timer: {e}")))?;
+        }
         Ok(core)
     }
 
@@ -254,6 +260,7 @@ impl Core {
         if let Some(transport) = self.transport.get() {
             transport.shutdown();
         }
+        self.descriptors.lock().take();
         self.store.unmap_idle();
     }
 
@@ -316,12 +323,11 @@ impl Core {
                 self.handle_core_message(state, self.me, msg, now);
             }
         }
-        if !state.timer_armed {
-            if let Some(at) = state.owner.poll_timeout() {
+        if !state.timer_armed
+            && let Some(at) = state.owner.poll_timeout() {
                 state.timer_armed = true;
                 self.arm_timer(at.saturating_sub(now).max(1_000_000));
             }
-        }
         if woken {
             self.transport().wake();
         }
@@ -330,7 +336,10 @@ impl Core {
     fn arm_timer(&self, after_ns: u64) {
         let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
         let value = Timespec { tv_sec: (after_ns / 1_000_000_000) as i64, tv_nsec: (after_ns % 1_000_000_000) as i64 };
-        let _ = rustix::time::timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &Itimerspec { it_interval: zero, it_value: value });
+        if let Some(descriptors) = &*self.descriptors.lock() {
+            let spec = Itimerspec { it_interval: zero, it_value: value };
+            let _ = rustix::time::timerfd_settime(&descriptors.timer, TimerfdTimerFlags::empty(), &spec);
+        }
     }
 
     fn notify(state: &mut State, waiter: WaiterId) -> bool {
@@ -900,15 +909,16 @@ impl Core {
         let mut state = self.state.lock();
         let work = state.executor.take_any();
         if work.is_none() && state.task_event_set && state.closed.is_none() && !state.executor.exiting {
-            let mut buffer = [0; 8];
-            let _ = rustix::io::read(&self.task_event, &mut buffer);
+            if let Some(descriptors) = &*self.descriptors.lock() {
+                let _ = rustix::io::read(&descriptors.task_event, &mut [0; 8]);
+            }
             state.task_event_set = false;
         }
         work
     }
 
     pub fn task_event_fd(&self) -> i32 {
-        self.task_event.as_raw_fd()
+        self.descriptors.lock().as_ref().map_or(-1, |descriptors| descriptors.task_event.as_raw_fd())
     }
 
     pub fn tasks_over(&self) -> bool {
@@ -919,7 +929,9 @@ impl Core {
     fn raise_task_event(&self, state: &mut State) {
         if !state.task_event_set {
             state.task_event_set = true;
-            let _ = rustix::io::write(&self.task_event, &1_u64.to_ne_bytes());
+            if let Some(descriptors) = &*self.descriptors.lock() {
+                let _ = rustix::io::write(&descriptors.task_event, &1_u64.to_ne_bytes());
+            }
         }
     }
 
@@ -1090,6 +1102,14 @@ impl Core {
                 let proc = self.former_life(state, actor, new).expect("just seen");
                 state.deferred.entry(proc).or_default().push(msg);
             }
+            FromNode::Deaths(dead) => {
+                for (proc, cause) in dead {
+                    if !state.owner.objects.is_dead(ProcId(proc)) {
+                        let died = FromNode::WorkerDied { proc: ProcId(proc), cause, oom: false };
+                        self.handle_node_message(state, 0, died, None, now);
+                    }
+                }
+            }
             FromNode::WorkerDied { proc, cause, oom } => self.process_gone(state, proc, &cause, oom, now),
             FromNode::ActorState { actor, state: actor_state } => {
                 let State { owner, out, .. } = state;
@@ -1200,11 +1220,10 @@ impl Handler for Shell {
                 // Same version, same session, and yet not our language: trust nothing more from there.
                 Err(_) => core.transport().disconnect(from),
             }
-        } else if from == core.node {
-            if let Some(msg) = node_wire::decode(frame.kind, frame.body) {
+        } else if from == core.node
+            && let Some(msg) = node_wire::decode(frame.kind, frame.body) {
                 core.step(|state, now| core.handle_node_message(state, frame.corr, msg, fd, now));
             }
-        }
     }
 
     fn on_started(&self, transport: &Arc<Transport>) {
@@ -1249,8 +1268,9 @@ impl Handler for Shell {
     fn on_fd_ready(&self, token: u64) {
         let Some(core) = self.0.upgrade() else { return };
         if token == TIMER_TOKEN {
-            let mut buffer = [0; 8];
-            let _ = rustix::io::read(&core.timer, &mut buffer);
+            if let Some(descriptors) = &*core.descriptors.lock() {
+                let _ = rustix::io::read(&descriptors.timer, &mut [0; 8]);
+            }
             core.step(|state, now| {
                 state.timer_armed = false;
                 state.owner.handle_timeout(now, &mut state.out);

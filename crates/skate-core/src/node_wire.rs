@@ -49,6 +49,7 @@ pub const NOTICE: u8 = 108;
 pub const LEASE_FAILED: u8 = 109;
 pub const ACTOR_STOP: u8 = 110;
 pub const EXIT: u8 = 111;
+pub const DEATHS: u8 = 112;
 
 fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     rmp_serde::to_vec(value).expect("plain data always encodes")
@@ -144,6 +145,7 @@ pub enum FromNode {
     LeaseGranted { class: u32, lease: LeaseId, worker: ProcId, pid: u32, gpu_ids: Vec<u32> },
     LeaseReclaim { lease: LeaseId },
     WorkerDied { proc: ProcId, cause: String, oom: bool },
+    Deaths(Vec<(u64, String)>),
     SegmentGranted { segment: SegmentId, size: u64 },
     SegmentDenied { message: String },
     SegmentMapped { segment: SegmentId, size: u64 },
@@ -174,6 +176,7 @@ pub fn decode(kind: u8, body: &[u8]) -> Option<FromNode> {
             let (proc, _lease, cause, _code, _intended, oom): (u64, u64, String, i32, bool, bool) = get(body)?;
             FromNode::WorkerDied { proc: ProcId(proc), cause, oom }
         }
+        DEATHS => FromNode::Deaths(get::<(Vec<(u64, String)>,)>(body)?.0),
         SEGMENT_GRANTED => {
             let (segment, size): (u64, u64) = get(body)?;
             FromNode::SegmentGranted { segment: SegmentId(segment), size }

@@ -202,6 +202,7 @@ impl Executor {
     }
 
     /// A running task ended; sends its results (references handed over by the caller).
+    #[expect(clippy::too_many_arguments, reason = "the fields of a `Done`, which only this function makes")]
     pub fn answer(&mut self, owner: ProcId, task: TaskId, results: Vec<Value>, retryable: bool, run_ns: u64, items: u32, out: &mut Out) {
         self.running.remove(&task);
         let urgent = !self.has_any_work();

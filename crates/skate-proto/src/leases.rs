@@ -281,6 +281,7 @@ impl Owner {
     }
 
     /// The node lends a worker.
+    #[expect(clippy::too_many_arguments, reason = "the fields of the node's message")]
     pub fn handle_lease_granted(&mut self, class: ClassId, id: LeaseId, worker: ProcId, pid: u32, gpu_ids: Vec<u32>, now_ns: u64, out: &mut Out) {
         if !self.leases.classes.contains_key(&class) {
             out.node(ToNode::LeaseReturn { lease: id, reusable: true });

@@ -33,13 +33,11 @@ impl Owner {
         if stream.taken < stream.received {
             stream.taken += 1;
             let taken = stream.taken;
-            if let Some(entry) = self.tasks.get(&task) {
-                if self.definitions[entry.def].call.backpressure > 0 {
-                    if let Some(worker) = self.runs_at(entry.place) {
+            if let Some(entry) = self.tasks.get(&task)
+                && self.definitions[entry.def].call.backpressure > 0
+                    && let Some(worker) = self.runs_at(entry.place) {
                         out.push(Effect::Send { to: worker, msg: Msg::ItemsTaken { task, taken }, urgent: true });
                     }
-                }
-            }
             return Next::Item(ObjectId { task, index: taken });
         }
         if stream.total.is_some() { Next::End } else { Next::NotYet }

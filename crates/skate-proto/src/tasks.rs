@@ -195,6 +195,7 @@ impl Owner {
     }
 
     /// Takes a call. Its results (`ObjectId { task, index }`) have one local count each.
+    #[expect(clippy::too_many_arguments, reason = "the parts of a call; on the hot path")]
     pub fn submit(
         &mut self,
         def: u32,
@@ -444,14 +445,12 @@ impl Owner {
         for (index, value) in results.into_iter().enumerate() {
             let id = ObjectId { task, index: u32::try_from(index).unwrap_or(u32::MAX) };
             let is_stored = matches!(value, Value::Stored { .. });
-            if is_stored && can_repeat {
-                if let Some(entry) = self.objects.entry(id) {
-                    if entry.lineage.is_none() {
+            if is_stored && can_repeat
+                && let Some(entry) = self.objects.entry(id)
+                    && entry.lineage.is_none() {
                         entry.lineage = Some(task);
                         stored += 1;
                     }
-                }
-            }
             self.fulfil(id, value, now_ns, out);
         }
         let Some(entry) = self.tasks.get_mut(&task) else { return };
@@ -510,12 +509,11 @@ impl Owner {
     fn trim_lineage(&mut self, out: &mut Out) {
         while self.lineage_bytes > LINEAGE_BYTES_MAX {
             let Some(oldest) = self.lineage_order.pop_front() else { return };
-            if let Some(entry) = self.tasks.get(&oldest) {
-                if entry.place == Place::Finished {
+            if let Some(entry) = self.tasks.get(&oldest)
+                && entry.place == Place::Finished {
                     self.lineage_bytes = self.lineage_bytes.saturating_sub(entry.args.data.len() + 256);
                     self.drop_task(oldest, out);
                 }
-            }
         }
     }
 

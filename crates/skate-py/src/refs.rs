@@ -11,6 +11,9 @@ use skate_proto::ids::{ActorId, NodeKey, ObjectId, ProcId, TaskId};
 use crate::core::{PyCore, current};
 use crate::value::collect;
 
+/// What `__reduce__` returns: a callable, and its arguments.
+type Reduced<'py, A> = (Bound<'py, PyAny>, A);
+
 /// A reference to a value, counted while this object lives.
 #[pyclass(frozen, weakref, name = "ObjectRef", module = "ray")]
 pub(crate) struct ObjectRef {
@@ -97,7 +100,7 @@ impl ObjectRef {
         format!("ObjectRef({})", self.id)
     }
 
-    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, (Bound<'py, PyBytes>,))> {
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Reduced<'py, (Bound<'py, PyBytes>,)>> {
         leave(self.core.as_ref(), self.id);
         Ok((py.import("ray._core")?.getattr("_rebuild_ref")?, (self.binary(py),)))
     }
@@ -164,11 +167,10 @@ impl ObjectRef {
 /// A reference is being pickled. By a program's own pickle nobody knows where the bytes go, so the
 /// object is kept until this process ends.
 fn leave(core: Option<&Arc<Core>>, id: ObjectId) {
-    if !collect(id) {
-        if let Some(core) = core {
+    if !collect(id)
+        && let Some(core) = core {
             core.retain(id);
         }
-    }
 }
 
 #[pyfunction]
@@ -220,7 +222,7 @@ impl ActorHandleRef {
         self.object.task.node.0
     }
 
-    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, (Bound<'py, PyBytes>, u64))> {
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Reduced<'py, (Bound<'py, PyBytes>, u64)>> {
         leave(self.core.as_ref(), self.object);
         Ok((py.get_type::<Self>().into_any(), (self.binary(py), self.owner_node())))
     }

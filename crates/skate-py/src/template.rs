@@ -56,11 +56,10 @@ pub(crate) fn extract_call(py: Python<'_>, core: &Arc<Core>, hooks: &Hooks, args
             deps.push((Slot::Keyword(key.extract()?), reference.get().id));
         }
     }
-    if let Some(bytes) = encode_args(args, Some(kwargs), |item| item.cast::<ObjectRef>().is_ok()) {
-        if bytes.len() <= INLINE_BYTES_MAX {
+    if let Some(bytes) = encode_args(args, Some(kwargs), |item| item.cast::<ObjectRef>().is_ok())
+        && bytes.len() <= INLINE_BYTES_MAX {
             return Ok(Call { args: Payload::plain(&bytes), deps, temporary: Vec::new() });
         }
-    }
     let both = if deps.is_empty() {
         PyTuple::new(py, [args.as_any(), kwargs.as_any()])?
     } else {

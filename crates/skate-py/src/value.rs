@@ -178,6 +178,9 @@ impl Serialized {
     }
 }
 
+/// A call's arguments as Python has them; `None`: no keywords.
+type Arguments<'py> = (Vec<Bound<'py, PyAny>>, Option<Bound<'py, PyDict>>);
+
 /// Memory that `Serialized` keeps in place while another scope, without the interpreter, reads it.
 struct SendSlice(*const u8, usize);
 
@@ -493,7 +496,7 @@ impl Bytes {
     }
 
     /// A call's arguments.
-    pub(crate) fn load_args<'py>(&self, py: Python<'py>, hooks: &Hooks) -> PyResult<(Vec<Bound<'py, PyAny>>, Option<Bound<'py, PyDict>>)> {
+    pub(crate) fn load_args<'py>(&self, py: Python<'py>, hooks: &Hooks) -> PyResult<Arguments<'py>> {
         let bytes = self.bytes();
         match bytes.first() {
             Some(&TAG_NO_ARGS) => Ok((Vec::new(), None)),

@@ -114,10 +114,11 @@ class ActorTable(Machine):
         if taken is not None and taken.actor != actor:
             other = self._actors.get(taken.actor)
             what = f"{other.class_name} " if other is not None else ""
-            raise ValueError(
+            msg = (
                 f"the actor name {name!r} in namespace {namespace!r} is taken by {what}actor {taken.actor.hex()}. "
                 "Choose another name, get the existing actor with ray.get_actor, or pass get_if_exists=True"
             )
+            raise ValueError(msg)
         self.names.reserve(name, namespace, actor, proc, meta)
         return actor
 

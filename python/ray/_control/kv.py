@@ -31,10 +31,11 @@ class KeyValueStore:
             return False
         growth = len(value) - len(old) if old is not None else len(key) + len(value)
         if self.bytes_used + growth > self._bytes_max:
-            raise ValueError(
+            msg = (
                 f"the key-value store is full: {self.bytes_used} of {self._bytes_max} bytes are in use and "
                 f"{growth} more were asked for. Delete keys, or put large values into the object store"
             )
+            raise ValueError(msg)
         self._spaces.setdefault(namespace, {})[key] = value
         self.bytes_used += growth
         return old is None

@@ -148,7 +148,8 @@ class Machine:
     def _require(self, condition: object, text: str) -> None:
         if not condition:
             story = "\n  ".join(self._story)
-            raise InvariantViolation(f"{type(self).__name__}: {text}. The last events:\n  {story}")
+            msg = f"{type(self).__name__}: {text}. The last events:\n  {story}"
+            raise InvariantViolation(msg)
 
 
 class Deadlines(Generic[K]):

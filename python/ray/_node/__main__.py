@@ -127,7 +127,7 @@ def _keep_only(*fds: int) -> None:
     at = 3
     for fd in sorted(fd for fd in fds if fd >= 0):
         os.closerange(at, fd)
-        os.set_inheritable(fd, False)  # noqa: FBT003  (its only form)
+        os.set_inheritable(fd, False)
         at = fd + 1
     os.closerange(at, 1 << 20)
 

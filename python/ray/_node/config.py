@@ -57,12 +57,15 @@ def check(config: NodeConfig) -> None:
     """Raise `ValueError` for what a user may have asked and no node can be."""
     gpus = config.resources.get("GPU", 0)
     if gpus != _UNIT * len(config.gpu_ids):
-        raise ValueError(
+        msg = (
             f"GPU: {gpus / _UNIT:g} does not agree with {len(config.gpu_ids)} device ids: a node has whole devices, "
             "each with one id"
         )
+        raise ValueError(msg)
     if config.object_store_memory <= 0:
-        raise ValueError(f"object_store_memory is {config.object_store_memory} bytes; it must be positive")
+        msg = f"object_store_memory is {config.object_store_memory} bytes; it must be positive"
+        raise ValueError(msg)
     for name, units in config.resources.items():
         if units < 0:
-            raise ValueError(f"{name}: {units / _UNIT:g} is negative")
+            msg = f"{name}: {units / _UNIT:g} is negative"
+            raise ValueError(msg)

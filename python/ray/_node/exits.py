@@ -24,7 +24,7 @@ def describe_exit(pid: int, exit_code: int, announced: str = "", *, stopped: boo
 
 
 def signal_name(number: int) -> str:
-    """ "SIGKILL (signal 9)"; real-time signals by number."""
+    """Like "SIGKILL (signal 9)"; real-time signals by number."""
     try:
         return f"{signal.Signals(number).name} (signal {number})"
     except ValueError:

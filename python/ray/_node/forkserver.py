@@ -82,7 +82,7 @@ class ForkServer:
         fields = {name: getattr(self._init, name) for name in self._init.__struct_fields__}
         fields["preload"] = [name for name in self._init.preload if name not in self._unsafe]
         ours.sendall(wire.pack(wire.Init(**fields)))
-        ours.setblocking(False)  # noqa: FBT003  (its only form)
+        ours.setblocking(False)
 
     def fork(self, command: wire.ForkCommand) -> None:
         """Ask for a worker; the outcome comes with `read`."""

@@ -68,7 +68,7 @@ class NodeProcess:
         if self.poll() is None and not self._wait(timeout):
             os.kill(self.pid, signal.SIGKILL)
             self._wait(None)
-            session.remove(self.session_dir)
+        session.remove(self.session_dir)  # the node does so itself, unless it was killed
         status = self.poll()
         assert status is not None
         return status

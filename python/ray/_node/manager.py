@@ -181,7 +181,8 @@ class NodeManager:
             if machine.takes(event):
                 self._tell(machine, event, now)
                 return
-        raise AssertionError(f"no machine takes {type(event).__name__}")
+        msg = f"no machine takes {type(event).__name__}"
+        raise AssertionError(msg)
 
     def _on_frame(self, frame: FrameCame, now: float) -> None:
         if self.processes.get(frame.proc) is None:

@@ -13,9 +13,26 @@ from typing import Final
 
 import msgspec
 
-from ray._control.machine import Event, Machine, Multicast, ProcessJoined, ProcessLeft, Received, Send
+from ray._control.machine import (
+    Deadlines,
+    Event,
+    Machine,
+    Multicast,
+    ProcessJoined,
+    ProcessLeft,
+    Received,
+    Send,
+    Tick,
+)
 from ray._node.events import PeerGivenUp
-from ray._protocol import ROLE_DRIVER, ROLE_WORKER, PeerLost, WorkerDied
+from ray._protocol import ROLE_DRIVER, ROLE_WORKER, Deaths, PeerLost, WorkerDied
+
+TELL_ALL_AFTER_S: Final = 0.1
+"""How long the news of a death may wait for others, to reach everybody in one message: when hundreds of actors end
+together, each of the living would else be told hundreds of times."""
+
+TELL_ALL_AT: Final = 256
+"""This many deaths do not wait for more."""
 
 DEATHS_REMEMBERED: Final = 10_000
 """Who asks about an older death learns only that the process is unknown."""
@@ -51,10 +68,13 @@ class ProcessTable(Machine):
         self._deaths: dict[int, WorkerDied] = {}
         self._askers: dict[int, dict[int, None]] = {}
         """For each process whose end is awaited, who asked."""
+        self._untold: list[tuple[int, str]] = []
+        self._deadlines: Deadlines[str] = Deadlines()
         self._events = {
             ProcessJoined: self._on_joined,
             ProcessLeft: self._on_left,
             ProcessEnded: self._on_ended,
+            Tick: self._on_tick,
         }
         self._messages = {PeerLost: self._on_peer_lost}
 
@@ -88,10 +108,27 @@ class ProcessTable(Machine):
             del self._deaths[next(iter(self._deaths))]
         if event.holder:
             self._emit(Send(event.holder, msgspec.structs.replace(died, lease=event.lease)))
-        self._askers.pop(event.proc, None)  # every connected core is told now, those who asked among them
-        others = tuple(proc for proc in self._connected if proc != event.holder)
-        if others:
-            self._emit(Multicast(others, died))
+        for asker in self._askers.pop(event.proc, {}):
+            if asker != event.holder:
+                self._emit(Send(asker, died))
+        self._untold.append((event.proc, event.cause))
+        if len(self._untold) >= TELL_ALL_AT:
+            self._tell_all()
+        elif "tell" not in self._deadlines:
+            self._deadlines.set("tell", now + TELL_ALL_AFTER_S)
+
+    def next_deadline(self) -> float | None:
+        return self._deadlines.next()
+
+    def _on_tick(self, event: Tick, now: float) -> None:
+        if self._deadlines.due(now):
+            self._tell_all()
+
+    def _tell_all(self) -> None:
+        dead, self._untold = self._untold, []
+        self._deadlines.clear("tell")
+        if self._connected:
+            self._emit(Multicast(tuple(self._connected), Deaths(dead)))
 
     def _on_peer_lost(self, event: Received, message: PeerLost, now: float) -> None:
         died = self._deaths.get(message.proc)

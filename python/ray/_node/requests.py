@@ -73,7 +73,8 @@ class RequestTable(Machine):
         try:
             known = self._ops.get(message.op)
             if known is None:
-                raise RefusedError("ValueError", f"this node knows no request {message.op!r}")
+                msg = "ValueError"
+                raise RefusedError(msg, f"this node knows no request {message.op!r}")
             names, operation = known
             result = operation(event, now, *_arguments(names, message.args))
         except RefusedError as error:
@@ -148,7 +149,8 @@ class RequestTable(Machine):
         self, event: Received, now: float, name: str, namespace: str, actor: bytes, meta: bytes | None
     ) -> bytes:
         if not name:
-            raise RefusedError("ValueError", "an actor's name must not be empty")
+            msg = "ValueError"
+            raise RefusedError(msg, "an actor's name must not be empty")
         return self._manager.actors.reserve_name(event.sender, name, namespace, actor, meta or b"")
 
     def _by_name(self, event: Received, now: float, name: str, namespace: str | None) -> dict[str, Any]:
@@ -158,8 +160,9 @@ class RequestTable(Machine):
         if held is None or actor is None:
             known = [x.name for x in actors.names.list(namespace or "")][:10]
             there = f"There are: {', '.join(known)}" if known else "No actor in it has a name"
+            msg = "ValueError"
             raise RefusedError(
-                "ValueError",
+                msg,
                 f"no actor is named {name!r} in namespace {namespace!r}. {there}. It may have died, never have been "
                 "created, or be in another namespace",
             )
@@ -171,7 +174,8 @@ class RequestTable(Machine):
     def _actor_info(self, event: Received, now: float, actor: bytes) -> dict[str, Any]:
         record = self._manager.actors.get(actor)
         if record is None:
-            raise RefusedError("ValueError", f"actor {actor.hex()} is not known here, or ended long ago")
+            msg = "ValueError"
+            raise RefusedError(msg, f"actor {actor.hex()} is not known here, or ended long ago")
         return self._describe(record)
 
     def _actor_list(self, event: Received, now: float) -> list[dict[str, Any]]:
@@ -233,7 +237,8 @@ class RequestTable(Machine):
     def _job_config(self, event: Received, now: float, config: dict[str, object]) -> int:
         job = self._manager.job_of(event.sender)
         if not job:
-            raise RefusedError("ValueError", "only a driver has a job to configure")
+            msg = "ValueError"
+            raise RefusedError(msg, "only a driver has a job to configure")
         self._manager.jobs.configure(job, config)
         return job
 
@@ -267,12 +272,14 @@ def _arguments(names: tuple[str, ...], packed: bytes) -> list[Any]:
     if isinstance(value, dict) and not (names == ("config",) and "config" not in value):
         unknown = [key for key in value if key not in names]
         if unknown:
-            raise ValueError(f"unknown arguments {unknown}; there are {list(names)}")
+            msg = f"unknown arguments {unknown}; there are {list(names)}"
+            raise ValueError(msg)
         return [value.get(name) for name in names]
     if not isinstance(value, list):
         value = [value]
     if not names and value == [None]:
         value = []
     if len(value) > len(names):
-        raise ValueError(f"{len(value)} arguments were given; there are {list(names)}")
+        msg = f"{len(value)} arguments were given; there are {list(names)}"
+        raise ValueError(msg)
     return [*value, *[None] * (len(names) - len(value))]

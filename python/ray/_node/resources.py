@@ -54,10 +54,11 @@ class Ledger:
         count = self.total.get(GPU, 0) // UNIT
         ids = tuple(range(count)) if gpu_ids is None else gpu_ids
         if self.total.get(GPU, 0) != UNIT * len(ids):
-            raise ValueError(
+            msg = (
                 f"GPU: {show(GPU, self.total.get(GPU, 0))} does not agree with {len(ids)} device ids: "
                 "a node has whole devices, each with one id"
             )
+            raise ValueError(msg)
         self.devices: dict[int, int] = dict.fromkeys(ids, UNIT)
 
     def infeasible(self, demand: dict[str, int]) -> str | None:

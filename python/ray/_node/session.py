@@ -44,9 +44,8 @@ def base_dir() -> str:
     # A link that somebody else has put into a shared directory must not be followed; the user's own may.
     info = os.stat(base, follow_symlinks=bool(chosen))
     if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid():
-        raise RuntimeError(
-            f"{base} is not a directory of user {os.getuid()}: remove it, or set RAY_TMPDIR to a private directory"
-        )
+        msg = f"{base} is not a directory of user {os.getuid()}: remove it, or set RAY_TMPDIR to a private directory"
+        raise RuntimeError(msg)
     return base
 
 
@@ -61,10 +60,11 @@ def create() -> tuple[str, int]:
     name = f"session_{time.strftime('%Y%m%d-%H%M%S')}_{os.getpid()}_{os.urandom(3).hex()}"
     path = f"{base_dir()}/{name}"
     if len(os.fsencode(f"{path}/{SOCKET_NAME}")) > SOCKET_PATH_BYTES_MAX:
-        raise RuntimeError(
+        msg = (
             f"{path} is too long: the path of a Unix socket in it may have {SOCKET_PATH_BYTES_MAX} bytes. Set "
             "RAY_TMPDIR to a shorter directory"
         )
+        raise RuntimeError(msg)
     os.mkdir(path, mode=0o700)
     lock = os.open(f"{path}/{LOCK_NAME}", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

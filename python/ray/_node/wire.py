@@ -47,7 +47,8 @@ class Report(msgspec.Struct, frozen=True, array_like=True):
 def pack(message: object) -> bytes:
     body = msgspec.msgpack.encode(message)
     if len(body) > FRAME_BYTES_MAX:
-        raise ValueError(f"a message of {len(body)} bytes to the zygote; at most {FRAME_BYTES_MAX} are allowed")
+        msg = f"a message of {len(body)} bytes to the zygote; at most {FRAME_BYTES_MAX} are allowed"
+        raise ValueError(msg)
     return len(body).to_bytes(4, "little") + body
 
 
@@ -63,7 +64,8 @@ class Unpacker:
         while len(self._buffer) >= 4:
             size = int.from_bytes(self._buffer[:4], "little")
             if size > FRAME_BYTES_MAX:
-                raise ValueError(f"a frame of {size} bytes on the zygote's socket")
+                msg = f"a frame of {size} bytes on the zygote's socket"
+                raise ValueError(msg)
             if len(self._buffer) < 4 + size:
                 break
             bodies.append(bytes(self._buffer[4 : 4 + size]))

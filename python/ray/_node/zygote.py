@@ -79,6 +79,7 @@ class Zygote:
             __import__("cloudpickle")
             module = __import__(init.worker_module, fromlist=["main"])
             self._main = module.main
+            getattr(module, "prepare", int)()
         except Exception:
             import traceback
 

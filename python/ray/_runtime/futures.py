@@ -198,8 +198,11 @@ class _ThreadWatch:
             self.watch.finish(tokens)
 
     def unbind(self) -> None:
+        global _thread_watch
         self._closed = True
         self.watch.abandon()
+        if _thread_watch is self:  # which would keep the descriptor
+            _thread_watch = None
 
 
 _thread_watch: _ThreadWatch | None = None

@@ -108,7 +108,9 @@ def _get_in_time(core: Core, refs: list[Any], timeout: float) -> list[Any]:
 def _timed_out(core: Core, refs: list[Any], timeout: float) -> Exception:
     from ray.exceptions import GetTimeoutError
 
-    ready, missing = core.wait(list(dict.fromkeys(refs)), len(set(refs)), 0)
+    split = core.wait(list(dict.fromkeys(refs)), len(set(refs)), 0)
+    assert split is not None, "core.get() has seen that all are references"
+    ready, missing = split
     message = f"{len(missing)} of {len(ready) + len(missing)} values were not there after {timeout} s."
     if missing:
         reasons = "; ".join(f"{what}: {reason}" for what, reason in core.why(missing[0]))
@@ -185,7 +187,7 @@ def wait(
     split = core.wait(ray_waitables, num_returns, timeout)  # raises ValueError for duplicates
     if split is None:
         return _wait_mixed(core, ray_waitables, num_returns, timeout)
-    return split  # type: ignore[return-value]
+    return split
 
 
 def _wait_mixed(

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from ray._core import Core, Task
 
-__all__ = ["Worker", "main"]
+__all__ = ["Worker", "main", "prepare"]
 
 TASK, ACTOR_CREATION, ACTOR_METHOD = 0, 1, 2
 
@@ -446,6 +446,19 @@ def _set_title(title: str) -> None:
 
 
 # --- process ---------------------------------------------------------------------------------------------------------
+
+
+def prepare() -> None:
+    """Loads, in the zygote, what every worker would load: once, and shared by all. Starts no thread."""
+    import ray._runtime.calls
+    import ray._runtime.generators
+    import ray.actor
+    import ray.exceptions
+    import ray.remote_function
+    from ray._runtime import serialization
+
+    # The pickler class is made at its first use, and used by every worker.
+    serialization.load(serialization.dump(prepare)[0], [])
 
 
 def main(*, address: str, session: bytes, token: bytes, node: int, proc: int) -> None:

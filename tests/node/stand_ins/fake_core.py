@@ -7,6 +7,7 @@ as far as its node can see.
 from __future__ import annotations
 
 import array
+import contextlib
 import collections
 import fcntl
 import os
@@ -137,7 +138,8 @@ class NodeCore:
     def unwatch_fd(self, token: int) -> None:
         for fd in [fd for fd, known in self._tokens.items() if known == token]:
             del self._tokens[fd]
-            self._epoll.unregister(fd)
+            with contextlib.suppress(OSError):  # closed already
+                self._epoll.unregister(fd)
 
     def disconnect(self, proc: int) -> None:
         channel = self._by_proc.get(proc)
