@@ -5,7 +5,7 @@
 //! for microseconds and never while taking the interpreter lock; user threads and the I/O thread share
 //! it. Nothing here knows Python.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -141,8 +141,8 @@ struct State {
     /// What the node said about processes whose last words are still being read.
     deferred: Map<ProcId, Vec<FromNode>>,
     waiting_adoptions: Vec<FromNode>,
-    dead: HashSet<ProcId>,
-    adopted: HashSet<SegmentId>,
+    /// Segments of dead lessees in which owned values lie, and how many: the node frees their blocks.
+    adopted: Map<SegmentId, usize>,
     /// The actor that this process is, and which of its lives.
     actor: Option<(ActorId, u32)>,
     closed: Option<String>,
@@ -207,8 +207,7 @@ impl Core {
             loopback: VecDeque::new(),
             deferred: Map::default(),
             waiting_adoptions: Vec::new(),
-            dead: HashSet::new(),
-            adopted: HashSet::new(),
+            adopted: Map::default(),
             actor: None,
             closed: None,
             timer_armed: false,
@@ -372,7 +371,7 @@ impl Core {
             state.loopback.push_back(msg);
             return;
         }
-        if state.dead.contains(&to) {
+        if state.owner.objects.is_dead(to) {
             return;
         }
         let mut buffer = std::mem::take(&mut state.buffer);
@@ -402,14 +401,20 @@ impl Core {
         }
     }
 
-    fn free(&self, state: &State, location: Location) {
+    fn free(&self, state: &mut State, location: Location) {
         if location.lessee == self.me {
             // A block of ours that is not allocated would be freed twice: a programmer's error.
             if let Err(error) = self.store.free(location.segment, location.offset) {
                 debug_assert!(false, "{error}");
             }
             self.release_segments(&self.store.surplus());
-        } else if state.adopted.contains(&location.segment) || state.dead.contains(&location.lessee) {
+        } else if state.adopted.contains_key(&location.segment) || state.owner.objects.is_dead(location.lessee) {
+            if let Some(left) = state.adopted.get_mut(&location.segment) {
+                *left -= 1;
+                if *left == 0 {
+                    state.adopted.remove(&location.segment);
+                }
+            }
             self.tell_node(node_wire::BLOCKS_FREED, 0, &node_wire::blocks_freed(location.segment, &[location.offset]));
         } else {
             let msg = Msg::FreeBlocks { blocks: vec![(location.segment, location.offset)] };
@@ -657,12 +662,15 @@ impl Core {
 
     // ---- calls ---------------------------------------------------------------------------------
 
-    pub fn class(&self, spec: ClassSpec) -> ClassId {
-        self.state.lock().owner.class(spec)
+    /// Registers a use of a remote function, until [`Self::undefine`].
+    pub fn define(&self, call: CallDef, blob: Blob, class: Option<ClassSpec>, max_retries: i32) -> u32 {
+        let mut state = self.state.lock();
+        let class = class.map(|spec| state.owner.class(spec));
+        state.owner.define(call, blob, class, max_retries)
     }
 
-    pub fn define(&self, call: CallDef, blob: Blob, class: Option<ClassId>, max_retries: i32) -> u32 {
-        self.state.lock().owner.define(call, blob, class, max_retries)
+    pub fn undefine(&self, def: u32) {
+        self.step(|state, _| state.owner.undefine(def, &mut state.out));
     }
 
     pub fn submit(&self, def: u32, args: Payload, deps: Vec<(Slot, ObjectId)>, handle: Option<ObjectId>, parent: Option<TaskId>) -> Result<TaskId, CoreError> {
@@ -1026,6 +1034,12 @@ impl Core {
         let state = self.state.lock();
         let mut all: Vec<_> = state.owner.statistics().to_vec();
         all.push(("watches", state.watches.len() as u64));
+        all.push(("answers", state.answers.len() as u64));
+        all.push(("deferred", (state.deferred.len() + state.waiting_adoptions.len()) as u64));
+        all.push(("adopted_segments", state.adopted.len() as u64));
+        let (definitions, functions) = state.executor.known();
+        all.push(("known_definitions", definitions as u64));
+        all.push(("known_functions", functions as u64));
         let store = self.store.statistics();
         all.push(("store_segments", store.leased_segments as u64));
         all.push(("store_segment_bytes", store.leased_bytes));
@@ -1040,6 +1054,7 @@ impl Core {
         let State { owner, executor, out, .. } = state;
         match msg {
             Msg::Define { id, def, blob } => executor.handle_define(from, id, def, blob),
+            Msg::Forget { ids } => executor.handle_forget(from, &ids),
             Msg::Push(push) => {
                 owner.objects.arrive(&Executor::counted(&push.args, &push.deps));
                 let counted = Executor::counted(&push.args, &push.deps);
@@ -1110,7 +1125,7 @@ impl Core {
             }
             FromNode::Deaths(dead) => {
                 for (proc, cause) in dead {
-                    if !state.dead.contains(&ProcId(proc)) {
+                    if !state.owner.objects.is_dead(ProcId(proc)) {
                         let died = FromNode::WorkerDied { proc: ProcId(proc), cause, oom: false };
                         self.handle_node_message(state, 0, died, None, now);
                     }
@@ -1134,8 +1149,10 @@ impl Core {
             // Results of the dead lessee may be on their way still: they are claims, too.
             FromNode::SegmentAdopted { .. } if !state.deferred.is_empty() => state.waiting_adoptions.push(msg),
             FromNode::SegmentAdopted { segment } => {
-                state.adopted.insert(segment);
                 let blocks = state.owner.blocks_in(segment);
+                if !blocks.is_empty() {
+                    state.adopted.insert(segment, blocks.len());
+                }
                 self.tell_node(node_wire::SEGMENT_CLAIMS, 0, &node_wire::segment_claims(segment, &blocks));
             }
             FromNode::ActorInit { actor, incarnation, spec, gpu_ids } => {
@@ -1177,7 +1194,6 @@ impl Core {
     }
 
     fn process_gone(&self, state: &mut State, proc: ProcId, cause: &str, oom: bool, now: u64) {
-        state.dead.insert(proc);
         let State { owner, executor, out, .. } = state;
         owner.handle_process_gone(proc, cause, oom, now, out);
         let (counted, interrupted) = executor.handle_process_gone(proc);
@@ -1256,7 +1272,7 @@ impl Handler for Shell {
         }
         core.step(|state, now| {
             let deferred = state.deferred.remove(&peer).unwrap_or_default();
-            if deferred.is_empty() && !state.dead.contains(&peer) {
+            if deferred.is_empty() && !state.owner.objects.is_dead(peer) {
                 state.out.effects.push(Effect::Node(ToNode::PeerLost { proc: peer }));
             }
             for msg in deferred {
