@@ -6,11 +6,10 @@ import pickle
 import threading
 from typing import Any
 
-from ray import _core
 import pytest
 
 import ray
-from ray import exceptions
+from ray import _core, exceptions
 from ray._runtime import errors, serialization
 
 

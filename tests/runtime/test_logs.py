@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import sys
-from typing import Any
-
-import pytest
-
-from ray._runtime.logs import KEYS_MAX, Folder, Output, Printer, format_line
+from ray._runtime.logs import KEYS_MAX, Folder, Output, format_line
 
 
 def test_first_line_is_shown_at_once_and_echoes_are_counted() -> None:
