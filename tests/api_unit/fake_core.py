@@ -147,7 +147,12 @@ class Core:
         code, body, buffers = content
         raise self.hooks.load_error(code, body, buffers, ref.binary())
 
-    def wait(self, refs: list[Any], num_returns: int, timeout: float | None) -> tuple[list[Any], list[Any]]:
+    def wait(self, refs: list[Any], num_returns: int, timeout: float | None) -> tuple[list[Any], list[Any]] | None:
+        if not all(type(ref) is ObjectRef for ref in refs):
+            return None
+        if len({ref.binary() for ref in refs}) < len(refs):
+            message = "ray.wait() was given the same reference twice"
+            raise ValueError(message)
         with CHANGED:
             CHANGED.wait_for(lambda: sum(ref.binary() in STORE for ref in refs) >= num_returns, timeout)
             ready = [ref for ref in refs if ref.binary() in STORE][:num_returns]
