@@ -25,8 +25,7 @@ test-rust: $(VENV)/.built
 	cargo test --workspace --exclude skate-py --quiet
 
 test-python: $(VENV)/.built $(VENV)/.dev
-	$(BIN)/python -m pytest tests/api_unit  # on a core of one process: a run of its own
-	$(BIN)/python -m pytest tests --ignore tests/api_unit
+	$(BIN)/python -m pytest tests
 
 bench: $(VENV)/.dev bench/.venv-ray/.installed  ## compare with Ray, side by side (installs Ray under bench/)
 	$(BIN)/maturin develop --release --quiet && touch $(VENV)/.built

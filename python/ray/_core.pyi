@@ -93,6 +93,8 @@ class Core:
     @property
     def proc(self) -> int: ...
     def is_open(self) -> bool: ...
+    def abandon(self) -> None:
+        """In a forked child: this process is in no cluster, and the parent's goes on."""
     def close(self) -> None: ...
 
     # values
@@ -240,6 +242,8 @@ class Task:
     def fail_code(self, code: int, message: str) -> None: ...
     def yield_item(self, value: Any) -> None:
         """One item of a streaming generator; blocks while back-pressure holds."""
+    def item(self, index: int) -> ObjectRef[Any]:
+        """A reference to an item that was sent, counted from 1."""
     def yield_error(self, error: BaseException) -> None:
         """The exception that ends a stream, as its last item."""
     def finish_stream(self) -> None: ...

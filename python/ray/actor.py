@@ -106,9 +106,15 @@ class ActorClass(Generic[T]):
         name = options.get("name")
         session.load_job()
         namespace = options.get("namespace") or session.namespace
-        if name and options.get("get_if_exists"):
-            return self._get_or_create(core, name, namespace, args, kwargs)
-        return self._create(core, name, namespace, args, kwargs)
+        try:
+            if name and options.get("get_if_exists"):
+                return self._get_or_create(core, name, namespace, args, kwargs)
+            return self._create(core, name, namespace, args, kwargs)
+        except TypeError as error:
+            from ray._runtime.serialization import name_argument
+
+            named = name_argument(error, signature.name, signature.named(args, kwargs))
+            raise named from named.__cause__
 
     def _get_or_create(
         self, core: Core, name: str, namespace: str, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -137,7 +143,8 @@ class ActorClass(Generic[T]):
         described = self._describe()
         demand = opts.demand_of_actor(options)
         is_async = methods.is_async_class(cls)
-        blob = self._blob(core, demand.run, namespace)
+        env = opts.inherited_env(options.get("runtime_env"))
+        blob = self._blob(core, demand.run, namespace, env)
         concurrency = options.get("max_concurrency")
         if concurrency is None:
             concurrency = opts.ASYNC_MAX_CONCURRENCY if is_async else 1
@@ -152,7 +159,7 @@ class ActorClass(Generic[T]):
             kwargs=kwargs,
             place=demand.place,
             run=demand.run,
-            env=opts.encode_env(options.get("runtime_env")),
+            env=opts.encode_env(env),
             strategy=opts.encode_strategy("scheduling_strategy", options.get("scheduling_strategy")),
             name=name or "",
             namespace=namespace if name else "",
@@ -175,7 +182,7 @@ class ActorClass(Generic[T]):
             self._described = methods.describe(self._cls, self._options)
         return self._described
 
-    def _blob(self, core: Core, run: dict[str, int], namespace: str) -> bytes:
+    def _blob(self, core: Core, run: dict[str, int], namespace: str, env: dict[str, Any]) -> bytes:
         from ray.remote_function import pickle_blob
 
         carried = ("concurrency_groups", "max_pending_calls", "max_task_retries", "name")
@@ -183,6 +190,7 @@ class ActorClass(Generic[T]):
             "options": {name: self._options[name] for name in carried if name in self._options},
             "resources": run,
             "namespace": namespace,
+            "runtime_env": env,
         }
         return pickle_blob(self._pickled.get(core, self._cls), meta, self._cls)
 

@@ -29,12 +29,15 @@ _CARRIED = ("__name__", "__qualname__", "__doc__", "__module__", "__annotations_
 
 
 class Pickled:
-    """A function's or class's pickled form, for one core; shared by all its variants."""
+    """A function's or class's pickled form, for one core; shared by all its variants.
 
-    __slots__ = ("code", "core")
+    The core is named by its process number: a function of a module outlives it, and must not keep it.
+    """
+
+    __slots__ = ("code", "proc")
 
     def __init__(self) -> None:
-        self.core: Core | None = None
+        self.proc = 0
         self.code = b""
 
     def get(self, core: Core, function: Any) -> bytes:
@@ -43,11 +46,11 @@ class Pickled:
         Raises:
             TypeError: If the function cannot be pickled; the message says which part of it.
         """
-        if self.core is not core:
+        if self.proc != core.proc:
             from ray._runtime import serialization
 
             self.code = serialization.dumps(function)
-            self.core = core
+            self.proc = core.proc
         return self.code
 
 
@@ -104,6 +107,9 @@ class _Recipe:
             "max_calls": options.get("max_calls") or 0,
             "resources": demand,
         }
+        env = opts.inherited_env(options.get("runtime_env"))
+        if env:
+            meta["runtime_env"] = env
         return _core.Template(
             core,
             blob=pickle_blob(self._pickled.get(core, self._function), meta, self._function),
@@ -112,7 +118,7 @@ class _Recipe:
             max_retries=opts.DEFAULT_MAX_RETRIES if retries is None else retries,
             retry_exceptions=bool(retry_exceptions),
             demand=demand,
-            env=opts.encode_env(options.get("runtime_env")),
+            env=opts.encode_env(env),
             strategy=opts.encode_strategy("scheduling_strategy", options.get("scheduling_strategy")),
             backpressure=-1 if backpressure is None else backpressure,
         )

@@ -207,15 +207,16 @@ class RuntimeContext:
 
     @property
     def runtime_env(self) -> dict[str, Any]:
-        """The job's runtime environment."""
+        """The environment of this process: the job's, and laid over it what the current task or actor asked for."""
+        from ray._runtime import options
         from ray.runtime_env import RuntimeEnv
 
         session.ensure()
         session.load_job()
-        return RuntimeEnv(**session.runtime_env)
+        return RuntimeEnv(**options.merge_envs(session.runtime_env, session.worker_env))
 
     def get_runtime_env_string(self) -> str:
-        """The job's runtime environment, as JSON."""
+        """The environment of this process, as JSON."""
         import json
 
         return json.dumps(self.runtime_env, sort_keys=True)

@@ -3,6 +3,7 @@
 import gc
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,7 +60,7 @@ DRIVER = """
 def wait_for_ready(process):
     for line in process.stdout:
         if line.startswith("ready"):
-            return [int(pid) for pid in line.split()[1:]]
+            return [int(word) if word.isdigit() else word for word in line.split()[1:]]
     raise AssertionError(process.stderr.read())
 
 
@@ -471,7 +472,7 @@ def test_the_death_of_the_node_process_is_an_error_and_never_a_hang(no_cluster):
         import os, signal, sys
         import ray
 
-        ray.init(num_cpus=1)
+        context = ray.init(num_cpus=1)
 
         @ray.remote(max_retries=0)
         def long():
@@ -480,7 +481,7 @@ def test_the_death_of_the_node_process_is_an_error_and_never_a_hang(no_cluster):
 
         reference = long.remote()
         ray.get(ray.remote(num_cpus=0)(lambda: 1).remote())
-        print("ready", ray.nodes()[0].get("Pid", 0), flush=True)
+        print("ready", ray.nodes()[0].get("Pid", 0), context.address_info["session_dir"], flush=True)
         try:
             ray.get(reference, timeout=30)
         except ray.exceptions.GetTimeoutError:
@@ -488,11 +489,14 @@ def test_the_death_of_the_node_process_is_an_error_and_never_a_hang(no_cluster):
         except ray.exceptions.RayError as error:
             print("error:", type(error).__name__)
     """) as process:
-        (node,) = wait_for_ready(process)
+        node, session = wait_for_ready(process)
         node = node or _node_process_of(process.pid)
         os.kill(node, signal.SIGKILL)
         output, errors = process.communicate(timeout=25)
     assert "error:" in output, plain(errors)
+    # What led to the death can be read until the next start.
+    assert (Path(session) / "logs" / "node.log").exists()
+    shutil.rmtree(session)
 
 
 def _node_process_of(driver):

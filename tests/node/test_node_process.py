@@ -274,7 +274,7 @@ def test_children_that_workers_leave_behind_end_with_the_node(surroundings: Path
     wait_for_end(orphan)
 
 
-def test_a_killed_node_takes_everything_with_it_and_the_next_one_sweeps(surroundings: Path):
+def test_a_killed_node_takes_everything_with_it_but_its_logs(surroundings: Path):
     node = start_local_node(config())
     driver = Driver(node.address)
     driver.tell(p.LeaseDemand(1, {}, 5))
@@ -288,8 +288,9 @@ def test_a_killed_node_takes_everything_with_it_and_the_next_one_sweeps(surround
     other = Driver(again.address)
     other.tell(p.Request("stats"), 1)
     other.wait(p.Reply)
-    assert not left.exists()
+    assert (left / "logs" / "node.log").exists()
     again.close()
+    assert list(surroundings.iterdir()) == [left]
 
 
 @pytest.mark.parametrize("how", ["SIGKILL", "exit", "fork"])
@@ -381,15 +382,20 @@ def comm(pid: int) -> str:
         return ""
 
 
-def test_stale_sessions_are_swept_and_living_ones_are_not(surroundings: Path):
+def test_old_crashed_sessions_are_swept_and_living_ones_are_not(surroundings: Path):
     living, lock = session.create()
-    dead, dead_lock = session.create()
-    os.close(dead_lock)
+    dead = []
+    for second in range(session.CRASHED_KEPT + 2):
+        path, dead_lock = session.create()
+        os.close(dead_lock)
+        dead.append(f"session_20200101-00000{second}_1_000000")
+        Path(path).rename(surroundings / dead[-1])
     fresh = surroundings / "session_being_made"
     fresh.mkdir()
     (surroundings / "keep").mkdir()
-    assert session.sweep(str(surroundings)) == [Path(dead).name]
-    assert {x.name for x in surroundings.iterdir()} == {Path(living).name, "session_being_made", "keep"}
+    assert session.sweep(str(surroundings)) == dead[:2]
+    left = {Path(living).name, "session_being_made", "keep", *dead[2:]}
+    assert {x.name for x in surroundings.iterdir()} == left
     os.close(lock)
 
 

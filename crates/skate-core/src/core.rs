@@ -5,7 +5,7 @@
 //! for microseconds and never while taking the interpreter lock; user threads and the I/O thread share
 //! it. Nothing here knows Python.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -37,6 +37,9 @@ type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 pub const INLINE_BYTES_MAX: usize = 100 * 1024;
 /// A wait shorter than this does not give the worker's CPUs back: telling the node costs as much.
 pub const BLOCK_AFTER: Duration = Duration::from_micros(200);
+/// How often a wait of the program's main thread looks for signals. One that comes while the thread is
+/// busy with messages, or just before it goes to sleep, does not interrupt it.
+pub const LOOK_FOR_SIGNALS: Duration = Duration::from_millis(100);
 /// Log lines that the driver has not printed; beyond, the oldest are dropped and counted.
 const LOG_LINES_MAX: usize = 10_000;
 const TIMER_TOKEN: u64 = u64::MAX;
@@ -138,8 +141,8 @@ struct State {
     /// What the node said about processes whose last words are still being read.
     deferred: Map<ProcId, Vec<FromNode>>,
     waiting_adoptions: Vec<FromNode>,
-    dead: HashSet<ProcId>,
-    adopted: HashSet<SegmentId>,
+    /// Segments of dead lessees in which owned values lie, and how many: the node frees their blocks.
+    adopted: Map<SegmentId, usize>,
     /// The actor that this process is, and which of its lives.
     actor: Option<(ActorId, u32)>,
     closed: Option<String>,
@@ -163,6 +166,8 @@ pub struct Core {
     /// Closed with the core: references that a program keeps must keep no descriptor.
     descriptors: Mutex<Option<Descriptors>>,
     main_thread: AtomicU64,
+    /// Whether a handler of the user's wants the wait to end; set once, before the first wait.
+    signals: OnceLock<fn() -> bool>,
     /// A signal was sent to the main thread; see `interrupt`.
     interrupted: AtomicBool,
     closing: AtomicBool,
@@ -202,8 +207,7 @@ impl Core {
             loopback: VecDeque::new(),
             deferred: Map::default(),
             waiting_adoptions: Vec::new(),
-            dead: HashSet::new(),
-            adopted: HashSet::new(),
+            adopted: Map::default(),
             actor: None,
             closed: None,
             timer_armed: false,
@@ -216,13 +220,14 @@ impl Core {
             role,
             start: Instant::now(),
             transport: OnceLock::new(),
-            store: Store::new(me).map_err(|e| CoreError::Store(format!("no shared memory: {e}")))?,
+            store: Store::new(me),
             state: Mutex::new(state),
             logs: Mutex::new(VecDeque::new()),
             logs_changed: Condvar::new(),
             logs_dropped: AtomicU64::new(0),
             descriptors: Mutex::new(Some(Descriptors { timer, task_event })),
             main_thread: AtomicU64::new(0),
+            signals: OnceLock::new(),
             interrupted: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             ended: AtomicBool::new(false),
@@ -263,6 +268,12 @@ impl Core {
         }
         self.descriptors.lock().take();
         self.store.unmap_idle();
+    }
+
+    /// Whether this process is a forked child of the one that joined: then nothing here is its own, and a
+    /// lock may have been copied while a thread that is not here held it.
+    pub fn is_forked(&self) -> bool {
+        self.transport.get().is_some_and(|transport| transport.is_foreign_process())
     }
 
     pub fn is_open(&self) -> bool {
@@ -361,7 +372,7 @@ impl Core {
             state.loopback.push_back(msg);
             return;
         }
-        if state.dead.contains(&to) {
+        if state.owner.objects.is_dead(to) {
             return;
         }
         let mut buffer = std::mem::take(&mut state.buffer);
@@ -391,14 +402,20 @@ impl Core {
         }
     }
 
-    fn free(&self, state: &State, location: Location) {
+    fn free(&self, state: &mut State, location: Location) {
         if location.lessee == self.me {
             // A block of ours that is not allocated would be freed twice: a programmer's error.
             if let Err(error) = self.store.free(location.segment, location.offset) {
                 debug_assert!(false, "{error}");
             }
             self.release_segments(&self.store.surplus());
-        } else if state.adopted.contains(&location.segment) || state.dead.contains(&location.lessee) {
+        } else if state.adopted.contains_key(&location.segment) || state.owner.objects.is_dead(location.lessee) {
+            if let Some(left) = state.adopted.get_mut(&location.segment) {
+                *left -= 1;
+                if *left == 0 {
+                    state.adopted.remove(&location.segment);
+                }
+            }
             self.tell_node(node_wire::BLOCKS_FREED, 0, &node_wire::blocks_freed(location.segment, &[location.offset]));
         } else {
             let msg = Msg::FreeBlocks { blocks: vec![(location.segment, location.offset)] };
@@ -415,6 +432,8 @@ impl Core {
             return Ok(());
         }
         let main = self.is_main_thread();
+        // Workers are told by `interrupted` what a signal was for.
+        let look = self.signals.get().filter(|_| self.role == Role::Driver && thread_id() == u64::from(std::process::id()));
         let signalled = || main && self.interrupted.load(Ordering::Acquire);
         let transport = self.transport().clone();
         let outcome = |driven: Driven| match driven {
@@ -426,7 +445,8 @@ impl Core {
         let mut blocked = false;
         let result = loop {
             let soon = Instant::now() + BLOCK_AFTER;
-            let until = if blocks && !blocked { Some(deadline.map_or(soon, |d| d.min(soon))) } else { deadline };
+            let wake_at = if blocks && !blocked { Some(soon) } else { look.map(|_| Instant::now() + LOOK_FOR_SIGNALS) };
+            let until = [wake_at, deadline].into_iter().flatten().min();
             match outcome(transport.drive(&|| done() || signalled(), until)) {
                 Some(Ok(())) if main && self.interrupted.swap(false, Ordering::AcqRel) => break Err(CoreError::Interrupted),
                 Some(result) => break result,
@@ -437,6 +457,7 @@ impl Core {
                     blocked = true;
                     self.begin_block();
                 }
+                None if look.is_some_and(|wants_end| wants_end()) => break Err(CoreError::Interrupted),
                 None => {}
             }
         };
@@ -444,6 +465,11 @@ impl Core {
             self.end_block();
         }
         result
+    }
+
+    /// Asked from time to time while the program's main thread waits; true ends the wait as interrupted.
+    pub fn set_signals(&self, wants_end: fn() -> bool) {
+        let _ = self.signals.set(wants_end);
     }
 
     fn is_main_thread(&self) -> bool {
@@ -637,12 +663,15 @@ impl Core {
 
     // ---- calls ---------------------------------------------------------------------------------
 
-    pub fn class(&self, spec: ClassSpec) -> ClassId {
-        self.state.lock().owner.class(spec)
+    /// Registers a use of a remote function, until [`Self::undefine`].
+    pub fn define(&self, call: CallDef, blob: Blob, class: Option<ClassSpec>, max_retries: i32) -> u32 {
+        let mut state = self.state.lock();
+        let class = class.map(|spec| state.owner.class(spec));
+        state.owner.define(call, blob, class, max_retries)
     }
 
-    pub fn define(&self, call: CallDef, blob: Blob, class: Option<ClassId>, max_retries: i32) -> u32 {
-        self.state.lock().owner.define(call, blob, class, max_retries)
+    pub fn undefine(&self, def: u32) {
+        self.step(|state, _| state.owner.undefine(def, &mut state.out));
     }
 
     pub fn submit(&self, def: u32, args: Payload, deps: Vec<(Slot, ObjectId)>, handle: Option<ObjectId>, parent: Option<TaskId>) -> Result<TaskId, CoreError> {
@@ -1006,6 +1035,12 @@ impl Core {
         let state = self.state.lock();
         let mut all: Vec<_> = state.owner.statistics().to_vec();
         all.push(("watches", state.watches.len() as u64));
+        all.push(("answers", state.answers.len() as u64));
+        all.push(("deferred", (state.deferred.len() + state.waiting_adoptions.len()) as u64));
+        all.push(("adopted_segments", state.adopted.len() as u64));
+        let (definitions, functions) = state.executor.known();
+        all.push(("known_definitions", definitions as u64));
+        all.push(("known_functions", functions as u64));
         let store = self.store.statistics();
         all.push(("store_segments", store.leased_segments as u64));
         all.push(("store_segment_bytes", store.leased_bytes));
@@ -1020,6 +1055,7 @@ impl Core {
         let State { owner, executor, out, .. } = state;
         match msg {
             Msg::Define { id, def, blob } => executor.handle_define(from, id, def, blob),
+            Msg::Forget { ids } => executor.handle_forget(from, &ids),
             Msg::Push(push) => {
                 owner.objects.arrive(&Executor::counted(&push.args, &push.deps));
                 let counted = Executor::counted(&push.args, &push.deps);
@@ -1090,7 +1126,7 @@ impl Core {
             }
             FromNode::Deaths(dead) => {
                 for (proc, cause) in dead {
-                    if !state.dead.contains(&ProcId(proc)) {
+                    if !state.owner.objects.is_dead(ProcId(proc)) {
                         let died = FromNode::WorkerDied { proc: ProcId(proc), cause, oom: false };
                         self.handle_node_message(state, 0, died, None, now);
                     }
@@ -1114,8 +1150,10 @@ impl Core {
             // Results of the dead lessee may be on their way still: they are claims, too.
             FromNode::SegmentAdopted { .. } if !state.deferred.is_empty() => state.waiting_adoptions.push(msg),
             FromNode::SegmentAdopted { segment } => {
-                state.adopted.insert(segment);
                 let blocks = state.owner.blocks_in(segment);
+                if !blocks.is_empty() {
+                    state.adopted.insert(segment, blocks.len());
+                }
                 self.tell_node(node_wire::SEGMENT_CLAIMS, 0, &node_wire::segment_claims(segment, &blocks));
             }
             FromNode::ActorInit { actor, incarnation, spec, gpu_ids } => {
@@ -1157,7 +1195,6 @@ impl Core {
     }
 
     fn process_gone(&self, state: &mut State, proc: ProcId, cause: &str, oom: bool, now: u64) {
-        state.dead.insert(proc);
         let State { owner, executor, out, .. } = state;
         owner.handle_process_gone(proc, cause, oom, now, out);
         let (counted, interrupted) = executor.handle_process_gone(proc);
@@ -1236,7 +1273,7 @@ impl Handler for Shell {
         }
         core.step(|state, now| {
             let deferred = state.deferred.remove(&peer).unwrap_or_default();
-            if deferred.is_empty() && !state.dead.contains(&peer) {
+            if deferred.is_empty() && !state.owner.objects.is_dead(peer) {
                 state.out.effects.push(Effect::Node(ToNode::PeerLost { proc: peer }));
             }
             for msg in deferred {

@@ -1,5 +1,6 @@
 //! `Core`: a process's membership in a cluster, for Python.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -40,12 +41,32 @@ pub(crate) fn deadline(timeout: Option<f64>) -> PyResult<Option<Instant>> {
     Ok(Some(Instant::now() + Duration::from_secs_f64(seconds.min(3.0e9))))
 }
 
+thread_local! {
+    /// What a signal handler raised while this thread waited.
+    static RAISED: RefCell<Option<PyErr>> = const { RefCell::new(None) };
+}
+
+/// Runs the handlers of signals that have come; true if one raised.
+fn handler_raised() -> bool {
+    Python::attach(|py| match py.check_signals() {
+        Ok(()) => false,
+        Err(error) => {
+            RAISED.set(Some(error));
+            true
+        }
+    })
+}
+
 /// The one door for calls that may wait: releases the interpreter, and lets signals in.
 pub(crate) fn waiting<T: Send>(py: Python<'_>, run: impl Fn() -> Result<T, CoreError> + Sync) -> PyResult<T> {
     loop {
         py.check_signals()?;
         match py.detach(&run) {
-            Err(CoreError::Interrupted) => {}
+            Err(CoreError::Interrupted) => {
+                if let Some(error) = RAISED.with_borrow_mut(Option::take) {
+                    return Err(error);
+                }
+            }
             result => return result.map_err(to_py),
         }
     }
@@ -57,9 +78,9 @@ pub(crate) struct PyCore {
     pub(crate) hooks: Py<Hooks>,
 }
 
-fn ids_of(refs: &Bound<'_, PyAny>) -> PyResult<Vec<ObjectId>> {
+fn ids_of(core: &Arc<Core>, refs: &Bound<'_, PyAny>) -> PyResult<Vec<ObjectId>> {
     let id = |item: &Bound<'_, PyAny>| match item.cast::<ObjectRef>() {
-        Ok(reference) => Ok(reference.get().id),
+        Ok(reference) => reference.get().id_in(core),
         Err(_) => Err(PyTypeError::new_err(format!("expected ObjectRef, got {}", item.get_type().name()?))),
     };
     if let Ok(list) = refs.cast::<PyList>() {
@@ -89,6 +110,8 @@ impl PyCore {
         let inner = py.detach(|| Core::start(Address::Unix(address.into()), session, token, ProcId(node), ProcId(proc), role, minor)).map_err(to_py)?;
         if role == Role::Worker {
             inner.set_main_thread();
+        } else {
+            inner.set_signals(handler_raised);
         }
         *CURRENT.lock() = Some(inner.clone());
         Ok(Self { inner, hooks })
@@ -108,6 +131,11 @@ impl PyCore {
         self.inner.is_open()
     }
 
+    /// In a forked child: the process is in no cluster any more, and leaves the parent's as it is.
+    fn abandon(&self) {
+        *CURRENT.lock() = None;
+    }
+
     fn close(&self, py: Python<'_>) {
         let mut current = CURRENT.lock();
         if current.as_ref().is_some_and(|core| Arc::ptr_eq(core, &self.inner)) {
@@ -124,7 +152,7 @@ impl PyCore {
 
     #[pyo3(signature = (refs, timeout = None))]
     fn get<'py>(&self, py: Python<'py>, refs: &Bound<'py, PyAny>, timeout: Option<f64>) -> PyResult<Bound<'py, PyList>> {
-        let ids = ids_of(refs)?;
+        let ids = ids_of(&self.inner, refs)?;
         let deadline = deadline(timeout)?;
         waiting(py, || self.inner.wait_ready(&ids, ids.len(), deadline))?;
         let fetched = py.detach(|| self.inner.fetch(&ids)).map_err(to_py)?;
@@ -140,7 +168,7 @@ impl PyCore {
     /// One value; the quick way for `ray.get(ref)`.
     #[pyo3(signature = (reference, timeout = None))]
     fn get_one<'py>(&self, py: Python<'py>, reference: &Bound<'py, ObjectRef>, timeout: Option<f64>) -> PyResult<Bound<'py, PyAny>> {
-        let ids = [reference.get().id];
+        let ids = [reference.get().id_in(&self.inner)?];
         if !self.inner.is_ready(ids[0]) {
             let deadline = deadline(timeout)?;
             waiting(py, || self.inner.wait_ready(&ids, 1, deadline))?;
@@ -161,7 +189,7 @@ impl PyCore {
         let mut ids = Vec::with_capacity(refs.len());
         for item in refs.iter() {
             let Ok(reference) = item.cast_exact::<ObjectRef>() else { return Ok(None) };
-            ids.push(reference.get().id);
+            ids.push(reference.get().id_in(&self.inner)?);
         }
         if has_duplicates(&ids) {
             return Err(PyValueError::new_err("ray.wait() was given the same reference twice"));
@@ -197,7 +225,7 @@ impl PyCore {
     fn cancel(&self, reference: &Bound<'_, PyAny>, force: bool, recursive: bool) -> PyResult<()> {
         let id = match reference.cast::<StreamRef>() {
             Ok(stream) => ObjectId { task: stream.get().task, index: 0 },
-            Err(_) => reference.cast::<ObjectRef>()?.get().id,
+            Err(_) => reference.cast::<ObjectRef>()?.get().id_in(&self.inner)?,
         };
         if self.inner.cancel(id, force, recursive) {
             return Ok(());
@@ -208,13 +236,15 @@ impl PyCore {
     /// The chain of reasons why a value is not there: (what, reason), outermost first.
     fn why(&self, py: Python<'_>, reference: &Bound<'_, ObjectRef>) -> PyResult<Vec<(String, String)>> {
         let mut chain = Vec::new();
-        let mut next = Some(reference.get().id);
+        let mut next = Some(reference.get().id_in(&self.inner)?);
         // Arguments of arguments; a cycle is impossible, a long chain is cut.
         while let (Some(id), true) = (next, chain.len() < 64) {
             let (reason, argument, class, actor) = self.inner.why(id);
             chain.push((format!("object {id}"), reason));
             next = argument;
+            let borrowed = (id.owner() != self.inner.me() && !self.inner.is_ready(id)).then(|| id.owner());
             let question = match (class, actor) {
+                (None, None) if borrowed.is_some() => borrowed.map(|owner| ("why.process", rmp_int(owner.0))),
                 (Some(class), _) => Some(("why.lease", rmp_int(u64::from(class.0)))),
                 (None, Some(actor)) => Some(("why.actor", rmp_bin(&actor.to_bytes()))),
                 _ => None,
@@ -408,8 +438,9 @@ impl PyCompletions {
         self.queue.as_fd().as_raw_fd()
     }
 
-    fn watch(&self, reference: &Bound<'_, ObjectRef>, token: u64) {
-        self.core.watch(reference.get().id, &self.queue, token);
+    fn watch(&self, reference: &Bound<'_, ObjectRef>, token: u64) -> PyResult<()> {
+        self.core.watch(reference.get().id_in(&self.core)?, &self.queue, token);
+        Ok(())
     }
 
     fn watch_stream(&self, stream: &Bound<'_, StreamRef>, token: u64) {

@@ -26,14 +26,31 @@ impl ObjectRef {
     pub(crate) fn adopt(core: &Arc<Core>, id: ObjectId) -> Self {
         Self { id, core: Some(core.clone()) }
     }
+
+    /// The id, for use with `core`.
+    ///
+    /// A reference that outlived its cluster means nothing to another one, which would wait for ever.
+    pub(crate) fn id_in(&self, core: &Arc<Core>) -> PyResult<ObjectId> {
+        match &self.core {
+            Some(own) if !Arc::ptr_eq(own, core) => Err(stale(self.id)),
+            _ => Ok(self.id),
+        }
+    }
 }
 
 impl Drop for ObjectRef {
     fn drop(&mut self) {
-        if let Some(core) = &self.core {
+        if let Some(core) = self.core.as_ref().filter(|core| !core.is_forked()) {
             core.release(self.id);
         }
     }
+}
+
+fn stale(id: ObjectId) -> PyErr {
+    PyValueError::new_err(format!(
+        "ObjectRef({id}) belongs to a cluster that was shut down (ray.shutdown), and its value went with that; make the \
+         value again, with ray.put() or by calling the task again"
+    ))
 }
 
 #[pymethods]
@@ -101,6 +118,9 @@ impl ObjectRef {
     }
 
     fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Reduced<'py, (Bound<'py, PyBytes>,)>> {
+        if self.core.as_ref().is_some_and(|core| core.is_forked() || !core.is_open()) {
+            return Err(stale(self.id));
+        }
         leave(self.core.as_ref(), self.id);
         Ok((py.import("ray._core")?.getattr("_rebuild_ref")?, (self.binary(py),)))
     }
@@ -193,7 +213,7 @@ impl ActorHandleRef {
 
 impl Drop for ActorHandleRef {
     fn drop(&mut self) {
-        if let Some(core) = &self.core {
+        if let Some(core) = self.core.as_ref().filter(|core| !core.is_forked()) {
             core.release(self.object);
         }
     }
@@ -243,6 +263,9 @@ impl StreamRef {
 
 impl Drop for StreamRef {
     fn drop(&mut self) {
+        if self.core.is_forked() {
+            return;
+        }
         self.core.stream_dropped(self.task);
         self.core.release(ObjectId { task: self.task, index: 0 });
     }

@@ -17,6 +17,7 @@ use skate_proto::payload::{ErrorCode, Payload, TAG_ERROR_PICKLE, Value};
 use crate::Hooks;
 use crate::core::waiting;
 use crate::errors::to_py;
+use crate::refs::ObjectRef;
 use crate::value::{Bytes, Serialized};
 
 thread_local! {
@@ -87,6 +88,9 @@ impl Task {
 
 impl Drop for Task {
     fn drop(&mut self) {
+        if self.core.is_forked() {
+            return;
+        }
         self.core.forget_work(&self.work);
         if !*self.answered.lock() {
             self.core.work_left(self.work.task);
@@ -264,6 +268,13 @@ impl Task {
     fn yield_item(&self, py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<()> {
         let value = Serialized::new(py, self.hooks.get(), value)?.into_value(py, &self.core)?;
         self.send_item(py, value)
+    }
+
+    /// A reference to an item that was sent: the owner counts it, this process only names it.
+    fn item(&self, index: u32) -> ObjectRef {
+        let id = ObjectId { task: self.work.task, index };
+        self.core.retain(id);
+        ObjectRef::adopt(&self.core, id)
     }
 
     /// The exception that ends a stream, as its last item.

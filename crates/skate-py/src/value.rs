@@ -370,7 +370,9 @@ pub(crate) struct StoredHold {
 
 impl Drop for StoredHold {
     fn drop(&mut self) {
-        self.core.release(self.object);
+        if !self.core.is_forked() {
+            self.core.release(self.object);
+        }
     }
 }
 

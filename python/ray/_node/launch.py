@@ -68,7 +68,8 @@ class NodeProcess:
         if self.poll() is None and not self._wait(timeout):
             os.kill(self.pid, signal.SIGKILL)
             self._wait(None)
-        session.remove(self.session_dir)  # the node does so itself, unless it was killed
+            session.remove(self.session_dir)
+        # The node removes its directory itself. If it crashed, its logs are there until the next start sweeps them.
         status = self.poll()
         assert status is not None
         return status

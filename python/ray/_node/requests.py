@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from ray._control.machine import Deadlines, Machine, ProcessLeft, Received, Send, Tick
-from ray._protocol import Reply, Request
+from ray._protocol import ROLE_DRIVER, Reply, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,6 +56,7 @@ class RequestTable(Machine):
             "actor.list": ((), self._actor_list),
             "why.lease": (("class_id",), self._why_lease),
             "why.actor": (("actor",), self._why_actor),
+            "why.process": (("proc",), self._why_process),
             "kv.put": (("key", "value", "namespace", "overwrite"), self._kv_put),
             "kv.get": (("key", "namespace"), self._kv_get),
             "kv.del": (("key", "namespace", "prefix"), self._kv_del),
@@ -212,11 +213,19 @@ class RequestTable(Machine):
             case "pending":
                 return f"{record.class_name} {self._manager.leases.why_actor(actor)}"
             case "starting":
-                return f"{record.class_name}.__init__ runs in process {record.pid}"
+                life = f" (restart {record.incarnation})" if record.incarnation else ""
+                return f"{record.class_name}.__init__ runs in process {record.pid}{life}"
             case "alive":
                 return f"{record.class_name} is alive in process {record.pid}"
             case _:
                 return self._describe(record)["cause"] or "dead"
+
+    def _why_process(self, event: Received, now: float, proc: int) -> str:
+        process = self._manager.processes.get(proc)
+        if process is None:
+            return "the owner has ended"
+        what = "the driver" if process.role == ROLE_DRIVER else "a worker"
+        return f"the owner is {what}, process {process.pid}; ask ray.util.state.why there for more"
 
     # ------------------------------------------------------------------ keys, jobs, the node itself
 

@@ -3,7 +3,8 @@
 A session directory lies in ``<base>/session_<time>_<pid>_<random>``, where base is ``$RAY_TMPDIR`` or
 ``<temporary directory>/ray-<uid>``. It holds the node's socket, a lock file and ``logs/``. The node holds
 an flock on the lock file for as long as it lives, and nobody else does; so a directory whose lock is free
-belongs to the dead, and the next node that starts removes it.
+belongs to a node that crashed. Its logs are kept until a few younger ones have crashed; then the next node
+that starts removes it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ YOUNG_S: Final = 60.0
 
 NAME_BYTES_MAX: Final = 50
 """What a session's name and the socket's in it add to the path of the base directory, at most."""
+
+CRASHED_KEPT: Final = 3
+"""Sessions whose node crashed keep their logs, until there are this many younger ones."""
 
 SWEEP_MAX: Final = 100
 """Directories removed at one start; the rest waits for the next."""
@@ -73,15 +77,15 @@ def create() -> tuple[str, int]:
 
 
 def sweep(base: str) -> list[str]:
-    """Remove the directories of sessions that have ended; returns their names."""
-    removed: list[str] = []
-    for name in sorted(os.listdir(base)):
-        if len(removed) == SWEEP_MAX:
-            break
-        path = f"{base}/{name}"
-        if name.startswith("session_") and _is_stale(path):
-            remove(path)
-            removed.append(name)
+    """Remove the directories of sessions that have crashed, but for the last few; returns their names.
+
+    A node that ends in order removes its own.
+    """
+    names = sorted(name for name in os.listdir(base) if name.startswith("session_"))
+    stale = [name for name in names if _is_stale(f"{base}/{name}")]
+    removed = stale[:-CRASHED_KEPT][:SWEEP_MAX]
+    for name in removed:
+        remove(f"{base}/{name}")
     return removed
 
 

@@ -298,7 +298,8 @@ class Shell:
         for fd in self._segments.values():
             os.close(fd)
         self._logs.close()
-        session.remove(self._config.session_dir)
+        if self._ending:
+            session.remove(self._config.session_dir)  # after a crash, the logs in it are all that is left to look at
 
 
 def kill_children(known: list[int], wake_fd: int, timeout_s: float) -> None:

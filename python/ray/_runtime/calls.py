@@ -68,6 +68,12 @@ def remote_callable(recipe: Recipe) -> Callable[..., Any]:
             return submit(args, kwargs)
         except (MemoryError, ConnectionError) as error:
             raise translated(error) from None
+        except TypeError as error:
+            from ray._runtime.serialization import name_argument
+
+            assert signature is not None, "bound by the call"
+            named = name_argument(error, signature.name, signature.named(args, kwargs))
+            raise named from named.__cause__
 
     def prepare(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal low, high, submit, signature, binding
@@ -99,9 +105,9 @@ def translated(error: BaseException) -> BaseException:
 
         return ObjectStoreFullError(str(error))
     if kind is ConnectionError:
-        from ray.exceptions import LocalRayletDiedError
+        from ray._runtime import session
 
-        return LocalRayletDiedError(str(error))
+        return session.gone(error)  # type: ignore[arg-type]
     return error
 
 

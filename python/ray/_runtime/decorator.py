@@ -84,6 +84,7 @@ def _make(target: Any, options: dict[str, Any]) -> Any:
         return ActorClass._make(target, options)
     if isinstance(target, FunctionType) or type(target).__name__ in _COMPILED:
         opts.check(options, opts.TASK, "remote functions")
+        _refuse_coroutine(target)
         return RemoteFunction(target, options)
     if isinstance(target, RemoteFunction | ActorClass):
         message = f"{target!r} is remote already; change its options with .options(...)"
@@ -92,3 +93,16 @@ def _make(target: Any, options: dict[str, Any]) -> Any:
     else:
         message = f"ray.remote takes a function or a class, not a {type(target).__name__}"
     raise TypeError(message)
+
+
+_COROUTINE = 0x80  # of a code object's flags
+
+
+def _refuse_coroutine(function: Any) -> None:
+    code = getattr(function, "__code__", None)
+    if code is not None and code.co_flags & _COROUTINE:
+        message = (
+            f"{function.__qualname__} is an 'async def', which only methods of actors can be; in a task, call "
+            "asyncio.run() inside of a plain function"
+        )
+        raise ValueError(message)

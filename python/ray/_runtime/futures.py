@@ -13,6 +13,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from ray._runtime import session
+from ray._runtime.calls import translated
 
 if TYPE_CHECKING:
     import asyncio
@@ -82,6 +83,8 @@ def _gone() -> BaseException:
 class _LoopWatch:
     """The watch of one event loop. Used from that loop's thread only, but for `unbind`."""
 
+    lost_by_forks = True  # loop and thread are the parent's
+
     def __init__(self, loop: asyncio.AbstractEventLoop, core: Core) -> None:
         self._loop = weakref.ref(loop)
         self.watch = _Watch(core)
@@ -141,7 +144,7 @@ def as_asyncio_future(ref: ObjectRef[Any]) -> asyncio.Future[Any]:
         except StopIteration as error:  # which a future refuses
             future.set_exception(_stop_iteration(error))
         except BaseException as error:
-            future.set_exception(error)
+            future.set_exception(translated(error))
         else:
             future.set_result(value)
 
@@ -181,6 +184,8 @@ def when_stream_ready(stream: StreamRef) -> asyncio.Future[None]:
 
 class _ThreadWatch:
     """The watch of the thread that completes concurrent futures."""
+
+    lost_by_forks = True
 
     def __init__(self, core: Core) -> None:
         self.watch = _Watch(core)
@@ -234,7 +239,7 @@ def future_of(ref: ObjectRef[Any]) -> concurrent.futures.Future[Any]:
         try:
             value = core.get_one(ready)
         except BaseException as error:
-            future.set_exception(error)
+            future.set_exception(translated(error))
         else:
             future.set_result(value)
 

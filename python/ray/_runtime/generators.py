@@ -51,6 +51,10 @@ class ObjectRefGenerator(Generic[R]):
 
             message = f"the generator's next item was not there after {timeout_s} s"
             raise GetTimeoutError(message) from None
+        except ConnectionError as error:
+            from ray._runtime import session
+
+            raise session.gone(error) from None
         if ref is None:
             self._finished = True
             raise StopIteration

@@ -379,6 +379,22 @@ def encode_strategy(name: str, value: Any) -> bytes:
     raise _type_error(name, "a string or a strategy of ray.util.scheduling_strategies", value)
 
 
+def inherited_env(value: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a child asks for on top of the job's environment: its own, laid over that of the task that calls it."""
+    from ray._runtime import session
+
+    return merge_envs(session.worker_env, value) if session.worker_env or value else {}
+
+
+def merge_envs(under: Mapping[str, Any], over: Mapping[str, Any] | None) -> dict[str, Any]:
+    """One environment laid over another: variables are merged, everything else is replaced."""
+    merged = {**under, **(over or {})}
+    variables = {**(under.get("env_vars") or {}), **((over or {}).get("env_vars") or {})}
+    if variables:
+        merged["env_vars"] = variables
+    return merged
+
+
 def encode_env(value: Mapping[str, Any] | None) -> bytes:
     """A runtime environment as the node reads it: b"", or msgpack of its parts."""
     if not value:

@@ -19,9 +19,18 @@ from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-__all__ = ["deregister_serializer", "dump", "dumps", "load", "load_error", "loads", "register_serializer"]
+__all__ = [
+    "deregister_serializer",
+    "dump",
+    "dumps",
+    "load",
+    "load_error",
+    "loads",
+    "name_argument",
+    "register_serializer",
+]
 
 PROTOCOL = 5
 
@@ -156,20 +165,47 @@ def _pickler_class() -> type[pickle.Pickler]:
     return Pickler
 
 
-def _explain(value: Any, error: Exception) -> Exception:
+def name_argument(error: TypeError, call: str, arguments: Iterator[tuple[str, Any]]) -> TypeError:
+    """For an error of pickling a call's arguments as a whole: the same about the first that is at fault.
+
+    Args:
+        error: The error.
+        call: The function's name.
+        arguments: Each argument with its name.
+    """
+    from ray._core import ObjectRef
+
+    for name, value in arguments:
+        if type(value) is ObjectRef:
+            continue
+        try:
+            _dump_plainly(value)
+        except Exception as cause:
+            named = _explain(value, cause, f"argument {name!r} of {call}(), ", name.lstrip("*"))
+            if isinstance(named, TypeError):
+                named.__cause__ = cause
+                return named
+    return error
+
+
+def _dump_plainly(value: Any) -> None:
+    _make_pickler(io.BytesIO(), lambda _: None).dump(value)
+
+
+def _explain(value: Any, error: Exception, whose: str = "", name: str = "value") -> Exception:
     """The error to raise when `value` could not be pickled."""
     if isinstance(value, _BytesBeside):
         return error
     if isinstance(error, RecursionError) or "recursion" in str(error):
         message = (
-            f"could not serialize a {_type_name(value)}: it is nested deeper than Python's recursion limit "
+            f"could not serialize {whose}a {_type_name(value)}: it is nested deeper than Python's recursion limit "
             f"({sys.getrecursionlimit()}). Flatten it, or raise the limit with sys.setrecursionlimit()."
         )
         return TypeError(message)
     from ray.util.check_serialize import find_unpicklable
 
-    places = find_unpicklable(value)
-    text = f"could not serialize {_short(value)}: {error}."
+    places = find_unpicklable(value, name)
+    text = f"could not serialize {whose}{_short(value)}: {error}."
     if places:
         listed = "; ".join(f"{place} is {_short(part)}" for place, part in places)
         text += f" What cannot be pickled: {listed}."

@@ -7,6 +7,7 @@ the core is closed, so that the hot paths need not ask whether the core is still
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Protocol
@@ -29,9 +30,12 @@ namespace: str = ""
 session_name: str = ""
 temp_dir: str = ""
 node_ip_address: str = "127.0.0.1"
-runtime_env: dict[str, Any] = {}
+runtime_env: dict[str, Any] = {}  # the job's
+worker_env: dict[str, Any] = {}  # in a worker, what its tasks or its actor asked for on top of the job's
 default_actor_lifetime: str = "non_detached"
 context: Any = None  # what `ray.init` returned
+
+forked_from = 0  # in a forked child: the process that was in a cluster
 
 lock = threading.RLock()  # guards the transition between inside and outside; never held while user code runs
 
@@ -56,6 +60,7 @@ def ensure() -> Core:
     found = core
     if found is not None:
         return found
+    _refuse_forked()
     from ray._runtime import local
 
     with lock:
@@ -74,16 +79,57 @@ def require() -> Core:
     if core is None:
         from ray.exceptions import RaySystemError
 
+        _refuse_forked()
         message = "Ray has not been started in this process. Call ray.init() first."
         raise RaySystemError(message)
     return core
 
 
+def _refuse_forked() -> None:
+    if forked_from:
+        from ray.exceptions import RaySystemError
+
+        message = (
+            f"This process was forked from process {forked_from}, which is in a cluster; a fork is not part of it and "
+            "cannot use its references and handles. Use tasks or actors instead of forks, hand values over as they "
+            "are, or call ray.init() here for a cluster of this process's own."
+        )
+        raise RaySystemError(message)
+
+
 def attach(new: Core, new_mode: int) -> None:
     """Makes `new` this process's core."""
-    global core, mode
+    global core, mode, forked_from
     assert core is None, "a process is in one cluster at a time"
-    core, mode = new, new_mode
+    core, mode, forked_from = new, new_mode, 0
+    _watch_forks()
+
+
+_forks_watched = False
+_of_parent: list[Any] = []  # kept for ever, so that nothing of the parent's is torn down here
+
+
+def _watch_forks() -> None:
+    global _forks_watched
+    if not _forks_watched:
+        os.register_at_fork(after_in_child=_leave_to_parent)
+        _forks_watched = True
+
+
+def _leave_to_parent() -> None:
+    """In a forked child of the user's program: the cluster stays the parent's, and this process is in none."""
+    global core, context, mode, forked_from, lock, worker_env
+    lock = threading.RLock()  # another thread of the parent may have held it
+    if core is None:
+        return
+    _of_parent.append((core, context))
+    core.abandon()
+    core, context, mode, worker_env = None, None, SCRIPT_MODE, {}
+    forked_from = os.getppid()
+    for each in list(_bound):
+        if not getattr(each, "lost_by_forks", False):
+            each.unbind()
+    _bound.clear()
 
 
 def detach() -> Core | None:
@@ -115,6 +161,8 @@ def request(op: str, timeout_s: float | None = 30.0, **arguments: Any) -> Any:
         reply = found.request(op, body, timeout_s)
     except RuntimeError as error:
         raise _refusal(error) from None
+    except ConnectionError as error:
+        raise gone(error) from None
     return msgspec.msgpack.decode(reply) if reply else None
 
 
@@ -127,6 +175,19 @@ def _refusal(error: RuntimeError) -> Exception:
         name, message = error.args
         return _REFUSALS.get(name, RuntimeError)(message)
     return error
+
+
+def gone(error: ConnectionError) -> Exception:
+    """Ray's exception for what the core says when its node cannot be reached any more."""
+    from ray.exceptions import LocalRayletDiedError, RaySystemError
+
+    if core is None:
+        return RaySystemError("ray.shutdown() was called meanwhile")
+    logs = f" What it said last is in {temp_dir}/{session_name}/logs/node.log." if session_name else ""
+    return LocalRayletDiedError(
+        f"The node's manager process has died ({error}), and with it every task, actor and object on the node.{logs} "
+        "Call ray.shutdown() and ray.init() to go on with a new cluster; values have to be made again."
+    )
 
 
 def hooks() -> Any:

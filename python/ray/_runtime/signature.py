@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import sys
 from types import FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["Signature", "of_class", "of_function"]
 
@@ -57,6 +60,18 @@ class Signature:
             self._name, self._positional, self._required, self._positional_only, self._keyword_only,
             self._keyword_only_needed, *self._open, self._bound,
         )  # fmt: skip
+
+    @property
+    def name(self) -> str:
+        """The callable's name."""
+        return self._name
+
+    def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+        """The arguments of a call that fits, each with its parameter's name; surplus ones are numbered."""
+        names = self._positional
+        for index, value in enumerate(args):
+            yield names[index] if index < len(names) else f"*args[{index - len(names)}]", value
+        yield from kwargs.items()
 
     def check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Raises TypeError when a call with these arguments does not fit."""

@@ -184,7 +184,10 @@ def wait(
         message = f"num_returns must be from 1 to the number of references ({count}), not {num_returns}"
         raise ValueError(message)
     core = session.core or session.ensure()
-    split = core.wait(ray_waitables, num_returns, timeout)  # raises ValueError for duplicates
+    try:
+        split = core.wait(ray_waitables, num_returns, timeout)  # raises ValueError for duplicates
+    except ConnectionError as error:
+        raise translated(error) from None
     if split is None:
         return _wait_mixed(core, ray_waitables, num_returns, timeout)
     return split

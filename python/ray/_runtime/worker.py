@@ -36,6 +36,8 @@ __all__ = ["Worker", "main", "prepare"]
 
 TASK, ACTOR_CREATION, ACTOR_METHOD = 0, 1, 2
 
+FUNCTIONS_MAX = 512  # functions kept unpickled; the one loaded first goes, and is loaded anew if it is called again
+
 TELL_AGAIN_S = 0.01  # how long a leaving thread waits for the main thread to notice, before it tells it again
 
 
@@ -81,6 +83,7 @@ class Worker:
         self.bound_methods: dict[str, Callable[..., Any]] = {}
         self.leaving: Leave | None = None
         self._heard = threading.Event()  # the main thread knows that another one leaves
+        self._env_known = False
         self.creation: Task | None = None
 
     # --- loops ---------------------------------------------------------------------------------------------------
@@ -174,7 +177,7 @@ class Worker:
             running[thread] = task.id
             value = function(*args, **kwargs)
             if task.num_returns != 1:
-                value = self.collect(task, value)
+                value = self.collect(task, value, retry)
             running.pop(thread, None)
         except BaseException as error:
             running.pop(thread, None)
@@ -187,16 +190,14 @@ class Worker:
         except Exception as error:  # not what num_returns promises, or it cannot be pickled
             self.failed(task, error, False)
 
-    def collect(self, task: Task, value: Any) -> Any:
+    def collect(self, task: Task, value: Any, retry: Any) -> Any:
         """Turns what a generator yields into what the core takes."""
         wanted = task.num_returns
         if wanted == STREAMING:
             self._stream(task, value)
             return _STREAMED
         if wanted == DYNAMIC:
-            from ray._runtime.generators import DynamicObjectRefGenerator
-
-            return DynamicObjectRefGenerator([self.core.put(item) for item in value])
+            return self._dynamic(task, value, retry)
         if hasattr(value, "__next__"):
             return list(value)
         return value
@@ -213,6 +214,33 @@ class Worker:
         self.running.pop(threading.get_ident(), None)
         task.finish_stream()
 
+    def _dynamic(self, task: Task, value: Any, retry: Any) -> Any:
+        """Sends the items, which are the caller's from then on; returns the list of their references."""
+        from ray._runtime.generators import DynamicObjectRefGenerator
+
+        if not hasattr(value, "__iter__"):
+            message = (
+                f"{task.name} has num_returns='dynamic' and must return something to iterate over, "
+                f"not a {type(value).__name__}"
+            )
+            raise TypeError(message)
+        count = 0
+        try:
+            for item in value:
+                task.yield_item(item)
+                count += 1
+        except Exception as error:
+            if self._is_retryable(task, error, retry) or isinstance(error, ActorExit):
+                raise
+            # What came before the exception counts; whoever reads on finds it in its place.
+            task.yield_error(self.describe(task, translated(error)))
+            count += 1
+        return DynamicObjectRefGenerator([task.item(index) for index in range(1, count + 1)])
+
+    @staticmethod
+    def _is_retryable(task: Task, error: BaseException, retry: Any) -> bool:
+        return task.retry_exceptions and (retry is True or (bool(retry) and isinstance(error, retry)))
+
     def failed(self, task: Task, error: BaseException, retry: Any) -> None:
         """Sends what user code raised; leaves the process when it asked for that."""
         if isinstance(error, Leave):  # another thread has left; this one was interrupted for it
@@ -225,7 +253,7 @@ class Worker:
         if isinstance(error, KeyboardInterrupt):
             self.cancelled(task)
             return
-        retryable = task.retry_exceptions and (retry is True or (bool(retry) and isinstance(error, retry)))
+        retryable = self._is_retryable(task, error, retry)
         described = self.describe(task, translated(error))
         if task.num_returns == STREAMING and not retryable:
             end_stream(task, described)
@@ -279,10 +307,20 @@ class Worker:
         """The task's function; None after the task was failed because there is none."""
         loaded = self.functions.get(task.function_id)
         if loaded is None:
-            loaded = self.functions[task.function_id] = _load(task)
+            if len(self.functions) >= FUNCTIONS_MAX:
+                del self.functions[next(iter(self.functions))]
+            loaded = self.functions[task.function_id] = self._load(task)
         if isinstance(loaded, BaseException):
             task.fail(loaded, retryable=False)
             return None
+        return loaded
+
+    def _load(self, task: Task) -> Loaded | BaseException:
+        loaded = _load(task)
+        if not self._env_known and isinstance(loaded, Loaded):
+            # A worker serves one environment for its whole life: the first to come names it.
+            self._env_known = True
+            membership.worker_env = loaded.meta.get("runtime_env") or {}
         return loaded
 
     def arguments(self, task: Task) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -306,7 +344,7 @@ class Worker:
 
     def _create_actor(self, task: Task) -> None:
         self.set_gpus(task.gpu_ids)
-        loaded = self.functions.get(task.function_id) or _load(task)
+        loaded = self.functions.get(task.function_id) or self._load(task)
         try:
             if isinstance(loaded, BaseException):
                 raise loaded

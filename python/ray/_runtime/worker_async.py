@@ -121,7 +121,7 @@ class _Runner:
             if hasattr(value, "__await__") and type(value) is not _core.ObjectRef:
                 value = await value
             if task.num_returns != 1:
-                value = await self._collect(task, value)
+                value = await self._collect(task, value, retry)
         except asyncio.CancelledError:
             if self._stopping or self._core.cancelled(task.id):
                 raise
@@ -137,11 +137,11 @@ class _Runner:
         except Exception as error:  # not what num_returns promises, or it cannot be pickled
             worker.failed(task, error, False)
 
-    async def _collect(self, task: Task, value: Any) -> Any:
+    async def _collect(self, task: Task, value: Any, retry: Any) -> Any:
         if not hasattr(value, "__aiter__"):
-            return self._worker.collect(task, value)
+            return self._worker.collect(task, value, retry)
         if task.num_returns != STREAMING:
-            return self._worker.collect(task, iter([item async for item in value]))
+            return self._worker.collect(task, iter([item async for item in value]), retry)
         # Where the consumer limits what may be unread, handing over an item can block: then another thread does it.
         may_block = task.backpressure > 0
         loop = asyncio.get_running_loop()

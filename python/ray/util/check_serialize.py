@@ -89,10 +89,10 @@ def _hashable(failure: FailureTuple) -> FailureTuple:
     return FailureTuple(wrap(failure.obj), failure.path, wrap(failure.parent))
 
 
-def find_unpicklable(value: Any) -> list[tuple[str, Any]]:
+def find_unpicklable(value: Any, name: str = "value") -> list[tuple[str, Any]]:
     """The smallest parts of `value` that cannot be pickled, each with its place written as an expression."""
     found: list[tuple[str, Any]] = []
-    for failure in _search(value, "value", (), None, 4, _Budget()):
+    for failure in _search(value, name, (), None, 4, _Budget()):
         if failure.obj is value:
             continue
         place = failure.path[0] + "".join(part if part[0] in ".[" else f" {part}" for part in failure.path[1:])

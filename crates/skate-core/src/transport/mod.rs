@@ -231,7 +231,7 @@ impl Transport {
     /// Starts. A process other than the node is joined to its node when this returns.
     pub fn start(config: Config, handler: Arc<dyn Handler>) -> Result<Arc<Self>, StartError> {
         let system = |what| move |source| StartError::System { what, source };
-        fork::install().map_err(system("a descriptor"))?;
+        fork::install();
         let poller = Arc::new(Poller::new().map_err(system("an epoll instance"))?);
         let listeners = config
             .listeners
@@ -483,7 +483,8 @@ impl Transport {
         drop(self.gate.take_poller());
     }
 
-    fn is_foreign_process(&self) -> bool {
+    /// Whether this process is a forked child of the one that started the transport.
+    pub fn is_foreign_process(&self) -> bool {
         fork::forked_since(self.generation)
     }
 
