@@ -34,6 +34,8 @@ bench: $(VENV)/.dev bench/.venv-ray/.installed  ## compare with Ray, side by sid
 lint: $(VENV)/.built $(VENV)/.dev  ## formatting, clippy, ruff, mypy, layer contracts
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --quiet -- -D warnings
+	@if command -v cargo-deny >/dev/null; then cargo deny --log-level error check; \
+	else echo 'cargo-deny is not installed: licences, advisories and duplicates of crates were not checked'; fi
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

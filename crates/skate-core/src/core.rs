@@ -285,6 +285,7 @@ impl Core {
         if state.closed.is_none() {
             state.closed = Some(why.to_owned());
         }
+        #[expect(clippy::iter_over_hash_type, reason = "whoever waits is woken, in whatever order")]
         for watch in state.watches.values() {
             match watch {
                 Watch::Thread(waiter) => waiter.missing.store(0, Ordering::Release),

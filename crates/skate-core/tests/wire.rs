@@ -1,6 +1,6 @@
 //! Bodies of messages to and from the node, byte for byte; `tests/test_wire.py` reads the same bytes in Python.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use skate_core::node_wire as wire;
 use skate_proto::ids::{ActorId, LeaseId, ProcId, SegmentId};
@@ -10,7 +10,7 @@ const GOLDEN: &str = include_str!("../../../tests/golden/wire.txt");
 const ACTOR: ActorId = ActorId { proc: ProcId(11), seq: 12 };
 
 /// The bodies by name, with the kinds that they travel as.
-fn golden() -> HashMap<&'static str, (u8, Vec<u8>)> {
+fn golden() -> BTreeMap<&'static str, (u8, Vec<u8>)> {
     let line = |line: &'static str| {
         let mut words = line.split_whitespace();
         let kind = words.next()?.parse().ok()?;

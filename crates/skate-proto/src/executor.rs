@@ -238,6 +238,7 @@ impl Executor {
         let mut by_owner: Vec<(ProcId, Vec<TaskId>)> = Vec::new();
         let mut counted = Vec::new();
         // The running task's owner learns that the worker is blocked even when nothing goes back.
+        #[expect(clippy::iter_over_hash_type, reason = "what is collected is sorted below")]
         for running in self.running.values() {
             if !by_owner.iter().any(|(owner, _)| *owner == running.owner) {
                 by_owner.push((running.owner, Vec::new()));
@@ -302,6 +303,7 @@ impl Executor {
     }
 
     pub fn handle_cancel(&mut self, task: TaskId, out: &mut Out) -> (CancelStep, Vec<ObjectId>) {
+        #[expect(clippy::iter_over_hash_type, reason = "a task is in one queue")]
         for queue in self.queues.values_mut() {
             if let Some(at) = queue.iter().position(|w| w.task == task) {
                 let Some(work) = queue.remove(at) else { continue };
@@ -336,6 +338,7 @@ impl Executor {
     /// Returns counted references, and the tasks to interrupt.
     pub fn handle_process_gone(&mut self, proc: ProcId) -> (Vec<ObjectId>, Vec<TaskId>) {
         let mut counted = Vec::new();
+        #[expect(clippy::iter_over_hash_type, reason = "what is collected is sorted below")]
         for queue in self.queues.values_mut() {
             queue.retain(|work| {
                 let keep = work.owner != proc || work.kind == WorkKind::CreateActor;
@@ -349,12 +352,14 @@ impl Executor {
         ids.sort_unstable();
         self.handle_forget(proc, &ids);
         let mut tasks = Vec::new();
+        #[expect(clippy::iter_over_hash_type, reason = "what is collected is sorted below")]
         for (task, running) in &mut self.running {
             if running.owner == proc && !self.is_actor {
                 running.consumer_gone = true;
                 tasks.push(*task);
             }
         }
+        counted.sort_unstable();
         tasks.sort_unstable();
         (counted, tasks)
     }

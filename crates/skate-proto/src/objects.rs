@@ -380,6 +380,7 @@ impl Objects {
         }
         let mut swept = Vec::new();
         let mut orphans = Vec::new();
+        #[expect(clippy::iter_over_hash_type, reason = "what is collected is sorted below")]
         for (&id, entry) in &mut self.entries {
             let before = entry.borrowers.len();
             entry.borrowers.retain(|(p, _)| *p != proc);
