@@ -333,6 +333,8 @@ impl Owner {
     pub(crate) fn last_handle_gone(&mut self, actor: ActorId, out: &mut Out) {
         let Some(client) = self.actors.get(&actor) else { return };
         if actor.proc != self.me || matches!(client.state, ActorState::Dead(_)) {
+            // The last handle may have been that of a call which fails because the actor is dead.
+            self.forget_creation(actor, out);
             self.actors.remove(&actor);
         } else if !client.detached {
             if self.is_unborn(actor) {
