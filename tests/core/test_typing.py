@@ -33,8 +33,7 @@ def test_a_correct_program_has_no_complaints(check):
         def square(x: int) -> int:
             return x * x
 
-        # As @ray.remote makes it; but mypy does not apply the decorators of classes.
-        class PlainCounter:
+        class Plain:
             def __init__(self, start: int = 0) -> None:
                 self.value = start
 
@@ -42,7 +41,7 @@ def test_a_correct_program_has_no_complaints(check):
                 self.value += 1
                 return self.value
 
-        Counter = ray.remote(PlainCounter)
+        Counter = ray.remote(Plain)  # mypy takes no notice of what a decorator makes of a class
 
         ray.init(num_cpus=1)
         reference: ray.ObjectRef[int] = square.remote(2)

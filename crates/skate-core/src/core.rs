@@ -40,9 +40,13 @@ pub const BLOCK_AFTER: Duration = Duration::from_micros(200);
 /// How often a wait of the program's main thread looks for signals. One that comes while the thread is
 /// busy with messages, or just before it goes to sleep, does not interrupt it.
 pub const LOOK_FOR_SIGNALS: Duration = Duration::from_millis(100);
+/// How often a value may be gone from where its owner said it was before its reader gives up. Each time takes
+/// another loss, or an answer that crossed the report of the last one.
+const LOSSES_MAX: u32 = 16;
 /// Log lines that the driver has not printed; beyond, the oldest are dropped and counted.
 const LOG_LINES_MAX: usize = 10_000;
 const TIMER_TOKEN: u64 = u64::MAX;
+const NO_DESCRIPTOR: &str = "this process has as many descriptors open as it may (ulimit -n), and could not take one for shared memory";
 
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -59,6 +63,9 @@ pub enum CoreError {
     StoreFull(String),
     #[error("{0}")]
     Store(String),
+    /// The node does not have the segment any more.
+    #[error("{0}")]
+    SegmentGone(String),
     #[error("{0} calls of this process to the actor are unfinished already")]
     TooManyPendingCalls(u32),
 }
@@ -70,6 +77,8 @@ enum Answer {
     Reply { ok: bool, body: Vec<u8> },
     Segment { segment: SegmentId, size: u64, fd: OwnedFd },
     Denied(String),
+    /// This process can open no more descriptors.
+    NoDescriptor,
 }
 
 /// A thread that waits for a number of events.
@@ -572,10 +581,44 @@ impl Core {
         });
     }
 
-    /// The values of ready objects. Stored ones are mapped and hold a count on their object.
+    /// Waits for the values of objects. Those that were lost with their segment are waited for anew.
+    pub fn get(&self, ids: &[ObjectId], deadline: Option<Instant>) -> Result<Vec<Fetched>, CoreError> {
+        let mut losses = 0;
+        loop {
+            self.wait_ready(ids, ids.len(), deadline)?;
+            match self.fetch(ids) {
+                Err(CoreError::SegmentGone(_)) if losses < LOSSES_MAX => losses += 1,
+                other => return other,
+            }
+        }
+    }
+
+    /// A stored value whose location came along with the caller's work.
+    pub fn get_at(&self, object: ObjectId, location: Location) -> Result<Fetched, CoreError> {
+        match self.map(location.segment) {
+            Ok(mapping) => {
+                self.retain(object);
+                Ok(Fetched::Stored { object, mapping, location })
+            }
+            Err(CoreError::SegmentGone(_)) => {
+                self.report_missing(object, location.segment);
+                let mut fetched = self.get(&[object], None)?;
+                fetched.pop().ok_or_else(|| CoreError::Store("no value".into()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn report_missing(&self, object: ObjectId, segment: SegmentId) {
+        self.step(|state, now| state.owner.report_missing(object, segment, now, &mut state.out));
+    }
+
+    /// The values of ready objects. Stored ones are mapped and hold a count on their object. What is lost is
+    /// reported before the error is returned.
     pub fn fetch(&self, ids: &[ObjectId]) -> Result<Vec<Fetched>, CoreError> {
         let mut fetched = Vec::with_capacity(ids.len());
         let mut unmapped = Vec::new();
+        let mut failed = None;
         {
             let mut state = self.state.lock();
             for (at, &id) in ids.iter().enumerate() {
@@ -593,21 +636,24 @@ impl Core {
                         }
                     }
                     None => {
-                        let text = state.closed.clone().unwrap_or_else(|| format!("object {id} is not ready"));
-                        return Err(CoreError::Closed(text));
+                        // Lost, and reported by another thread, since it was waited for.
+                        let lost = || CoreError::SegmentGone(format!("object {id} was lost"));
+                        failed = Some(state.closed.clone().map_or_else(lost, CoreError::Closed));
+                        break;
                     }
                 }
             }
         }
-        let mut failed = None;
         for (at, object, location) in unmapped {
-            match failed.is_none().then(|| self.map(location.segment)) {
-                Some(Ok(mapping)) => fetched[at] = Fetched::Stored { object, mapping, location },
-                Some(Err(error)) => {
-                    failed = Some(error);
+            match self.map(location.segment) {
+                Ok(mapping) => fetched[at] = Fetched::Stored { object, mapping, location },
+                Err(error) => {
+                    if matches!(error, CoreError::SegmentGone(_)) {
+                        self.report_missing(object, location.segment);
+                    }
                     self.release(object);
+                    failed = Some(error);
                 }
-                None => self.release(object),
             }
         }
         match failed {
@@ -871,6 +917,7 @@ impl Core {
                     self.store.add_segment(segment, size, &fd).map_err(|e| CoreError::Store(e.to_string()))?;
                 }
                 Answer::Denied(message) => return Err(CoreError::StoreFull(message)),
+                Answer::NoDescriptor => return Err(CoreError::Store(NO_DESCRIPTOR.into())),
                 _ => return Err(CoreError::Store("the node answered a segment request with something else".into())),
             }
         }
@@ -888,7 +935,8 @@ impl Core {
         }
         match self.ask(node_wire::SEGMENT_MAP, &node_wire::segment(segment), None)? {
             Answer::Segment { segment, size, fd } => self.store.map_readonly(segment, size, &fd).map_err(|e| CoreError::Store(e.to_string())),
-            Answer::Denied(message) => Err(CoreError::Store(message)),
+            Answer::Denied(message) => Err(CoreError::SegmentGone(message)),
+            Answer::NoDescriptor => Err(CoreError::Store(NO_DESCRIPTOR.into())),
             _ => Err(CoreError::Store("the node answered a map request with something else".into())),
         }
     }
@@ -1140,7 +1188,7 @@ impl Core {
             FromNode::SegmentGranted { segment, size } | FromNode::SegmentMapped { segment, size } => {
                 let answer = match fd {
                     Some(fd) => Answer::Segment { segment, size, fd },
-                    None => Answer::Denied("the node sent a segment without its descriptor".into()),
+                    None => Answer::NoDescriptor,
                 };
                 self.answered(state, corr, answer);
             }
