@@ -264,7 +264,7 @@ fn a_lost_value_is_made_again_and_a_put_one_is_reported() {
     let f = bench.function(3);
     let task = bench.submit(f);
     bench.lend(1, WORKER);
-    let location = skate_proto::location::Location { segment: skate_proto::ids::SegmentId(5), lessee: WORKER, offset: 0, len: 1 << 20 };
+    let location = Location { segment: SegmentId(5), lessee: WORKER, offset: 0, len: 1 << 20 };
     let stored = Value::Stored { location, refs: vec![] };
     let done = Done { task, results: vec![stored.clone()], retryable: false, run_ns: 1000, items: 0 };
     bench.owner.handle_message(WORKER, Msg::Done(done), bench.now, &mut bench.out);
