@@ -389,7 +389,7 @@ def test_old_crashed_sessions_are_swept_and_living_ones_are_not(surroundings: Pa
         path, dead_lock = session.create()
         os.close(dead_lock)
         dead.append(f"session_20200101-00000{second}_1_000000")
-        os.rename(path, surroundings / dead[-1])
+        Path(path).rename(surroundings / dead[-1])
     fresh = surroundings / "session_being_made"
     fresh.mkdir()
     (surroundings / "keep").mkdir()

@@ -62,13 +62,15 @@ class NodeProcess:
     def close(self, timeout: float | None = 5.0) -> int:
         """Let the node end, with everything on it; returns its exit status. After `timeout` it is killed.
 
-        Its workers die with it in either case.
+        Its workers die with it in either case. If it had crashed before, its directory stays, for the logs in it.
         """
         self._close_lifeline()
-        if self.poll() is None and not self._wait(timeout):
+        stuck = self.poll() is None and not self._wait(timeout)
+        if stuck:
             os.kill(self.pid, signal.SIGKILL)
             self._wait(None)
-        session.remove(self.session_dir)  # the node does so itself, unless it was killed
+        if stuck or self.poll() == 0:
+            session.remove(self.session_dir)  # the node does so itself, unless it had to be killed
         status = self.poll()
         assert status is not None
         return status

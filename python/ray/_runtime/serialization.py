@@ -21,7 +21,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["deregister_serializer", "dump", "dumps", "load", "load_error", "loads", "name_argument", "register_serializer"]
+__all__ = [
+    "deregister_serializer",
+    "dump",
+    "dumps",
+    "load",
+    "load_error",
+    "loads",
+    "name_argument",
+    "register_serializer",
+]
 
 PROTOCOL = 5
 
@@ -156,9 +165,7 @@ def _pickler_class() -> type[pickle.Pickler]:
     return Pickler
 
 
-def name_argument(
-    error: TypeError, call: str, arguments: Iterator[tuple[str, Any]]
-) -> TypeError:
+def name_argument(error: TypeError, call: str, arguments: Iterator[tuple[str, Any]]) -> TypeError:
     """For an error of pickling a call's arguments as a whole: the same about the first that is at fault.
 
     Args:
