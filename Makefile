@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUST := $(shell find crates -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock
+NEED_CARGO := command -v cargo >/dev/null || { echo 'Skate is built with cargo: install Rust 1.88 or newer \
+(https://rustup.rs, or the packages of your system), and see that cargo is on your PATH.' >&2; exit 1; }
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
@@ -14,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */: /' | awk -F': ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-demo: $(VENV)/.built $(VENV)/.examples  ## index the standard library's source on all cores
+demo: $(VENV)/.built $(VENV)/.demo  ## index the standard library's source on all cores
 	@$(BIN)/python examples/index_source.py
 
 test: test-rust test-python  ## the whole test suite
@@ -23,8 +25,7 @@ test-rust: $(VENV)/.built
 	cargo test --workspace --exclude skate-py --quiet
 
 test-python: $(VENV)/.built $(VENV)/.dev
-	$(BIN)/python -m pytest tests/api_unit  # on a core of one process: a run of its own
-	$(BIN)/python -m pytest tests --ignore tests/api_unit
+	$(BIN)/python -m pytest tests
 
 bench: $(VENV)/.dev bench/.venv-ray/.installed  ## compare with Ray, side by side (installs Ray under bench/)
 	$(BIN)/maturin develop --release --quiet && touch $(VENV)/.built
@@ -33,6 +34,8 @@ bench: $(VENV)/.dev bench/.venv-ray/.installed  ## compare with Ray, side by sid
 lint: $(VENV)/.built $(VENV)/.dev  ## formatting, clippy, ruff, mypy, layer contracts
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --quiet -- -D warnings
+	@if command -v cargo-deny >/dev/null; then cargo deny --log-level error check; \
+	else echo 'cargo-deny is not installed: licences, advisories and duplicates of crates were not checked'; fi
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -49,26 +52,24 @@ clean:  ## remove everything that was built
 	rm -rf $(VENV) target dist bench/.venv-ray
 
 $(VENV)/.tools:
-	@command -v cargo >/dev/null || { echo 'Skate is built with cargo: install Rust 1.88 or newer (https://rustup.rs, or the packages of your system).' >&2; exit 1; }
+	@$(NEED_CARGO)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'Skate needs Python 3.11 or newer: make PYTHON=python3.12' >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install 'maturin>=1.9,<2'
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.tools pyproject.toml $(RUST)
-	$(BIN)/maturin develop --quiet
+	@$(NEED_CARGO)
+	@echo 'Compiling the Rust core; the first time takes a minute or two.'
+	@$(BIN)/maturin develop --quiet >$(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
 	@$(BIN)/python -m compileall -q python/ray
 	@touch $@
 
 $(VENV)/requirements-%.txt: $(VENV)/.tools pyproject.toml
 	@$(BIN)/python -c 'import sys, tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]]))' $* > $@
 
-$(VENV)/.examples: $(VENV)/requirements-examples.txt
-	$(PIP) install -r $(VENV)/requirements-examples.txt
-	@touch $@
-
-$(VENV)/.dev: $(VENV)/requirements-dev.txt
-	$(PIP) install -r $(VENV)/requirements-dev.txt
+$(VENV)/.demo $(VENV)/.dev: $(VENV)/.%: $(VENV)/requirements-%.txt
+	$(PIP) install -r $<
 	@touch $@
 
 bench/.venv-ray/.installed:

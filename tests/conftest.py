@@ -93,6 +93,13 @@ class ClusterKeeper:
 @pytest.fixture(scope="session")
 def cluster_keeper():
     keeper = ClusterKeeper()
+    if not on_original_ray():
+        # What the first cluster of a process leaves for good (one descriptor that guards against forks, and
+        # the directory of the user's sessions) is there before anything is measured.
+        import ray
+
+        ray.init(num_cpus=1, logging_level="ERROR", log_to_driver=False)
+        ray.shutdown()
     yield keeper
     keeper.stop()
 

@@ -238,7 +238,8 @@ class WorkerDied(Message, frozen=True):
 
 class Deaths(Message, frozen=True):
     """Processes that have ended, with a sentence on each. To every core, soon but not at once: whoever had to do
-    with one of them knows already, by `WorkerDied` or by the loss of its connection; this is for the books."""
+    with one of them knows already, by `WorkerDied` or by the loss of its connection; this is for the books.
+    """
 
     dead: list[tuple[int, str]]
 

@@ -29,12 +29,15 @@ _CARRIED = ("__name__", "__qualname__", "__doc__", "__module__", "__annotations_
 
 
 class Pickled:
-    """A function's or class's pickled form, for one core; shared by all its variants."""
+    """A function's or class's pickled form, for one core; shared by all its variants.
 
-    __slots__ = ("code", "core")
+    The core is named by its process number: a function of a module outlives it, and must not keep it.
+    """
+
+    __slots__ = ("code", "proc")
 
     def __init__(self) -> None:
-        self.core: Core | None = None
+        self.proc = 0
         self.code = b""
 
     def get(self, core: Core, function: Any) -> bytes:
@@ -43,11 +46,11 @@ class Pickled:
         Raises:
             TypeError: If the function cannot be pickled; the message says which part of it.
         """
-        if self.core is not core:
+        if self.proc != core.proc:
             from ray._runtime import serialization
 
             self.code = serialization.dumps(function)
-            self.core = core
+            self.proc = core.proc
         return self.code
 
 

@@ -60,7 +60,7 @@ DRIVER = """
 def wait_for_ready(process):
     for line in process.stdout:
         if line.startswith("ready"):
-            return [int(pid) for pid in line.split()[1:]]
+            return [int(word) if word.isdigit() else word for word in line.split()[1:]]
     raise AssertionError(process.stderr.read())
 
 
@@ -473,7 +473,6 @@ def test_the_death_of_the_node_process_is_an_error_and_never_a_hang(no_cluster):
         import ray
 
         context = ray.init(num_cpus=1)
-        print(context["session_dir"], flush=True)
 
         @ray.remote(max_retries=0)
         def long():
@@ -482,7 +481,7 @@ def test_the_death_of_the_node_process_is_an_error_and_never_a_hang(no_cluster):
 
         reference = long.remote()
         ray.get(ray.remote(num_cpus=0)(lambda: 1).remote())
-        print("ready", ray.nodes()[0].get("Pid", 0), flush=True)
+        print("ready", ray.nodes()[0].get("Pid", 0), context.address_info["session_dir"], flush=True)
         try:
             ray.get(reference, timeout=30)
         except ray.exceptions.GetTimeoutError:
@@ -499,8 +498,7 @@ def test_the_death_of_the_node_process_is_an_error_and_never_a_hang(no_cluster):
         ray.init(num_cpus=1)
         print("again:", ray.get(ray.remote(lambda: 7).remote()))
     """) as process:
-        directory = Path(process.stdout.readline().strip())
-        (node,) = wait_for_ready(process)
+        node, directory = wait_for_ready(process)
         node = node or _node_process_of(process.pid)
         os.kill(node, signal.SIGKILL)
         output, errors = process.communicate(timeout=25)
@@ -510,7 +508,7 @@ def test_the_death_of_the_node_process_is_an_error_and_never_a_hang(no_cluster):
     assert f"{directory}/logs/node.log" in lines[0]
     assert lines[-1] == "again: 7"
     # What it said last is kept for whoever wants to know.
-    assert "listens" in (directory / "logs" / "node.log").read_text()
+    assert "listens" in (Path(directory) / "logs" / "node.log").read_text()
     shutil.rmtree(directory)
 
 
@@ -545,3 +543,65 @@ def test_a_low_limit_of_descriptors_ends_in_an_error_or_in_success_but_never_han
             print("all", len(actors))
     """)
     assert re.search(r"^(error: (?!GetTimeoutError)|all 100)", output, re.MULTILINE), plain(errors)
+
+
+@pytest.mark.skate
+def test_the_node_raises_a_low_soft_limit_of_descriptors(no_cluster):
+    _, output, errors = run_driver("""
+        import os, resource
+        from pathlib import Path
+        hard = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 4096)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+        import ray
+        ray.init(num_cpus=1)
+
+        @ray.remote
+        def limit():
+            return resource.getrlimit(resource.RLIMIT_NOFILE)
+
+        print("worker", ray.get(limit.remote())[0] == hard)
+        print("driver", resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 100)
+    """)
+    assert "worker True" in output, plain(errors)
+    assert "driver True" in output
+
+
+@pytest.mark.skate
+def test_strangers_and_garbage_on_the_socket_of_the_node_harm_nobody(fresh_cluster):
+    import random
+    import socket
+
+    fresh_cluster(num_cpus=1)
+    node = _node_process_of(os.getpid())
+    (path,) = Path(os.environ["TMPDIR"]).glob("ray-*/session_*/node.sock")
+
+    @ray.remote
+    def ping():
+        return "pong"
+
+    assert ray.get(ping.remote(), timeout=20) == "pong"
+    dice = random.Random(5)
+    before = len(os.listdir(f"/proc/{node}/fd"))
+    held = []
+    for size in [0, 1, 7, 64, 200, 5000, 300_000]:
+        with socket.socket(socket.AF_UNIX) as stranger:
+            stranger.connect(str(path))
+            stranger.settimeout(10)
+            try:
+                stranger.sendall(dice.randbytes(size))
+                stranger.shutdown(socket.SHUT_WR)
+                while stranger.recv(65536):
+                    pass
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # closed while it was still sending
+        silent = socket.socket(socket.AF_UNIX)
+        silent.connect(str(path))
+        held.append(silent)
+        assert ray.get(ping.remote(), timeout=20) == "pong"
+    for silent in held:
+        silent.close()
+    wait_until(lambda: len(os.listdir(f"/proc/{node}/fd")) <= before, what="closing of the strangers")
+    log = (path.parent / "logs" / "node.log").read_text()
+    assert "Traceback" not in log
+    assert len(log.splitlines()) < 30, log
+    assert ray.get([ping.remote() for _ in range(20)], timeout=20) == ["pong"] * 20

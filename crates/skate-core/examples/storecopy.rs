@@ -35,11 +35,11 @@ fn main() {
         let mut plain = vec![1u8; len];
         let memcpy = rate(len, 10, || plain.copy_from_slice(&source));
         let cold = rate(len, 3, || {
-            let store = Store::new(ProcId(1)).unwrap();
+            let store = Store::new(ProcId(1));
             lease(&store, 1, store.request_bytes(len as u64).max(len as u64));
             copy_into(&store.alloc(len as u64).unwrap(), &[(0, &source)]);
         });
-        let store = Store::new(ProcId(1)).unwrap();
+        let store = Store::new(ProcId(1));
         lease(&store, 1, store.request_bytes(len as u64));
         let warm = rate(len, 10, || {
             let block = store.alloc(len as u64).unwrap();
@@ -52,7 +52,7 @@ fn main() {
             "{mib:4} MiB: memcpy {memcpy:5.2} GB/s, warm block {warm:5.2}, cold block {cold:5.2}"
         );
     }
-    let store = Store::new(ProcId(1)).unwrap();
+    let store = Store::new(ProcId(1));
     lease(&store, 1, 64 << 20);
     let begin = Instant::now();
     let rounds = 1_000_000u64;

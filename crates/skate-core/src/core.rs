@@ -5,7 +5,7 @@
 //! for microseconds and never while taking the interpreter lock; user threads and the I/O thread share
 //! it. Nothing here knows Python.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -40,9 +40,13 @@ pub const BLOCK_AFTER: Duration = Duration::from_micros(200);
 /// How often a wait of the program's main thread looks for signals. One that comes while the thread is
 /// busy with messages, or just before it goes to sleep, does not interrupt it.
 pub const LOOK_FOR_SIGNALS: Duration = Duration::from_millis(100);
+/// How often a value may be gone from where its owner said it was before its reader gives up. Each time takes
+/// another loss, or an answer that crossed the report of the last one.
+const LOSSES_MAX: u32 = 16;
 /// Log lines that the driver has not printed; beyond, the oldest are dropped and counted.
 const LOG_LINES_MAX: usize = 10_000;
 const TIMER_TOKEN: u64 = u64::MAX;
+const NO_DESCRIPTOR: &str = "this process has as many descriptors open as it may (ulimit -n), and could not take one for shared memory";
 
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -59,6 +63,9 @@ pub enum CoreError {
     StoreFull(String),
     #[error("{0}")]
     Store(String),
+    /// The node does not have the segment any more.
+    #[error("{0}")]
+    SegmentGone(String),
     #[error("{0} calls of this process to the actor are unfinished already")]
     TooManyPendingCalls(u32),
 }
@@ -70,6 +77,8 @@ enum Answer {
     Reply { ok: bool, body: Vec<u8> },
     Segment { segment: SegmentId, size: u64, fd: OwnedFd },
     Denied(String),
+    /// This process can open no more descriptors.
+    NoDescriptor,
 }
 
 /// A thread that waits for a number of events.
@@ -141,8 +150,8 @@ struct State {
     /// What the node said about processes whose last words are still being read.
     deferred: Map<ProcId, Vec<FromNode>>,
     waiting_adoptions: Vec<FromNode>,
-    dead: HashSet<ProcId>,
-    adopted: HashSet<SegmentId>,
+    /// Segments of dead lessees in which owned values lie, and how many: the node frees their blocks.
+    adopted: Map<SegmentId, usize>,
     /// The actor that this process is, and which of its lives.
     actor: Option<(ActorId, u32)>,
     closed: Option<String>,
@@ -207,8 +216,7 @@ impl Core {
             loopback: VecDeque::new(),
             deferred: Map::default(),
             waiting_adoptions: Vec::new(),
-            dead: HashSet::new(),
-            adopted: HashSet::new(),
+            adopted: Map::default(),
             actor: None,
             closed: None,
             timer_armed: false,
@@ -221,7 +229,7 @@ impl Core {
             role,
             start: Instant::now(),
             transport: OnceLock::new(),
-            store: Store::new(me).map_err(|e| CoreError::Store(format!("no shared memory: {e}")))?,
+            store: Store::new(me),
             state: Mutex::new(state),
             logs: Mutex::new(VecDeque::new()),
             logs_changed: Condvar::new(),
@@ -286,6 +294,7 @@ impl Core {
         if state.closed.is_none() {
             state.closed = Some(why.to_owned());
         }
+        #[expect(clippy::iter_over_hash_type, reason = "whoever waits is woken, in whatever order")]
         for watch in state.watches.values() {
             match watch {
                 Watch::Thread(waiter) => waiter.missing.store(0, Ordering::Release),
@@ -372,7 +381,7 @@ impl Core {
             state.loopback.push_back(msg);
             return;
         }
-        if state.dead.contains(&to) {
+        if state.owner.objects.is_dead(to) {
             return;
         }
         let mut buffer = std::mem::take(&mut state.buffer);
@@ -402,14 +411,20 @@ impl Core {
         }
     }
 
-    fn free(&self, state: &State, location: Location) {
+    fn free(&self, state: &mut State, location: Location) {
         if location.lessee == self.me {
             // A block of ours that is not allocated would be freed twice: a programmer's error.
             if let Err(error) = self.store.free(location.segment, location.offset) {
                 debug_assert!(false, "{error}");
             }
             self.release_segments(&self.store.surplus());
-        } else if state.adopted.contains(&location.segment) || state.dead.contains(&location.lessee) {
+        } else if state.adopted.contains_key(&location.segment) || state.owner.objects.is_dead(location.lessee) {
+            if let Some(left) = state.adopted.get_mut(&location.segment) {
+                *left -= 1;
+                if *left == 0 {
+                    state.adopted.remove(&location.segment);
+                }
+            }
             self.tell_node(node_wire::BLOCKS_FREED, 0, &node_wire::blocks_freed(location.segment, &[location.offset]));
         } else {
             let msg = Msg::FreeBlocks { blocks: vec![(location.segment, location.offset)] };
@@ -566,10 +581,44 @@ impl Core {
         });
     }
 
-    /// The values of ready objects. Stored ones are mapped and hold a count on their object.
+    /// Waits for the values of objects. Those that were lost with their segment are waited for anew.
+    pub fn get(&self, ids: &[ObjectId], deadline: Option<Instant>) -> Result<Vec<Fetched>, CoreError> {
+        let mut losses = 0;
+        loop {
+            self.wait_ready(ids, ids.len(), deadline)?;
+            match self.fetch(ids) {
+                Err(CoreError::SegmentGone(_)) if losses < LOSSES_MAX => losses += 1,
+                other => return other,
+            }
+        }
+    }
+
+    /// A stored value whose location came along with the caller's work.
+    pub fn get_at(&self, object: ObjectId, location: Location) -> Result<Fetched, CoreError> {
+        match self.map(location.segment) {
+            Ok(mapping) => {
+                self.retain(object);
+                Ok(Fetched::Stored { object, mapping, location })
+            }
+            Err(CoreError::SegmentGone(_)) => {
+                self.report_missing(object, location.segment);
+                let mut fetched = self.get(&[object], None)?;
+                fetched.pop().ok_or_else(|| CoreError::Store("no value".into()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn report_missing(&self, object: ObjectId, segment: SegmentId) {
+        self.step(|state, now| state.owner.report_missing(object, segment, now, &mut state.out));
+    }
+
+    /// The values of ready objects. Stored ones are mapped and hold a count on their object. What is lost is
+    /// reported before the error is returned.
     pub fn fetch(&self, ids: &[ObjectId]) -> Result<Vec<Fetched>, CoreError> {
         let mut fetched = Vec::with_capacity(ids.len());
         let mut unmapped = Vec::new();
+        let mut failed = None;
         {
             let mut state = self.state.lock();
             for (at, &id) in ids.iter().enumerate() {
@@ -587,21 +636,24 @@ impl Core {
                         }
                     }
                     None => {
-                        let text = state.closed.clone().unwrap_or_else(|| format!("object {id} is not ready"));
-                        return Err(CoreError::Closed(text));
+                        // Lost, and reported by another thread, since it was waited for.
+                        let lost = || CoreError::SegmentGone(format!("object {id} was lost"));
+                        failed = Some(state.closed.clone().map_or_else(lost, CoreError::Closed));
+                        break;
                     }
                 }
             }
         }
-        let mut failed = None;
         for (at, object, location) in unmapped {
-            match failed.is_none().then(|| self.map(location.segment)) {
-                Some(Ok(mapping)) => fetched[at] = Fetched::Stored { object, mapping, location },
-                Some(Err(error)) => {
-                    failed = Some(error);
+            match self.map(location.segment) {
+                Ok(mapping) => fetched[at] = Fetched::Stored { object, mapping, location },
+                Err(error) => {
+                    if matches!(error, CoreError::SegmentGone(_)) {
+                        self.report_missing(object, location.segment);
+                    }
                     self.release(object);
+                    failed = Some(error);
                 }
-                None => self.release(object),
             }
         }
         match failed {
@@ -657,12 +709,15 @@ impl Core {
 
     // ---- calls ---------------------------------------------------------------------------------
 
-    pub fn class(&self, spec: ClassSpec) -> ClassId {
-        self.state.lock().owner.class(spec)
+    /// Registers a use of a remote function, until [`Self::undefine`].
+    pub fn define(&self, call: CallDef, blob: Blob, class: Option<ClassSpec>, max_retries: i32) -> u32 {
+        let mut state = self.state.lock();
+        let class = class.map(|spec| state.owner.class(spec));
+        state.owner.define(call, blob, class, max_retries)
     }
 
-    pub fn define(&self, call: CallDef, blob: Blob, class: Option<ClassId>, max_retries: i32) -> u32 {
-        self.state.lock().owner.define(call, blob, class, max_retries)
+    pub fn undefine(&self, def: u32) {
+        self.step(|state, _| state.owner.undefine(def, &mut state.out));
     }
 
     pub fn submit(&self, def: u32, args: Payload, deps: Vec<(Slot, ObjectId)>, handle: Option<ObjectId>, parent: Option<TaskId>) -> Result<TaskId, CoreError> {
@@ -862,6 +917,7 @@ impl Core {
                     self.store.add_segment(segment, size, &fd).map_err(|e| CoreError::Store(e.to_string()))?;
                 }
                 Answer::Denied(message) => return Err(CoreError::StoreFull(message)),
+                Answer::NoDescriptor => return Err(CoreError::Store(NO_DESCRIPTOR.into())),
                 _ => return Err(CoreError::Store("the node answered a segment request with something else".into())),
             }
         }
@@ -879,7 +935,8 @@ impl Core {
         }
         match self.ask(node_wire::SEGMENT_MAP, &node_wire::segment(segment), None)? {
             Answer::Segment { segment, size, fd } => self.store.map_readonly(segment, size, &fd).map_err(|e| CoreError::Store(e.to_string())),
-            Answer::Denied(message) => Err(CoreError::Store(message)),
+            Answer::Denied(message) => Err(CoreError::SegmentGone(message)),
+            Answer::NoDescriptor => Err(CoreError::Store(NO_DESCRIPTOR.into())),
             _ => Err(CoreError::Store("the node answered a map request with something else".into())),
         }
     }
@@ -1026,6 +1083,12 @@ impl Core {
         let state = self.state.lock();
         let mut all: Vec<_> = state.owner.statistics().to_vec();
         all.push(("watches", state.watches.len() as u64));
+        all.push(("answers", state.answers.len() as u64));
+        all.push(("deferred", (state.deferred.len() + state.waiting_adoptions.len()) as u64));
+        all.push(("adopted_segments", state.adopted.len() as u64));
+        let (definitions, functions) = state.executor.known();
+        all.push(("known_definitions", definitions as u64));
+        all.push(("known_functions", functions as u64));
         let store = self.store.statistics();
         all.push(("store_segments", store.leased_segments as u64));
         all.push(("store_segment_bytes", store.leased_bytes));
@@ -1040,6 +1103,7 @@ impl Core {
         let State { owner, executor, out, .. } = state;
         match msg {
             Msg::Define { id, def, blob } => executor.handle_define(from, id, def, blob),
+            Msg::Forget { ids } => executor.handle_forget(from, &ids),
             Msg::Push(push) => {
                 owner.objects.arrive(&Executor::counted(&push.args, &push.deps));
                 let counted = Executor::counted(&push.args, &push.deps);
@@ -1110,7 +1174,7 @@ impl Core {
             }
             FromNode::Deaths(dead) => {
                 for (proc, cause) in dead {
-                    if !state.dead.contains(&ProcId(proc)) {
+                    if !state.owner.objects.is_dead(ProcId(proc)) {
                         let died = FromNode::WorkerDied { proc: ProcId(proc), cause, oom: false };
                         self.handle_node_message(state, 0, died, None, now);
                     }
@@ -1124,7 +1188,7 @@ impl Core {
             FromNode::SegmentGranted { segment, size } | FromNode::SegmentMapped { segment, size } => {
                 let answer = match fd {
                     Some(fd) => Answer::Segment { segment, size, fd },
-                    None => Answer::Denied("the node sent a segment without its descriptor".into()),
+                    None => Answer::NoDescriptor,
                 };
                 self.answered(state, corr, answer);
             }
@@ -1134,8 +1198,10 @@ impl Core {
             // Results of the dead lessee may be on their way still: they are claims, too.
             FromNode::SegmentAdopted { .. } if !state.deferred.is_empty() => state.waiting_adoptions.push(msg),
             FromNode::SegmentAdopted { segment } => {
-                state.adopted.insert(segment);
                 let blocks = state.owner.blocks_in(segment);
+                if !blocks.is_empty() {
+                    state.adopted.insert(segment, blocks.len());
+                }
                 self.tell_node(node_wire::SEGMENT_CLAIMS, 0, &node_wire::segment_claims(segment, &blocks));
             }
             FromNode::ActorInit { actor, incarnation, spec, gpu_ids } => {
@@ -1177,7 +1243,6 @@ impl Core {
     }
 
     fn process_gone(&self, state: &mut State, proc: ProcId, cause: &str, oom: bool, now: u64) {
-        state.dead.insert(proc);
         let State { owner, executor, out, .. } = state;
         owner.handle_process_gone(proc, cause, oom, now, out);
         let (counted, interrupted) = executor.handle_process_gone(proc);
@@ -1256,7 +1321,7 @@ impl Handler for Shell {
         }
         core.step(|state, now| {
             let deferred = state.deferred.remove(&peer).unwrap_or_default();
-            if deferred.is_empty() && !state.dead.contains(&peer) {
+            if deferred.is_empty() && !state.owner.objects.is_dead(peer) {
                 state.out.effects.push(Effect::Node(ToNode::PeerLost { proc: peer }));
             }
             for msg in deferred {

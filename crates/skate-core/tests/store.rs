@@ -26,8 +26,8 @@ fn sealed(size: u64) -> OwnedFd {
 #[test]
 fn a_reader_sees_what_the_lessee_wrote() {
     let (lessee, reader) = (
-        Store::new(ProcId(1)).unwrap(),
-        Store::new(ProcId(2)).unwrap(),
+        Store::new(ProcId(1)),
+        Store::new(ProcId(2)),
     );
     assert!(lessee.alloc(100).is_none());
     let size = lessee.request_bytes(100);
@@ -54,7 +54,7 @@ fn a_reader_sees_what_the_lessee_wrote() {
 
 #[test]
 fn numbers_from_a_peer_never_make_a_pointer_outside_the_segment() {
-    let store = Store::new(ProcId(1)).unwrap();
+    let store = Store::new(ProcId(1));
     let mapping = store
         .map_readonly(SegmentId(1), 4096, &sealed(4096))
         .unwrap();
@@ -72,7 +72,7 @@ fn numbers_from_a_peer_never_make_a_pointer_outside_the_segment() {
 
 #[test]
 fn a_segment_of_another_size_or_that_could_shrink_is_not_mapped() {
-    let store = Store::new(ProcId(1)).unwrap();
+    let store = Store::new(ProcId(1));
     let wrong = store.map_readonly(SegmentId(1), 8192, &sealed(4096));
     assert!(matches!(
         wrong,
@@ -88,7 +88,7 @@ fn a_segment_of_another_size_or_that_could_shrink_is_not_mapped() {
 
 #[test]
 fn blocks_are_given_back_and_used_again() {
-    let store = Store::new(ProcId(1)).unwrap();
+    let store = Store::new(ProcId(1));
     let size = store.request_bytes(1);
     store
         .add_segment(SegmentId(1), size, &sealed(size))
@@ -103,7 +103,7 @@ fn blocks_are_given_back_and_used_again() {
 
 #[test]
 fn segments_double_and_large_objects_have_their_own() {
-    let store = Store::new(ProcId(1)).unwrap();
+    let store = Store::new(ProcId(1));
     let mut sizes = Vec::new();
     for n in 0..6 {
         let size = store.request_bytes(10);
@@ -139,7 +139,7 @@ fn segments_double_and_large_objects_have_their_own() {
 
 #[test]
 fn empty_segments_are_kept_warm_within_a_limit_and_given_up_on_request() {
-    let store = Store::new(ProcId(1)).unwrap();
+    let store = Store::new(ProcId(1));
     let own = 100 << 20;
     let blocks: Vec<_> = (0..4)
         .map(|n| {
@@ -162,7 +162,7 @@ fn empty_segments_are_kept_warm_within_a_limit_and_given_up_on_request() {
 
 #[test]
 fn mappings_that_nothing_uses_are_bounded() {
-    let store = Store::new(ProcId(1)).unwrap();
+    let store = Store::new(ProcId(1));
     let held = store
         .map_readonly(SegmentId(0), 4096, &sealed(4096))
         .unwrap();
@@ -182,7 +182,7 @@ fn mappings_that_nothing_uses_are_bounded() {
 #[test]
 #[should_panic(expected = "a part lies in its block")]
 fn a_part_outside_its_block_is_a_bug_of_the_caller() {
-    let store = Store::new(ProcId(1)).unwrap();
+    let store = Store::new(ProcId(1));
     store
         .add_segment(SegmentId(1), 4096, &sealed(4096))
         .unwrap();
@@ -191,7 +191,7 @@ fn a_part_outside_its_block_is_a_bug_of_the_caller() {
 
 #[test]
 fn threads_allocate_and_free_without_overlap() {
-    let store = Store::new(ProcId(1)).unwrap();
+    let store = Store::new(ProcId(1));
     for n in 0..3 {
         let size = store.request_bytes(1);
         store

@@ -1,6 +1,8 @@
 //! The transport on the real kernel. Several transports live in this process and find each other through
 //! a node as processes would; what needs a process of its own runs this test again in a child.
 
+#![expect(clippy::iter_over_hash_type, reason = "what is looked at in any order is looked at as a whole")]
+
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};

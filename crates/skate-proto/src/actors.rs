@@ -250,7 +250,8 @@ impl Owner {
 
     /// The node tells where the actor lives now.
     pub fn handle_actor_state(&mut self, actor: ActorId, state: ActorState, now_ns: u64, out: &mut Out) {
-        let client = self.actors.entry(actor).or_insert_with(ActorClient::new);
+        // Of an actor whose last handle is gone nobody here wants to know.
+        let Some(client) = self.actors.get_mut(&actor) else { return };
         if matches!(client.state, ActorState::Dead(_)) {
             return;
         }
@@ -271,6 +272,9 @@ impl Owner {
                     self.finish_with(task, &error, now_ns, out);
                 }
                 self.forget_creation(actor, out);
+                if actor.proc == self.me && !self.objects.is_known(self.handle_object(actor)) {
+                    self.actors.remove(&actor);
+                }
             }
             ActorState::Pending | ActorState::Restarting => {}
         }
@@ -295,7 +299,7 @@ impl Owner {
                 entry.place = Place::Called;
                 again.push(task);
             } else {
-                let name = self.definitions[entry.def as usize].call.name.clone();
+                let name = self.definitions[entry.def].call.name.clone();
                 let text = format!(
                     "The actor died while it may have been running {name}, and is being restarted; the call is not repeated \
                      because max_task_retries is 0 or used up. Later calls reach the restarted actor."
@@ -317,10 +321,18 @@ impl Owner {
         self.release_all(&ids, out);
     }
 
+    /// No handle is left here, and so no call. What made an actor of our own is kept until it is dead.
     pub(crate) fn last_handle_gone(&mut self, actor: ActorId, out: &mut Out) {
         let Some(client) = self.actors.get(&actor) else { return };
-        if !client.detached && !matches!(client.state, ActorState::Dead(_)) {
+        if actor.proc != self.me || matches!(client.state, ActorState::Dead(_)) {
+            self.actors.remove(&actor);
+        } else if !client.detached {
             out.node(ToNode::ActorRelease { actor });
         }
+    }
+
+    /// The object that counts the handles of an actor of our own.
+    fn handle_object(&self, actor: ActorId) -> ObjectId {
+        ObjectId { task: TaskId { node: self.node, proc: actor.proc, seq: actor.seq }, index: ObjectId::ACTOR_INDEX }
     }
 }

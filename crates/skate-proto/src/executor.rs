@@ -31,7 +31,7 @@ pub struct Work {
     /// Where the answer goes.
     pub owner: ProcId,
     pub def: Arc<CallDef>,
-    /// The function or class itself, the first time that it is used here.
+    /// The function or class itself.
     pub blob: Option<Blob>,
     pub attempt: u32,
     pub args: Payload,
@@ -69,10 +69,18 @@ pub enum CancelStep {
     Interrupt,
 }
 
+/// A definition of an owner, and the function that it names, if it names one.
+#[derive(Debug)]
+struct Known {
+    def: Arc<CallDef>,
+    blob: Option<Blob>,
+}
+
 #[derive(Debug, Default)]
 pub struct Executor {
-    defs: Map<(ProcId, u32), Arc<CallDef>>,
-    blobs: Map<FunctionId, Blob>,
+    defs: Map<(ProcId, u32), Known>,
+    /// Functions, and how many of `defs` name them.
+    functions: Map<FunctionId, (Blob, u32)>,
     queues: Map<String, VecDeque<Work>>,
     running: Map<TaskId, Running>,
     blocked: u32,
@@ -84,15 +92,48 @@ pub struct Executor {
 impl Executor {
     pub fn handle_define(&mut self, from: ProcId, id: u32, def: Arc<CallDef>, blob: Option<Blob>) {
         if let Some(blob) = blob {
-            self.blobs.entry(def.function).or_insert(blob);
+            self.functions.entry(def.function).or_insert((blob, 0));
         }
-        self.defs.insert((from, id), def);
+        let blob = self.functions.get_mut(&def.function).map(|(blob, uses)| {
+            *uses += 1;
+            blob.clone()
+        });
+        if let Some(old) = self.defs.insert((from, id), Known { def, blob }) {
+            self.unused(&old);
+        }
+    }
+
+    /// Work that was taken on has its function with it.
+    pub fn handle_forget(&mut self, from: ProcId, ids: &[u32]) {
+        for id in ids {
+            if let Some(known) = self.defs.remove(&(from, *id)) {
+                self.unused(&known);
+            }
+        }
+    }
+
+    fn unused(&mut self, known: &Known) {
+        if known.blob.is_none() {
+            return;
+        }
+        if let Some((_, uses)) = self.functions.get_mut(&known.def.function) {
+            *uses -= 1;
+            if *uses == 0 {
+                self.functions.remove(&known.def.function);
+            }
+        }
+    }
+
+    /// How many definitions and functions are known.
+    #[must_use]
+    pub fn known(&self) -> (usize, usize) {
+        (self.defs.len(), self.functions.len())
     }
 
     /// Takes a task or call; the caller has counted its references.
     /// Returns the group whose queue it joined.
     pub fn handle_push(&mut self, from: ProcId, push: Push, out: &mut Out) -> Option<String> {
-        let Some(def) = self.defs.get(&(from, push.def)).cloned() else {
+        let Some((def, blob)) = self.defs.get(&(from, push.def)).map(|known| (known.def.clone(), known.blob.clone())) else {
             let error = Payload::error(ErrorCode::Other, "The worker was sent a call that it does not know.");
             self.answer(from, push.task, vec![Value::Inline(error)], false, 0, 0, out);
             return None;
@@ -104,7 +145,7 @@ impl Executor {
         let kind = if def.actor.is_some() { WorkKind::Call } else { WorkKind::Task };
         let group = def.group.clone();
         let work = Work {
-            kind, task: push.task, owner: from, def, blob: None, attempt: push.attempt, args: push.args,
+            kind, task: push.task, owner: from, def, blob, attempt: push.attempt, args: push.args,
             deps: push.deps, gpu_ids: push.gpu_ids, actor: None,
         };
         let known = self.queues.contains_key(&group);
@@ -146,13 +187,9 @@ impl Executor {
 
     /// The next piece of work for a thread of `group`; it counts as running from now on.
     pub fn take(&mut self, group: &str) -> Option<Work> {
-        let mut work = self.queues.get_mut(group)?.pop_front()?;
+        let work = self.queues.get_mut(group)?.pop_front()?;
         let running = Running { owner: work.owner, cancelled: false, items_taken: 0, consumer_gone: false };
         self.running.insert(work.task, running);
-        if work.blob.is_none() {
-            // Handed to Python once; Python keeps the function.
-            work.blob = self.blobs.remove(&work.def.function);
-        }
         Some(work)
     }
 
@@ -201,6 +238,7 @@ impl Executor {
         let mut by_owner: Vec<(ProcId, Vec<TaskId>)> = Vec::new();
         let mut counted = Vec::new();
         // The running task's owner learns that the worker is blocked even when nothing goes back.
+        #[expect(clippy::iter_over_hash_type, reason = "what is collected is sorted below")]
         for running in self.running.values() {
             if !by_owner.iter().any(|(owner, _)| *owner == running.owner) {
                 by_owner.push((running.owner, Vec::new()));
@@ -275,6 +313,7 @@ impl Executor {
     }
 
     pub fn handle_cancel(&mut self, task: TaskId, out: &mut Out) -> (CancelStep, Vec<ObjectId>) {
+        #[expect(clippy::iter_over_hash_type, reason = "a task is in one queue")]
         for queue in self.queues.values_mut() {
             if let Some(at) = queue.iter().position(|w| w.task == task) {
                 let Some(work) = queue.remove(at) else { continue };
@@ -309,6 +348,7 @@ impl Executor {
     /// Returns counted references, and the tasks to interrupt.
     pub fn handle_process_gone(&mut self, proc: ProcId) -> (Vec<ObjectId>, Vec<TaskId>) {
         let mut counted = Vec::new();
+        #[expect(clippy::iter_over_hash_type, reason = "what is collected is sorted below")]
         for queue in self.queues.values_mut() {
             queue.retain(|work| {
                 let keep = work.owner != proc || work.kind == WorkKind::CreateActor;
@@ -318,14 +358,18 @@ impl Executor {
                 keep
             });
         }
-        self.defs.retain(|(from, _), _| *from != proc);
+        let mut ids: Vec<u32> = self.defs.keys().filter(|(from, _)| *from == proc).map(|(_, id)| *id).collect();
+        ids.sort_unstable();
+        self.handle_forget(proc, &ids);
         let mut tasks = Vec::new();
+        #[expect(clippy::iter_over_hash_type, reason = "what is collected is sorted below")]
         for (task, running) in &mut self.running {
             if running.owner == proc && !self.is_actor {
                 running.consumer_gone = true;
                 tasks.push(*task);
             }
         }
+        counted.sort_unstable();
         tasks.sort_unstable();
         (counted, tasks)
     }

@@ -18,7 +18,7 @@ use crate::ids::{LeaseId, ProcId, TaskId};
 use crate::msg::Msg;
 use crate::owner::{Effect, Map, Out, Owner, ToNode};
 use crate::payload::{ErrorCode, Payload};
-use crate::tasks::{Definition, Place};
+use crate::tasks::{Definitions, Place};
 
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ClassId(pub u32);
@@ -36,6 +36,8 @@ pub const IDLE_NS: u64 = 300_000_000;
 /// A lease that others wait for is kept this long while there is work, so that two busy owners
 /// take turns rather than trade workers at each task.
 pub const TURN_NS: u64 = 50_000_000;
+/// Unused classes are looked for when there are so many, and then each time that their number doubles.
+const CLASSES_SWEPT_AT_MIN: usize = 512;
 /// Demand above this is not worth telling.
 const DEMAND_MAX: u32 = 65_536;
 
@@ -56,6 +58,8 @@ struct Class {
     leases: Vec<LeaseId>,
     /// Leases that the node still owes us.
     requested: u32,
+    /// Definitions that refer to it.
+    definitions: u32,
 }
 
 #[derive(Debug)]
@@ -77,7 +81,10 @@ struct Lease {
 
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
-    classes: Vec<Class>,
+    /// Numbers are never used again: the node may still grant what was asked for a former one.
+    classes: Map<ClassId, Class>,
+    next_class: u32,
+    classes_swept_at: usize,
     by_spec: Map<ClassSpec, ClassId>,
     leases: Map<LeaseId, Lease>,
     by_worker: Map<ProcId, LeaseId>,
@@ -96,6 +103,10 @@ impl Leases {
         self.leases.get(&lease).map(|l| l.pid)
     }
 
+    pub(crate) fn class_count(&self) -> usize {
+        self.classes.len()
+    }
+
     /// How many tasks the worker runs before this one.
     pub(crate) fn tasks_before(&self, lease: LeaseId, task: TaskId) -> usize {
         self.leases.get(&lease).and_then(|l| l.in_flight.iter().position(|t| *t == task)).unwrap_or(0)
@@ -106,11 +117,30 @@ impl Leases {
     }
 
     fn class(&mut self, id: ClassId) -> &mut Class {
-        &mut self.classes[id.0 as usize]
+        self.classes.get_mut(&id).expect("a class lives as long as its definitions and leases")
     }
 
-    pub(crate) fn unqueue(&mut self, task: TaskId, definitions: &[Definition], def: u32) {
-        if let Some(class) = definitions[def as usize].class {
+    pub(crate) fn class_used(&mut self, id: ClassId) {
+        self.class(id).definitions += 1;
+    }
+
+    pub(crate) fn class_unused(&mut self, id: ClassId) {
+        self.class(id).definitions -= 1;
+    }
+
+    /// Forgets the classes that nothing refers to, once there are many.
+    fn make_room_for_class(&mut self) {
+        if self.classes.len() < self.classes_swept_at.max(CLASSES_SWEPT_AT_MIN) {
+            return;
+        }
+        self.classes.retain(|_, c| c.definitions > 0 || !c.leases.is_empty() || !c.queue.is_empty() || c.requested > 0);
+        let classes = &self.classes;
+        self.by_spec.retain(|_, id| classes.contains_key(id));
+        self.classes_swept_at = 2 * self.classes.len();
+    }
+
+    pub(crate) fn unqueue(&mut self, task: TaskId, definitions: &Definitions, def: u32) {
+        if let Some(class) = definitions[def].class {
             self.class(class).queue.retain(|t| *t != task);
         }
     }
@@ -129,26 +159,30 @@ impl Leases {
 }
 
 impl Owner {
-    /// The class of this demand; the number names it to the node.
+    /// The class of this demand; the number names it to the node. It may be gone when the next one is made,
+    /// unless it is given to [`Self::define`] before.
     pub fn class(&mut self, spec: ClassSpec) -> ClassId {
         if let Some(id) = self.leases.by_spec.get(&spec) {
             return *id;
         }
-        let id = ClassId(u32::try_from(self.leases.classes.len()).expect("fewer than 2^32 classes"));
-        self.leases.classes.push(Class { spec: spec.clone(), queue: VecDeque::new(), leases: Vec::new(), requested: 0 });
+        self.leases.make_room_for_class();
+        let id = ClassId(self.leases.next_class);
+        self.leases.next_class = id.0.checked_add(1).expect("fewer than 2^32 classes");
+        let class = Class { spec: spec.clone(), queue: VecDeque::new(), leases: Vec::new(), requested: 0, definitions: 0 };
+        self.leases.classes.insert(id, class);
         self.leases.by_spec.insert(spec, id);
         id
     }
 
     #[must_use]
     pub fn class_spec(&self, id: ClassId) -> &ClassSpec {
-        &self.leases.classes[id.0 as usize].spec
+        &self.leases.classes[&id].spec
     }
 
     pub(crate) fn enqueue(&mut self, task: TaskId, front: bool, now_ns: u64, out: &mut Out) {
         let entry = self.tasks.get_mut(&task).expect("an unfinished task");
         entry.place = Place::Queued;
-        let class = self.definitions[entry.def as usize].class.expect("a task has a class");
+        let class = self.definitions[entry.def].class.expect("a task has a class");
         let queue = &mut self.leases.class(class).queue;
         if front {
             queue.push_front(task);
@@ -161,7 +195,7 @@ impl Owner {
     /// Pushes what can be pushed, and tells the node what else could be used.
     fn pump(&mut self, class: ClassId, now_ns: u64, out: &mut Out) {
         while let Some(&task) = self.leases.class(class).queue.front() {
-            let estimate = self.definitions[self.tasks[&task].def as usize].run_ns.unwrap_or(UNKNOWN_NS);
+            let estimate = self.definitions[self.tasks[&task].def].run_ns.unwrap_or(UNKNOWN_NS);
             let Some(lease) = self.best_lease(class, estimate, now_ns) else { break };
             self.leases.class(class).queue.pop_front();
             self.push(task, lease, estimate, now_ns, out);
@@ -173,7 +207,7 @@ impl Owner {
     }
 
     fn best_lease(&self, class: ClassId, estimate_ns: u64, now_ns: u64) -> Option<LeaseId> {
-        let class = &self.leases.classes[class.0 as usize];
+        let class = &self.leases.classes[&class];
         let mut best: Option<(usize, LeaseId)> = None;
         for &id in &class.leases {
             let lease = &self.leases.leases[&id];
@@ -212,7 +246,7 @@ impl Owner {
     fn settle_idle(&mut self, class: ClassId, now_ns: u64, out: &mut Out) {
         let mut give_back = Vec::new();
         let mut idle = 0_u32;
-        for &id in &self.leases.classes[class.0 as usize].leases {
+        for &id in &self.leases.classes[&class].leases {
             let lease = self.leases.leases.get_mut(&id).expect("listed");
             if !lease.in_flight.is_empty() || lease.blocked {
                 continue;
@@ -230,7 +264,7 @@ impl Owner {
         if idle == 0 {
             return;
         }
-        let victims: Vec<LeaseId> = self.leases.classes[class.0 as usize].leases.clone();
+        let victims: Vec<LeaseId> = self.leases.classes[&class].leases.clone();
         for id in victims {
             let lease = self.leases.leases.get_mut(&id).expect("listed");
             if lease.in_flight.len() >= 2 && !lease.stealing && idle > 0 {
@@ -243,7 +277,7 @@ impl Owner {
     }
 
     fn update_demand(&mut self, class_id: ClassId, out: &mut Out) {
-        let class = &self.leases.classes[class_id.0 as usize];
+        let class = &self.leases.classes[&class_id];
         let ahead: usize = class.leases.iter().map(|id| self.leases.leases[id].in_flight.len().saturating_sub(1)).sum();
         let idle = class.leases.iter().filter(|id| self.leases.leases[*id].idle_since_ns.is_some()).count();
         let want = u32::try_from((class.queue.len() + ahead).saturating_sub(idle)).unwrap_or(DEMAND_MAX).min(DEMAND_MAX);
@@ -258,7 +292,7 @@ impl Owner {
     /// The node lends a worker.
     #[expect(clippy::too_many_arguments, reason = "the fields of the node's message")]
     pub fn handle_lease_granted(&mut self, class: ClassId, id: LeaseId, worker: ProcId, pid: u32, gpu_ids: Vec<u32>, now_ns: u64, out: &mut Out) {
-        if class.0 as usize >= self.leases.classes.len() {
+        if !self.leases.classes.contains_key(&class) {
             out.node(ToNode::LeaseReturn { lease: id, reusable: true });
             return;
         }
@@ -276,7 +310,7 @@ impl Owner {
 
     /// The node cannot start workers of this class at all: what waits for one fails. What runs goes on.
     pub fn handle_lease_failed(&mut self, class: ClassId, reason: &str, now_ns: u64, out: &mut Out) {
-        if class.0 as usize >= self.leases.classes.len() {
+        if !self.leases.classes.contains_key(&class) {
             return;
         }
         let entry = self.leases.class(class);
@@ -356,7 +390,7 @@ impl Owner {
             .in_flight
             .iter()
             .filter_map(|t| self.tasks.get(t))
-            .map(|e| self.definitions[e.def as usize].run_ns.unwrap_or(UNKNOWN_NS))
+            .map(|e| self.definitions[e.def].run_ns.unwrap_or(UNKNOWN_NS))
             .sum();
         if let Some(lease) = self.leases.leases.get_mut(&id) {
             lease.load_ns = load;
@@ -412,7 +446,7 @@ impl Owner {
 
     fn task_lost_worker(&mut self, task: TaskId, cause: &str, oom: bool, now_ns: u64, out: &mut Out) {
         let Some(entry) = self.tasks.get(&task) else { return };
-        let definition = &self.definitions[entry.def as usize];
+        let definition = &self.definitions[entry.def];
         if entry.cancelled {
             let error = Payload::error(ErrorCode::Cancelled, &format!("Task {task} was cancelled."));
             self.finish_with(task, &error, now_ns, out);

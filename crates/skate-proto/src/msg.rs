@@ -87,6 +87,8 @@ pub enum Msg {
     /// Owner to worker: calls numbered `id` are described by `def`; the function itself comes
     /// along the first time.
     Define { id: u32, def: Arc<CallDef>, blob: Option<Blob> },
+    /// Owner to worker: no call refers to these definitions any more; their numbers may come again.
+    Forget { ids: Vec<u32> },
     /// Owner to worker: run this.
     Push(Push),
     /// Worker to owner: it ended.

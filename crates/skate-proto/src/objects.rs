@@ -22,7 +22,7 @@
 //! Invariants: an entry exists exactly while something counts it; the references inside a value are
 //! counted while the value is kept; a freed block is freed once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use smallvec::SmallVec;
 
@@ -58,9 +58,16 @@ pub(crate) struct Entry {
 pub struct Objects {
     me: ProcId,
     entries: HashMap<ObjectId, Entry, foldhash::fast::RandomState>,
-    /// Processes that have ended; their numbers are never used again.
+    /// Processes that have ended; their numbers are never used again. Who is told of an older death than
+    /// these by a late message asks the node about that process, and hears of its end once more.
     dead: HashMap<ProcId, Box<str>, foldhash::fast::RandomState>,
+    dead_order: VecDeque<ProcId>,
 }
+
+/// As many as the node remembers.
+pub const DEATHS_REMEMBERED: usize = 10_000;
+/// Of a cause of death this much is kept: what happened, without the log lines that follow it.
+const CAUSE_BYTES_MAX: usize = 400;
 
 /// What became of an entry, for the machines that hold more about it.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -72,7 +79,7 @@ pub(crate) struct Gone {
 impl Objects {
     #[must_use]
     pub fn new(me: ProcId) -> Self {
-        Self { me, entries: HashMap::default(), dead: HashMap::default() }
+        Self { me, entries: HashMap::default(), dead: HashMap::default(), dead_order: VecDeque::new() }
     }
 
     #[must_use]
@@ -89,6 +96,16 @@ impl Objects {
     #[must_use]
     pub fn owned(&self) -> usize {
         self.entries.keys().filter(|id| id.owner() == self.me).count()
+    }
+
+    #[must_use]
+    pub fn is_dead(&self, proc: ProcId) -> bool {
+        self.dead.contains_key(&proc)
+    }
+
+    #[must_use]
+    pub fn deaths(&self) -> usize {
+        self.dead.len()
     }
 
     #[must_use]
@@ -203,7 +220,7 @@ impl Objects {
             if entry.tokens > 0 {
                 out.send(id.owner(), Msg::Release { object: id, tokens: entry.tokens });
             }
-            if id.index == ObjectId::ACTOR_INDEX && id.owner() == self.me {
+            if id.index == ObjectId::ACTOR_INDEX {
                 gone.actors.push(id);
             }
             gone.lineage.extend(entry.lineage);
@@ -349,9 +366,21 @@ impl Objects {
     ///
     /// Returns borrowed objects that will never have a value.
     pub(crate) fn handle_process_gone(&mut self, proc: ProcId, cause: &str, gone: &mut Gone, out: &mut Out) -> Vec<ObjectId> {
-        self.dead.insert(proc, cause.into());
+        let mut end = cause.len().min(CAUSE_BYTES_MAX);
+        while !cause.is_char_boundary(end) {
+            end -= 1;
+        }
+        if self.dead.insert(proc, cause[..end].into()).is_none() {
+            self.dead_order.push_back(proc);
+        }
+        while self.dead_order.len() > DEATHS_REMEMBERED {
+            if let Some(oldest) = self.dead_order.pop_front() {
+                self.dead.remove(&oldest);
+            }
+        }
         let mut swept = Vec::new();
         let mut orphans = Vec::new();
+        #[expect(clippy::iter_over_hash_type, reason = "what is collected is sorted below")]
         for (&id, entry) in &mut self.entries {
             let before = entry.borrowers.len();
             entry.borrowers.retain(|(p, _)| *p != proc);

@@ -16,7 +16,7 @@ use crate::msg::{ActorSpec, Msg};
 use crate::objects::{Gone, Objects, WaiterId, owner_died};
 use crate::payload::{Blob, Value};
 use crate::streams::Stream;
-use crate::tasks::{Definition, TaskEntry};
+use crate::tasks::{Definitions, TaskEntry};
 
 pub(crate) type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
@@ -78,8 +78,9 @@ pub struct Owner {
     pub objects: Objects,
     pub(crate) next_seq: u64,
     pub(crate) tasks: Map<TaskId, TaskEntry>,
-    pub(crate) definitions: Vec<Definition>,
-    pub(crate) functions_at: Map<ProcId, Vec<crate::ids::FunctionId>>,
+    pub(crate) definitions: Definitions,
+    /// Functions that a worker has, and in how many of the definitions that it knows.
+    pub(crate) functions_at: Map<ProcId, Map<crate::ids::FunctionId, u32>>,
     pub(crate) leases: Leases,
     pub(crate) actors: Map<ActorId, ActorClient>,
     pub(crate) creations: Map<TaskId, (Creation, TaskEntry)>,
@@ -97,7 +98,7 @@ impl Owner {
             objects: Objects::new(me),
             next_seq: 0,
             tasks: Map::default(),
-            definitions: Vec::new(),
+            definitions: Definitions::default(),
             functions_at: Map::default(),
             leases: Leases::default(),
             actors: Map::default(),
@@ -140,7 +141,7 @@ impl Owner {
 
     /// Messages of other cores to this process as an owner, borrower or caller.
     ///
-    /// Those to an executing worker (`Define`, `Push`, `Steal`, `Cancel`, `ItemsTaken`, `FreeBlocks`)
+    /// Those to an executing worker (`Define`, `Forget`, `Push`, `Steal`, `Cancel`, `ItemsTaken`, `FreeBlocks`)
     /// are the shell's.
     pub fn handle_message(&mut self, from: ProcId, msg: Msg, now_ns: u64, out: &mut Out) {
         let mut gone = Gone::default();
@@ -150,7 +151,7 @@ impl Owner {
             Msg::Blocked { tasks } => self.handle_returned(from, &tasks, true, now_ns, out),
             Msg::Unblocked => self.handle_unblocked(from, now_ns, out),
             Msg::Leaving => self.handle_leaving(from, now_ns, out),
-            Msg::Item { task, index, value } => self.handle_item(task, index, value, out),
+            Msg::Item { task, index, value } => self.handle_item(from, task, index, value, out),
             Msg::AddBorrower { object, proc } => self.objects.handle_add_borrower(object, proc, &mut gone, out),
             Msg::Release { object, tokens } => self.objects.handle_release(from, object, tokens, &mut gone, out),
             Msg::Resolve { object } => self.objects.handle_resolve(from, object, out),
@@ -164,7 +165,7 @@ impl Owner {
             }
             Msg::CancelObject { object, force, recursive } => self.cancel(object, force, recursive, now_ns, out),
             Msg::Missing { object, segment } => self.handle_missing(object, segment, now_ns, out),
-            Msg::Define { .. } | Msg::Push(_) | Msg::Steal { .. } | Msg::Cancel { .. } | Msg::ItemsTaken { .. } | Msg::FreeBlocks { .. } => {}
+            Msg::Define { .. } | Msg::Forget { .. } | Msg::Push(_) | Msg::Steal { .. } | Msg::Cancel { .. } | Msg::ItemsTaken { .. } | Msg::FreeBlocks { .. } => {}
         }
         self.settle(gone, out);
     }
@@ -172,7 +173,7 @@ impl Owner {
     /// A process of the cluster has ended.
     pub fn handle_process_gone(&mut self, proc: ProcId, cause: &str, oom: bool, now_ns: u64, out: &mut Out) {
         self.functions_at.remove(&proc);
-        for definition in &mut self.definitions {
+        for definition in self.definitions.iter_mut() {
             definition.known_at.retain(|p| *p != proc);
         }
         self.lose_worker(proc, cause, oom, now_ns, out);
@@ -217,7 +218,7 @@ impl Owner {
 
     /// Numbers for `statistics()`.
     #[must_use]
-    pub fn statistics(&self) -> [(&'static str, u64); 6] {
+    pub fn statistics(&self) -> [(&'static str, u64); 9] {
         [
             ("objects", self.objects.len() as u64),
             ("tasks", self.tasks.len() as u64),
@@ -225,6 +226,9 @@ impl Owner {
             ("actors", self.actors.len() as u64),
             ("streams", self.streams.len() as u64),
             ("lineage_bytes", self.lineage_bytes as u64),
+            ("definitions", self.definitions.len() as u64),
+            ("classes", self.leases.class_count() as u64),
+            ("deaths_remembered", self.objects.deaths() as u64),
         ]
     }
 }

@@ -1,12 +1,12 @@
 //! Streaming generators: items are objects of the consumer, handed out in order while the task runs.
 //!
 //! Index 0 of the task is the completion; items count from 1. A repeated task sends its first items
-//! again; those that are there already are dropped.
+//! again; those that are there already are dropped, and count as taken for a worker that holds back.
 //!
 //! Dynamic returns are items, too, but nobody takes them while the task runs: each has one local count
 //! until the task's value is there, which refers to all of them.
 
-use crate::ids::{ObjectId, TaskId};
+use crate::ids::{ObjectId, ProcId, TaskId};
 use crate::msg::Msg;
 use crate::objects::{Gone, WaiterId};
 use crate::owner::{Effect, Out, Owner};
@@ -37,7 +37,7 @@ impl Owner {
             stream.taken += 1;
             let taken = stream.taken;
             if let Some(entry) = self.tasks.get(&task)
-                && self.definitions[entry.def as usize].call.backpressure > 0
+                && self.definitions[entry.def].call.backpressure > 0
                     && let Some(worker) = self.runs_at(entry.place) {
                         out.push(Effect::Send { to: worker, msg: Msg::ItemsTaken { task, taken }, urgent: true });
                     }
@@ -81,13 +81,19 @@ impl Owner {
         }
     }
 
-    pub(crate) fn handle_item(&mut self, task: TaskId, index: u32, value: Value, out: &mut Out) {
+    pub(crate) fn handle_item(&mut self, from: ProcId, task: TaskId, index: u32, value: Value, out: &mut Out) {
         self.objects.arrive(value.refs());
         let wanted = self.streams.get(&task).is_some_and(|s| index == s.received + 1 && s.total.is_none());
         if !wanted {
             let mut gone = Gone::default();
             self.objects.discard(&value, &mut gone, out);
             self.settle(gone, out);
+            // A new attempt begins with no item taken, and would wait for the consumer to take again
+            // what it took from the attempt before.
+            let holds_back = self.tasks.get(&task).is_some_and(|entry| self.definitions[entry.def].call.backpressure > 0);
+            if let Some(stream) = self.streams.get(&task).filter(|s| holds_back && index <= s.received) {
+                out.push(Effect::Send { to: from, msg: Msg::ItemsTaken { task, taken: stream.taken }, urgent: true });
+            }
             return;
         }
         self.add_item(task, value, out);
@@ -132,7 +138,7 @@ impl Owner {
         self.settle(gone, out);
     }
 
-    fn runs_at(&self, place: Place) -> Option<crate::ids::ProcId> {
+    fn runs_at(&self, place: Place) -> Option<ProcId> {
         match place {
             Place::Pushed(lease) => self.leases.worker(lease),
             Place::Sent { proc, .. } => Some(proc),

@@ -4,24 +4,70 @@
 //! actor's queue (see `actors`). While it is unfinished it counts its arguments' references. It is
 //! kept after its end only as *lineage*, when a result lies in shared memory and could be lost.
 //!
+//! A definition lives as long as templates and tasks use it. Equal ones are one. [`UNUSED_DEFINITIONS_MAX`]
+//! that nobody uses are kept, because programs make the same one again and again
+//! (`f.options(...).remote()`); then the oldest is forgotten, here and by the workers that know it, and a
+//! later equal one starts without a measured run time.
+//!
 //! Invariants: each unfinished task is in exactly one place; each of its results gets exactly one
-//! value; its arguments are released once.
+//! value; its arguments are released once; a task's definition is not forgotten before the task.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use crate::ids::{ActorId, FunctionId, LeaseId, ObjectId, ProcId, SegmentId, TaskId};
+use crate::ids::{ActorId, LeaseId, ObjectId, ProcId, SegmentId, TaskId};
 use crate::leases::ClassId;
 use crate::msg::{CallDef, Done, Msg, Push, Returns, Slot};
 use crate::objects::Gone;
-use crate::owner::{LINEAGE_BYTES_MAX, Out, Owner, ToNode};
+use crate::owner::{Effect, LINEAGE_BYTES_MAX, Map, Out, Owner, ToNode};
 use crate::payload::{Blob, ErrorCode, Payload, Value};
 use crate::streams::Stream;
+
+/// Definitions that are remembered although nothing uses them.
+pub const UNUSED_DEFINITIONS_MAX: usize = 256;
+
+/// Remote functions with their options. A number is used again when its definition was forgotten.
+#[derive(Debug, Default)]
+pub(crate) struct Definitions {
+    slots: Vec<Definition>,
+    vacant: Vec<u32>,
+    by_content: Map<(Arc<CallDef>, Option<ClassId>, i32), u32>,
+    /// Those that came to be unused, oldest first; some may be in use again.
+    unused: VecDeque<u32>,
+}
+
+impl Definitions {
+    pub(crate) fn len(&self) -> usize {
+        self.by_content.len()
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Definition> {
+        self.slots.iter_mut()
+    }
+}
+
+impl std::ops::Index<u32> for Definitions {
+    type Output = Definition;
+    fn index(&self, number: u32) -> &Definition {
+        &self.slots[number as usize]
+    }
+}
+
+impl std::ops::IndexMut<u32> for Definitions {
+    fn index_mut(&mut self, number: u32) -> &mut Definition {
+        &mut self.slots[number as usize]
+    }
+}
 
 /// A remote function with its options, as its owner knows it.
 #[derive(Debug)]
 pub struct Definition {
+    /// Templates and tasks that refer to it.
+    users: u32,
+    /// Whether it stands in `unused`.
+    listed: bool,
     pub(crate) call: Arc<CallDef>,
     pub(crate) blob: Blob,
     pub(crate) class: Option<ClassId>,
@@ -71,17 +117,81 @@ pub enum Refused {
 }
 
 impl Owner {
-    /// Registers a remote function; the number names it in `submit`.
+    /// Registers a use of a remote function; the number names it in `submit`, until [`Self::undefine`].
     pub fn define(&mut self, call: CallDef, blob: Blob, class: Option<ClassId>, max_retries: i32) -> u32 {
-        let number = u32::try_from(self.definitions.len()).expect("fewer than 2^32 definitions");
         let call = Arc::new(call);
-        self.definitions.push(Definition { call, blob, class, max_retries, run_ns: None, known_at: SmallVec::new() });
+        let key = (call.clone(), class, max_retries);
+        if let Some(&number) = self.definitions.by_content.get(&key) {
+            self.definitions[number].users += 1;
+            return number;
+        }
+        if let Some(class) = class {
+            self.leases.class_used(class);
+        }
+        let new = Definition { users: 1, listed: false, call, blob, class, max_retries, run_ns: None, known_at: SmallVec::new() };
+        let number = match self.definitions.vacant.pop() {
+            Some(number) => {
+                self.definitions[number] = new;
+                number
+            }
+            None => {
+                self.definitions.slots.push(new);
+                u32::try_from(self.definitions.slots.len() - 1).expect("fewer than 2^32 definitions")
+            }
+        };
+        self.definitions.by_content.insert(key, number);
         number
+    }
+
+    /// One use less.
+    pub fn undefine(&mut self, number: u32, out: &mut Out) {
+        let definition = &mut self.definitions[number];
+        assert!(definition.users > 0, "a definition was dropped more often than used");
+        definition.users -= 1;
+        if definition.users > 0 || definition.listed {
+            return;
+        }
+        definition.listed = true;
+        self.definitions.unused.push_back(number);
+        while self.definitions.unused.len() > UNUSED_DEFINITIONS_MAX {
+            let Some(oldest) = self.definitions.unused.pop_front() else { return };
+            self.definitions[oldest].listed = false;
+            if self.definitions[oldest].users == 0 {
+                self.forget_definition(oldest, out);
+            }
+        }
+    }
+
+    fn forget_definition(&mut self, number: u32, out: &mut Out) {
+        let vacant = Definition {
+            users: 0, listed: false, call: self.definitions[number].call.clone(), blob: Blob::empty(), class: None,
+            max_retries: 0, run_ns: None, known_at: SmallVec::new(),
+        };
+        let old = std::mem::replace(&mut self.definitions[number], vacant);
+        self.definitions.by_content.remove(&(old.call.clone(), old.class, old.max_retries));
+        self.definitions.vacant.push(number);
+        for proc in old.known_at {
+            if let Some(known) = self.functions_at.get_mut(&proc) {
+                if let Some(count) = known.get_mut(&old.call.function) {
+                    *count -= 1;
+                    if *count == 0 {
+                        known.remove(&old.call.function);
+                    }
+                }
+                if known.is_empty() {
+                    self.functions_at.remove(&proc);
+                }
+            }
+            out.push(Effect::Send { to: proc, msg: Msg::Forget { ids: vec![number] }, urgent: false });
+        }
+        if let Some(class) = old.class {
+            self.leases.class_unused(class);
+        }
     }
 
     #[must_use]
     pub fn definition(&self, number: u32) -> &CallDef {
-        &self.definitions[number as usize].call
+        &self.definitions[number].call
     }
 
     /// Takes a call. Its results (`ObjectId { task, index }`) have one local count each.
@@ -96,11 +206,11 @@ impl Owner {
         now_ns: u64,
         out: &mut Out,
     ) -> Result<TaskId, Refused> {
-        let actor = self.definitions[def as usize].call.actor;
+        let actor = self.definitions[def].call.actor;
         if let Some(actor) = actor {
             self.admit_call(actor)?;
         }
-        let definition = &self.definitions[def as usize];
+        let definition = &self.definitions[def];
         let returns = definition.call.returns;
         let retries_left = definition.max_retries;
         let task = self.next_task_id();
@@ -123,6 +233,7 @@ impl Owner {
             def, args, deps, missing, retries_left, attempt: 0, place, actor, handle, parent,
             cancelled: false, stored_results: 0, pushed_ns: 0,
         };
+        self.definitions[def].users += 1;
         self.tasks.insert(task, entry);
         if let Some(actor) = actor {
             self.enqueue_call(actor, task, now_ns, out);
@@ -216,18 +327,19 @@ impl Owner {
     }
 
     fn introduce(&mut self, def: u32, to: ProcId, out: &mut Out) {
-        let definition = &mut self.definitions[def as usize];
+        let definition = &mut self.definitions[def];
         if definition.known_at.contains(&to) {
             return;
         }
         definition.known_at.push(to);
-        let known: &mut Vec<FunctionId> = self.functions_at.entry(to).or_default();
         let function = definition.call.function;
-        let blob = if definition.blob.is_empty() || known.contains(&function) {
+        let blob = if definition.blob.is_empty() {
             None
         } else {
-            known.push(function);
-            Some(definition.blob.clone())
+            // The worker keeps a function for as long as it knows a definition with it, and counts alike.
+            let known = self.functions_at.entry(to).or_default().entry(function).or_insert(0);
+            *known += 1;
+            (*known == 1).then(|| definition.blob.clone())
         };
         out.send(to, Msg::Define { id: def, def: definition.call.clone(), blob });
     }
@@ -255,7 +367,7 @@ impl Owner {
         let entry = &self.tasks[&done.task];
         let retry = done.retryable && entry.retries_left != 0 && !entry.cancelled;
         let (def, actor) = (entry.def, entry.actor);
-        let average = &mut self.definitions[def as usize].run_ns;
+        let average = &mut self.definitions[def].run_ns;
         *average = Some(average.map_or(done.run_ns, |old| (old * 7 + done.run_ns) / 8));
         let lease = match place {
             Some(Place::Pushed(lease)) => Some(lease),
@@ -297,7 +409,7 @@ impl Owner {
 
     /// Gives every result its value and lets go of the arguments.
     fn complete(&mut self, task: TaskId, mut results: Vec<Value>, items: u32, now_ns: u64, out: &mut Out) {
-        let returns = self.definitions[self.tasks[&task].def as usize].call.returns;
+        let returns = self.definitions[self.tasks[&task].def].call.returns;
         if returns == Returns::Streaming {
             // A worker sends the user's exception as the last item; this is an error of another kind.
             if let Some(Value::Inline(error)) = results.first().filter(|value| value.is_error()) {
@@ -380,6 +492,7 @@ impl Owner {
             self.objects.release(handle, &mut gone, out);
         }
         self.settle(gone, out);
+        self.undefine(entry.def, out);
     }
 
     pub(crate) fn lineage_unneeded(&mut self, task: TaskId, out: &mut Out) {
@@ -405,6 +518,21 @@ impl Owner {
                     self.drop_task(oldest, out);
                 }
         }
+    }
+
+    /// A reader of this process did not find the segment of a stored value. The owner is told; who waits for
+    /// the object from now on waits for its answer, which is the value at another place, or an error.
+    pub fn report_missing(&mut self, object: ObjectId, segment: SegmentId, now_ns: u64, out: &mut Out) {
+        if object.owner() == self.me {
+            self.handle_missing(object, segment, now_ns, out);
+            return;
+        }
+        if self.objects.location(object).is_some_and(|location| location.segment == segment) {
+            let mut gone = Gone::default();
+            self.objects.forget_value(object, &mut gone, out);
+            self.settle(gone, out);
+        }
+        out.send(object.owner(), Msg::Missing { object, segment });
     }
 
     /// A stored value is not where it was: it is made again if its task is known.
@@ -515,7 +643,7 @@ impl Owner {
         let Some(entry) = self.tasks.get(&id.task) else {
             return ("no task of this process makes it".into(), None, None, None);
         };
-        let definition = &self.definitions[entry.def as usize];
+        let definition = &self.definitions[entry.def];
         let name = &definition.call.name;
         let attempt = if entry.attempt > 0 { format!(" (attempt {})", entry.attempt + 1) } else { String::new() };
         if entry.missing > 0 {

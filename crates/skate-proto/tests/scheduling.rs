@@ -8,7 +8,7 @@ use skate_proto::objects::WaiterId;
 use skate_proto::owner::{Effect, Out, Owner, ToNode};
 use skate_proto::payload::{Blob, ErrorCode, Payload, Value};
 use skate_proto::streams::Next;
-use skate_proto::tasks::Refused;
+use skate_proto::tasks::{Refused, UNUSED_DEFINITIONS_MAX};
 
 const ME: ProcId = ProcId(1);
 const WORKER: ProcId = ProcId(2);
@@ -362,4 +362,139 @@ fn the_limit_of_pending_calls_refuses_at_the_call() {
     assert!(submit(&mut bench).is_ok());
     assert!(submit(&mut bench).is_ok());
     assert_eq!(submit(&mut bench), Err(Refused::TooManyPendingCalls(2)));
+}
+
+fn item(bench: &mut Bench, from: ProcId, task: TaskId, index: u32) {
+    let msg = Msg::Item { task, index, value: Value::Inline(Payload::plain(b"i")) };
+    bench.owner.handle_message(from, msg, bench.now, &mut bench.out);
+}
+
+#[test]
+fn a_stream_that_is_made_again_is_not_held_back_by_items_that_were_taken_before() {
+    let mut bench = Bench::new();
+    let mut streaming = call(Returns::Streaming, None);
+    streaming.backpressure = 2;
+    let f = bench.owner.define(streaming, Blob::new(b"g"), Some(bench.class), -1);
+    let task = bench.submit(f);
+    bench.lend(1, WORKER);
+    for index in 1..=3 {
+        item(&mut bench, WORKER, task, index);
+        assert!(matches!(bench.owner.stream_next(task, &mut bench.out), Next::Item(_)));
+    }
+    bench.owner.handle_process_gone(WORKER, "killed", false, bench.now, &mut bench.out);
+    bench.lend(2, OTHER);
+    bench.effects();
+    item(&mut bench, OTHER, task, 1);
+    let taken = Effect::Send { to: OTHER, msg: Msg::ItemsTaken { task, taken: 3 }, urgent: true };
+    assert_eq!(bench.effects(), [taken], "the consumer waits for item 4, and will not say so again");
+    for index in 2..=4 {
+        item(&mut bench, OTHER, task, index);
+    }
+    assert_eq!(bench.owner.stream_next(task, &mut bench.out), Next::Item(ObjectId { task, index: 4 }));
+}
+
+#[test]
+fn equal_definitions_are_one_and_keep_their_measured_time() {
+    let mut bench = Bench::new();
+    let f = bench.function(3);
+    bench.owner.undefine(f, &mut bench.out);
+    assert_eq!(bench.function(3), f);
+    assert_ne!(bench.function(4), f);
+}
+
+#[test]
+fn unused_definitions_are_forgotten_and_so_are_their_functions_at_workers() {
+    let mut bench = Bench::new();
+    let mut executor = skate_proto::executor::Executor::default();
+    bench.lend(1, WORKER);
+    let mut last = None;
+    for number in 0..2 * UNUSED_DEFINITIONS_MAX as u32 + 10 {
+        let mut call = call(Returns::Count(1), None);
+        call.function = FunctionId([u8::try_from(number % 256).unwrap() ^ u8::try_from(number / 256).unwrap(); 16]);
+        call.name = format!("f{number}");
+        let f = bench.owner.define(call, Blob::new(&number.to_le_bytes()), Some(bench.class), 0);
+        let task = bench.submit(f);
+        bench.owner.undefine(f, &mut bench.out);
+        bench.done(WORKER, task, 1000);
+        for effect in bench.effects() {
+            match effect {
+                Effect::Send { msg: Msg::Define { id, def, blob }, .. } => executor.handle_define(ME, id, def, blob),
+                Effect::Send { msg: Msg::Forget { ids }, .. } => executor.handle_forget(ME, &ids),
+                Effect::Send { msg: Msg::Push(push), .. } => {
+                    executor.handle_push(ME, push, &mut Out::default());
+                    assert!(executor.take("").unwrap().blob.is_some(), "work comes with its function");
+                }
+                _ => {}
+            }
+        }
+        bench.owner.release(ObjectId { task, index: 0 }, &mut bench.out);
+        last = Some(f);
+    }
+    let count = |bench: &Bench, name| bench.owner.statistics().into_iter().find(|(n, _)| *n == name).unwrap().1;
+    assert_eq!(count(&bench, "definitions"), UNUSED_DEFINITIONS_MAX as u64);
+    assert_eq!(executor.known().0, UNUSED_DEFINITIONS_MAX);
+    assert!(executor.known().1 <= 256, "{:?}", executor.known());
+    assert!(last.unwrap() <= UNUSED_DEFINITIONS_MAX as u32 + 1, "numbers come again");
+}
+
+#[test]
+fn a_definition_in_use_is_never_forgotten() {
+    let mut bench = Bench::new();
+    let f = bench.function(0);
+    let task = bench.submit(f);
+    bench.owner.undefine(f, &mut bench.out);
+    for number in 0..2 * UNUSED_DEFINITIONS_MAX {
+        let mut call = call(Returns::Count(1), None);
+        call.name = format!("g{number}");
+        let g = bench.owner.define(call, Blob::new(b"g"), Some(bench.class), 0);
+        bench.owner.undefine(g, &mut bench.out);
+    }
+    bench.effects();
+    bench.lend(1, WORKER);
+    assert_eq!(bench.pushes(), [(WORKER, task)]);
+}
+
+#[test]
+fn classes_that_nothing_uses_are_forgotten() {
+    let mut bench = Bench::new();
+    let f = bench.function(0);
+    for number in 0..3000 {
+        let spec = ClassSpec { demand: vec![], env: vec![], strategy: vec![], label: format!("{number}") };
+        let class = bench.owner.class(spec);
+        let mut call = call(Returns::Count(1), None);
+        call.name = format!("g{number}");
+        let g = bench.owner.define(call, Blob::new(b"g"), Some(class), 0);
+        bench.owner.undefine(g, &mut bench.out);
+    }
+    let count = bench.owner.statistics().into_iter().find(|(n, _)| *n == "classes").unwrap().1;
+    assert!(count < 1500, "{count}");
+    bench.submit(f);
+    // A grant for a class that is gone goes back.
+    bench.effects();
+    bench.owner.handle_lease_granted(ClassId(5), LeaseId(77), OTHER, 1, vec![], bench.now, &mut bench.out);
+    assert_eq!(bench.effects(), [Effect::Node(ToNode::LeaseReturn { lease: LeaseId(77), reusable: true })]);
+}
+
+#[test]
+fn a_dead_actor_without_handles_is_forgotten() {
+    let mut bench = Bench::new();
+    let (mine, handle) = actor(&mut bench, -1);
+    bench.owner.handle_actor_state(mine, ActorState::Alive { proc: WORKER, incarnation: 0 }, bench.now, &mut bench.out);
+    bench.owner.release(handle, &mut bench.out);
+    assert!(bench.effects().contains(&Effect::Node(ToNode::ActorRelease { actor: mine })));
+    let dead = ActorState::Dead(Payload::error(ErrorCode::ActorDied, "no handles"));
+    bench.owner.handle_actor_state(mine, dead.clone(), bench.now, &mut bench.out);
+    assert_eq!(bench.owner.actor_state(mine), None);
+    // One of another process, whose handle came in a message.
+    let theirs = ActorId { proc: OTHER, seq: 4 };
+    let handle = ObjectId { task: TaskId { node: NodeKey(9), proc: OTHER, seq: 4 }, index: ObjectId::ACTOR_INDEX };
+    bench.owner.objects.arrive(&[handle]);
+    let method = bench.owner.define(call(Returns::Count(1), Some(theirs)), Blob::empty(), None, 0);
+    let task = bench.owner.submit(method, Payload::plain(b""), vec![], Some(handle), None, bench.now, &mut bench.out).unwrap();
+    bench.owner.handle_actor_state(theirs, dead.clone(), bench.now, &mut bench.out);
+    assert_eq!(bench.error(task), ErrorCode::ActorDied);
+    bench.owner.release(handle, &mut bench.out);
+    assert_eq!(bench.owner.actor_state(theirs), None);
+    bench.owner.handle_actor_state(theirs, dead, bench.now, &mut bench.out);
+    assert_eq!(bench.owner.actor_state(theirs), None, "nobody here wants to know");
 }

@@ -93,6 +93,7 @@ impl World {
         let Process { owner, executor, out, .. } = self.processes.get_mut(&to).unwrap();
         match msg {
             Msg::Define { id, def, blob } => executor.handle_define(from, id, def, blob),
+            Msg::Forget { ids } => executor.handle_forget(from, &ids),
             Msg::Push(push) => {
                 let counted = Executor::counted(&push.args, &push.deps);
                 owner.objects.arrive(&counted);

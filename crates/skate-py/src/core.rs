@@ -154,8 +154,7 @@ impl PyCore {
     fn get<'py>(&self, py: Python<'py>, refs: &Bound<'py, PyAny>, timeout: Option<f64>) -> PyResult<Bound<'py, PyList>> {
         let ids = ids_of(&self.inner, refs)?;
         let deadline = deadline(timeout)?;
-        waiting(py, || self.inner.wait_ready(&ids, ids.len(), deadline))?;
-        let fetched = py.detach(|| self.inner.fetch(&ids)).map_err(to_py)?;
+        let fetched = waiting(py, || self.inner.get(&ids, deadline))?;
         // Every fetched value is taken over before the first may raise, so that none leaks.
         let bytes: Vec<PyResult<Bytes>> = fetched.into_iter().map(|value| Bytes::of_fetched(&self.inner, value)).collect();
         let values = PyList::empty(py);
@@ -169,13 +168,12 @@ impl PyCore {
     #[pyo3(signature = (reference, timeout = None))]
     fn get_one<'py>(&self, py: Python<'py>, reference: &Bound<'py, ObjectRef>, timeout: Option<f64>) -> PyResult<Bound<'py, PyAny>> {
         let ids = [reference.get().id_in(&self.inner)?];
-        if !self.inner.is_ready(ids[0]) {
-            let deadline = deadline(timeout)?;
-            waiting(py, || self.inner.wait_ready(&ids, 1, deadline))?;
-        }
         let mut fetched = match self.inner.fetch_mapped(ids[0]) {
             Some(fetched) => fetched,
-            None => py.detach(|| self.inner.fetch(&ids)).map_err(to_py)?.pop().ok_or_else(|| PyRuntimeError::new_err("no value"))?,
+            None => {
+                let deadline = deadline(timeout)?;
+                waiting(py, || self.inner.get(&ids, deadline))?.pop().ok_or_else(|| PyRuntimeError::new_err("no value"))?
+            }
         };
         if let Fetched::Inline(payload) = &mut fetched {
             return Bytes::of_blob(&payload.data).load(py, self.hooks.get(), Some(ids[0]));

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
-use skate_core::core::{Core, Fetched};
+use skate_core::core::Core;
 use skate_proto::executor::{Work, WorkKind};
 use skate_proto::ids::{ObjectId, TaskId};
 use skate_proto::msg::{Returns, Slot};
@@ -16,7 +16,6 @@ use skate_proto::payload::{ErrorCode, Payload, TAG_ERROR_PICKLE, Value};
 
 use crate::Hooks;
 use crate::core::waiting;
-use crate::errors::to_py;
 use crate::refs::ObjectRef;
 use crate::value::{Bytes, Serialized};
 
@@ -78,9 +77,8 @@ impl Task {
         match value {
             Value::Inline(payload) => Ok(Bytes::of_blob(&payload.data)),
             Value::Stored { location, .. } => {
-                let mapping = py.detach(|| self.core.map(location.segment)).map_err(to_py)?;
-                self.core.retain(id);
-                Bytes::of_fetched(&self.core, Fetched::Stored { object: id, mapping, location: *location })
+                let fetched = waiting(py, || self.core.get_at(id, *location))?;
+                Bytes::of_fetched(&self.core, fetched)
             }
         }
     }

@@ -81,6 +81,12 @@ pub(crate) fn extract_call(py: Python<'_>, core: &Arc<Core>, hooks: &Hooks, args
     Ok(Call { args: Payload::plain(&[crate::value::TAG_NO_ARGS]), deps, temporary: vec![object] })
 }
 
+impl Drop for Template {
+    fn drop(&mut self) {
+        self.core.undefine(self.def);
+    }
+}
+
 #[pymethods]
 impl Template {
     #[new]
@@ -99,7 +105,7 @@ impl Template {
             count => Returns::Count(u32::try_from(count).map_err(|_| PyValueError::new_err("num_returns must not be negative"))?),
         };
         let class = match (&actor, demand) {
-            (None, Some(demand)) => Some(core.inner.class(ClassSpec { demand: sorted(demand), env, strategy, label: name.clone() })),
+            (None, Some(demand)) => Some(ClassSpec { demand: sorted(demand), env, strategy, label: name.clone() }),
             (None, None) => return Err(PyValueError::new_err("a task needs a demand")),
             (Some(_), _) => None,
         };

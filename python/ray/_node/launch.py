@@ -65,12 +65,11 @@ class NodeProcess:
         Its workers die with it in either case. If it had crashed before, its directory stays, for the logs in it.
         """
         self._close_lifeline()
-        stuck = self.poll() is None and not self._wait(timeout)
-        if stuck:
+        if self.poll() is None and not self._wait(timeout):
             os.kill(self.pid, signal.SIGKILL)
             self._wait(None)
-        if stuck or self.poll() == 0:
-            session.remove(self.session_dir)  # the node does so itself, unless it had to be killed
+            session.remove(self.session_dir)
+        # The node removes its directory itself. If it crashed, its logs are there until a later start sweeps them.
         status = self.poll()
         assert status is not None
         return status

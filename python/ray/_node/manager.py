@@ -97,6 +97,7 @@ class NodeManager:
 
     def __init__(self, facts: NodeFacts, *, new_id: Callable[[], int], validate: bool = False) -> None:
         self.facts = facts
+        self.validates = validate
         ledger = Ledger(facts.resources, facts.gpu_ids)
         cpus = facts.resources.get("CPU", 0) // UNIT
         self.leases = LeaseTable(node=facts.node, ledger=ledger, validate=validate)

@@ -70,6 +70,8 @@ class RequestTable(Machine):
             "stats": ((), self._stats),
             "shutdown": (("reason",), self._shutdown),
         }
+        if manager.validates:
+            self._ops["test.lose_segments"] = ((), self._lose_segments)
 
     def next_deadline(self) -> float | None:
         return self._deadlines.next()
@@ -271,6 +273,12 @@ class RequestTable(Machine):
         for table in (manager.pool, manager.leases, manager.segments, manager.actors, manager.processes):
             counts.update(table.statistics())
         return counts
+
+    def _lose_segments(self, event: Received, now: float) -> int:
+        lost = self._manager.segments.lose_adopted()
+        for effect in self._manager.segments.take_effects():
+            self._emit(effect)
+        return lost
 
     def _shutdown(self, event: Received, now: float, reason: str | None) -> None:
         from ray._node.manager import Shutdown

@@ -321,6 +321,14 @@ class SegmentTable(Machine):
         self.used -= self._segments.pop(segment).size
         self._emit(DropSegment(segment))
 
+    def lose_adopted(self) -> int:
+        """For tests of what readers do then: drop every adopted segment, as if its memory were lost."""
+        lost = list(self._adoptions)
+        for segment in lost:
+            self._adoptions[segment] = Adoption({}, {})
+            self._drop_if_unclaimed(segment)
+        return len(lost)
+
     # ------------------------------------------------------------------ invariants
 
     def check_invariants(self) -> None:

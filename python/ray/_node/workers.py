@@ -16,6 +16,7 @@ state that must end has a deadline.
 
 from __future__ import annotations
 
+import signal
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
@@ -58,6 +59,9 @@ WORKERS_MAX: Final = 4096
 
 FORK_TRIES: Final = 3
 """Failures in a row after which the tickets of a kind are refused."""
+
+KILLED_TRIES: Final = 20
+"""The same where something outside killed them: that says little about whether the next one can start."""
 
 START_DEADLINE_S: Final = 10.0
 """From the wish to fork until the worker has joined; then it is killed and counts as a failure."""
@@ -364,8 +368,9 @@ class WorkerPool(Machine):
     def _count_failure(self, worker: Worker, now: float) -> None:
         """A worker of this kind did not come to be; refuse the kind's tickets after several in a row."""
         failures = self._failures.get(worker.kind, 0) + 1
-        self._emit(Log(f"worker start failed ({failures} of {FORK_TRIES}): {worker.failure}"))
-        if failures >= FORK_TRIES:
+        tries = KILLED_TRIES if worker.exit_code == -signal.SIGKILL and not worker.stopped else FORK_TRIES
+        self._emit(Log(f"worker start failed ({failures} of {tries}): {worker.failure}"))
+        if failures >= tries:
             self._failures.pop(worker.kind, None)
             reason = f"workers cannot be started ({failures} tries in a row); the last one: {worker.failure}"
             for ticket in [x for x in self._tickets.values() if x.kind == worker.kind]:

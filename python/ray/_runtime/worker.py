@@ -37,6 +37,8 @@ __all__ = ["Worker", "main", "prepare"]
 
 TASK, ACTOR_CREATION, ACTOR_METHOD = 0, 1, 2
 
+FUNCTIONS_MAX = 512  # functions kept unpickled; the one loaded first goes, and is loaded anew if it is called again
+
 TELL_AGAIN_S = 0.01  # how long a leaving thread waits for the main thread to notice, before it tells it again
 
 
@@ -308,6 +310,8 @@ class Worker:
         """The task's function; None after the task was failed because there is none."""
         loaded = self.functions.get(task.function_id)
         if loaded is None:
+            if len(self.functions) >= FUNCTIONS_MAX:
+                del self.functions[next(iter(self.functions))]
             loaded = self.functions[task.function_id] = self._load(task)
         if isinstance(loaded, BaseException):
             task.fail(loaded, retryable=False)
@@ -492,7 +496,7 @@ def prepare() -> None:
     import ray._runtime.generators
     import ray.actor
     import ray.exceptions
-    import ray.remote_function
+    import ray.remote_function  # noqa: F401  (loaded for its own sake)
     from ray._runtime import serialization
 
     # The pickler class is made at its first use, and used by every worker.

@@ -7,8 +7,8 @@ as far as its node can see.
 from __future__ import annotations
 
 import array
-import contextlib
 import collections
+import contextlib
 import fcntl
 import os
 import select

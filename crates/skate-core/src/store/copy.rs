@@ -43,11 +43,11 @@ pub(super) unsafe fn copy(parts: &[(*mut u8, &[u8])]) {
         let mine = shares.next().unwrap_or_default();
         let _blocked = crate::transport::block_signals();
         for theirs in shares {
-            // SAFETY: the caller's promise; `divide` cuts parts into disjoint pieces.
             let work = move || {
-                theirs
-                    .into_iter()
-                    .for_each(|(to, bytes)| unsafe { copy_one(to, bytes) })
+                theirs.into_iter().for_each(|(to, bytes)| {
+                    // SAFETY: the caller's promise; `divide` cuts parts into disjoint pieces.
+                    unsafe { copy_one(to, bytes) }
+                });
             };
             let builder = std::thread::Builder::new().name("skate-copy".to_owned());
             if let Err(refused) = builder.spawn_scoped(scope, work.clone()) {

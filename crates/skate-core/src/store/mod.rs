@@ -108,14 +108,13 @@ pub struct Store {
 }
 
 impl Store {
-    /// # Errors
-    /// If the process has no descriptor left.
-    pub fn new(me: ProcId) -> std::io::Result<Self> {
-        fork::install()?;
-        Ok(Self {
+    #[must_use]
+    pub fn new(me: ProcId) -> Self {
+        fork::install();
+        Self {
             me,
             state: Mutex::default(),
-        })
+        }
     }
 
     /// Takes a block of `len` bytes. `None`: get a segment of [`Self::request_bytes`] first.

@@ -18,10 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 static GENERATION: AtomicU32 = AtomicU32::new(0);
 static REGISTRY: Registry = Registry {
     locked: AtomicBool::new(false),
-    state: UnsafeCell::new(State {
-        fds: Vec::new(),
-        nowhere: None,
-    }),
+    state: UnsafeCell::new(State { fds: Vec::new() }),
 };
 
 /// Descriptors that a forked child must lose.
@@ -35,7 +32,6 @@ struct Registry {
 
 struct State {
     fds: Vec<RawFd>,
-    nowhere: Option<OwnedFd>,
 }
 
 // SAFETY: `state` is only reached through `lock`, which admits one thread at a time.
@@ -76,30 +72,26 @@ extern "C" fn after_fork_in_parent() {
 extern "C" fn after_fork_in_child() {
     GENERATION.fetch_add(1, Ordering::Relaxed);
     // SAFETY: `before_fork` took the lock on this thread, the only one of the child. Nothing here
-    // allocates or takes another lock; `dup3` is async-signal-safe.
+    // allocates or takes another lock; `eventfd`, `dup3` and `close` are plain system calls.
     let state = unsafe { &mut *REGISTRY.state.get() };
-    if let Some(nowhere) = &state.nowhere {
+    if !state.fds.is_empty() {
+        // SAFETY: as above. Without a descriptor to spare the child keeps its copies, and refuses to
+        // use them all the same.
+        let nowhere = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
         for &fd in &state.fds {
             // SAFETY: `fd` is open and registered, so its owner is in this module's care.
-            unsafe { libc::dup3(nowhere.as_raw_fd(), fd, libc::O_CLOEXEC) };
+            unsafe { libc::dup3(nowhere, fd, libc::O_CLOEXEC) };
         }
+        // SAFETY: opened above, and nobody else's.
+        unsafe { libc::close(nowhere) };
     }
     state.fds.clear();
     REGISTRY.unlock();
 }
 
-/// Called before the first descriptor is registered. Keeps one descriptor open for good.
-pub(crate) fn install() -> std::io::Result<()> {
+/// Called before the first descriptor is registered.
+pub(crate) fn install() {
     static ONCE: Once = Once::new();
-    let nowhere = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
-    let spare = REGISTRY.with(|state| match state.nowhere {
-        None => {
-            state.nowhere = Some(nowhere);
-            None
-        }
-        Some(_) => Some(nowhere),
-    });
-    drop(spare);
     ONCE.call_once(|| {
         // SAFETY: the handlers are plain functions that live as long as the process. If there is no
         // memory for them, a child merely keeps its copies.
@@ -111,7 +103,6 @@ pub(crate) fn install() -> std::io::Result<()> {
             )
         };
     });
-    Ok(())
 }
 
 pub(crate) fn generation() -> u32 {

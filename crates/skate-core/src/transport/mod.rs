@@ -231,7 +231,7 @@ impl Transport {
     /// Starts. A process other than the node is joined to its node when this returns.
     pub fn start(config: Config, handler: Arc<dyn Handler>) -> Result<Arc<Self>, StartError> {
         let system = |what| move |source| StartError::System { what, source };
-        fork::install().map_err(system("a descriptor"))?;
+        fork::install();
         let poller = Arc::new(Poller::new().map_err(system("an epoll instance"))?);
         let listeners = config
             .listeners

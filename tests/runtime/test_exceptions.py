@@ -6,11 +6,10 @@ import pickle
 import threading
 from typing import Any
 
-import fake_core
 import pytest
 
 import ray
-from ray import exceptions
+from ray import _core, exceptions
 from ray._runtime import errors, serialization
 
 
@@ -34,7 +33,7 @@ class Final(Exception):
 
 def travel(error: BaseException) -> BaseException:
     stream, buffers = serialization.dump(errors.task_error(error, "f"))
-    return serialization.load_error(fake_core.ERROR_TASK, stream, buffers, b"\0" * 28)
+    return serialization.load_error(_core.ERROR_TASK, stream, buffers, b"\0" * 28)
 
 
 def raised(error: BaseException) -> BaseException:
@@ -130,16 +129,16 @@ def test_chained_exceptions_are_shown() -> None:
 def test_codes_become_the_documented_classes() -> None:
     ref = bytes(range(28))
     cases = {
-        fake_core.ERROR_WORKER_CRASHED: exceptions.WorkerCrashedError,
-        fake_core.ERROR_ACTOR_DIED: exceptions.ActorDiedError,
-        fake_core.ERROR_ACTOR_UNAVAILABLE: exceptions.ActorUnavailableError,
-        fake_core.ERROR_CANCELLED: exceptions.TaskCancelledError,
-        fake_core.ERROR_OWNER_DIED: exceptions.OwnerDiedError,
-        fake_core.ERROR_OBJECT_LOST: exceptions.ObjectLostError,
-        fake_core.ERROR_OUT_OF_MEMORY: exceptions.OutOfMemoryError,
-        fake_core.ERROR_PENDING_CALLS: exceptions.PendingCallsLimitExceeded,
-        fake_core.ERROR_INFEASIBLE: exceptions.TaskUnschedulableError,
-        fake_core.ERROR_OTHER: exceptions.RaySystemError,
+        _core.ERROR_WORKER_CRASHED: exceptions.WorkerCrashedError,
+        _core.ERROR_ACTOR_DIED: exceptions.ActorDiedError,
+        _core.ERROR_ACTOR_UNAVAILABLE: exceptions.ActorUnavailableError,
+        _core.ERROR_CANCELLED: exceptions.TaskCancelledError,
+        _core.ERROR_OWNER_DIED: exceptions.OwnerDiedError,
+        _core.ERROR_OBJECT_LOST: exceptions.ObjectLostError,
+        _core.ERROR_OUT_OF_MEMORY: exceptions.OutOfMemoryError,
+        _core.ERROR_PENDING_CALLS: exceptions.PendingCallsLimitExceeded,
+        _core.ERROR_INFEASIBLE: exceptions.TaskUnschedulableError,
+        _core.ERROR_OTHER: exceptions.RaySystemError,
     }
     for code, cls in cases.items():
         error = serialization.load_error(code, b"killed by signal 9", [], ref)
@@ -147,13 +146,13 @@ def test_codes_become_the_documented_classes() -> None:
         assert "killed by signal 9" in str(error)
     for code in cases:
         assert str(serialization.load_error(code, b"", [], ref)) or code in (
-            fake_core.ERROR_OUT_OF_MEMORY, fake_core.ERROR_PENDING_CALLS, fake_core.ERROR_INFEASIBLE,
+            _core.ERROR_OUT_OF_MEMORY, _core.ERROR_PENDING_CALLS, _core.ERROR_INFEASIBLE,
         )  # fmt: skip
 
 
 def test_failed_init_is_an_actor_death_with_its_cause() -> None:
     stream, buffers = serialization.dump(errors.task_error(raised(ValueError("init")), "C.__init__"))
-    error = serialization.load_error(fake_core.ERROR_ACTOR_DIED, stream, buffers, b"\0" * 28)
+    error = serialization.load_error(_core.ERROR_ACTOR_DIED, stream, buffers, b"\0" * 28)
     assert isinstance(error, exceptions.ActorDiedError)
     assert error.actor_init_failed
     assert "ValueError: init" in str(error)

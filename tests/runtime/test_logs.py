@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import sys
-from typing import Any
-
-import fake_core
-import pytest
-
-from ray._runtime.logs import KEYS_MAX, Folder, Output, Printer, format_line
+from ray._runtime.logs import KEYS_MAX, Folder, Output, format_line
 
 
 def test_first_line_is_shown_at_once_and_echoes_are_counted() -> None:
@@ -48,19 +41,3 @@ def test_colour_only_on_terminals() -> None:
     output = Output(1, "f", 7, "hello", 3)
     assert format_line(output, colour=False) == "(f pid=7) hello [repeated 3x across cluster]\n"
     assert "\033[" in format_line(output, colour=True)
-
-
-def test_printer_writes_what_the_core_hands_out(core: fake_core.Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    out, err = io.StringIO(), io.StringIO()
-    monkeypatch.setattr(sys, "stdout", out)
-    monkeypatch.setattr(sys, "stderr", err)
-    any_core: Any = core
-    printer = Printer(any_core)
-    core.logs.put(("f", 1, 1, ["hello"]))
-    core.logs.put(("f", 2, 1, ["hello"]))
-    core.logs.put(("f", 1, 2, ["oops"]))
-    core.logs.put(("warning", "no node has a GPU"))
-    core.close()
-    printer.close()
-    assert out.getvalue() == "(f pid=1) hello\n(f pid=2) hello [repeated 1x across cluster]\n"
-    assert err.getvalue() == "(f pid=1) oops\n(skate) warning: no node has a GPU\n"

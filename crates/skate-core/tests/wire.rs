@@ -1,0 +1,87 @@
+//! Bodies of messages to and from the node, byte for byte; `tests/test_wire.py` reads the same bytes in Python.
+
+use std::collections::BTreeMap;
+
+use skate_core::node_wire as wire;
+use skate_proto::ids::{ActorId, LeaseId, ProcId, SegmentId};
+use skate_proto::leases::ClassSpec;
+
+const GOLDEN: &str = include_str!("../../../tests/golden/wire.txt");
+const ACTOR: ActorId = ActorId { proc: ProcId(11), seq: 12 };
+
+/// The bodies by name, with the kinds that they travel as.
+fn golden() -> BTreeMap<&'static str, (u8, Vec<u8>)> {
+    let line = |line: &'static str| {
+        let mut words = line.split_whitespace();
+        let kind = words.next()?.parse().ok()?;
+        let name = words.next()?;
+        Some((name, (kind, words.map(|word| u8::from_str_radix(word, 16).expect("two digits")).collect())))
+    };
+    GOLDEN.lines().filter(|text| !text.starts_with('#')).filter_map(line).collect()
+}
+
+#[test]
+fn what_is_sent_to_the_node_is_as_agreed() {
+    let spec = ClassSpec {
+        demand: vec![("CPU".into(), 10_000)],
+        env: vec![0x80],
+        strategy: Vec::new(),
+        label: "square".into(),
+    };
+    let golden = golden();
+    for (name, kind, body) in [
+        ("LeaseDemand", wire::LEASE_DEMAND, wire::lease_demand(7, 3, &spec)),
+        ("LeaseReturn", wire::LEASE_RETURN, wire::lease_return(LeaseId(9), true)),
+        ("Blocked", wire::BLOCKED, wire::empty()),
+        ("SegmentRequest", wire::SEGMENT_REQUEST, wire::segment_request(4 << 20)),
+        ("SegmentClaims", wire::SEGMENT_CLAIMS, wire::segment_claims(SegmentId(5), &[(0, 64), (4096, 256)])),
+        ("ActorKill", wire::ACTOR_KILL, wire::actor_kill(ACTOR, true)),
+        ("ActorExit", wire::ACTOR_EXIT, wire::actor_exit(ACTOR, 2, "bye")),
+        ("Request", wire::REQUEST, wire::request("kv.get", &[0x91, 0xc0])),
+    ] {
+        assert_eq!(golden[name], (kind, body), "{name}");
+    }
+}
+
+#[test]
+fn what_comes_from_the_node_is_understood() {
+    let golden = golden();
+    for (name, meaning) in [
+        (
+            "LeaseGranted",
+            "LeaseGranted { class: 7, lease: LeaseId(4294967297), worker: ProcId(18446744073709551615), pid: 1000, gpu_ids: [0, 1] }",
+        ),
+        ("WorkerDied", "WorkerDied { proc: ProcId(5), cause: \"gone\", oom: true }"),
+        ("SegmentGranted", "SegmentGranted { segment: SegmentId(5), size: 4194304 }"),
+        ("SegmentDenied", "SegmentDenied { message: \"full\" }"),
+        ("SegmentMapped", "SegmentMapped { segment: SegmentId(5), size: 4194304 }"),
+        (
+            "ActorState",
+            "ActorState { actor: ActorId { proc: ProcId(11), seq: 12 }, state: Alive { proc: ProcId(5), incarnation: 2 } }",
+        ),
+        ("Reply", "Reply { ok: false, body: [192] }"),
+        ("LogLines", "LogLines { name: \"f\", pid: 1000, stream: 2, lines: [\"hi\"] }"),
+        ("Notice", "Notice { level: \"warning\", text: \"hi\" }"),
+        ("LeaseFailed", "LeaseFailed { class: 7, reason: \"no\" }"),
+        ("Exit", "Exit"),
+        ("Deaths", "Deaths([(5, \"gone\"), (6, \"no\")])"),
+    ] {
+        let (kind, body) = &golden[name];
+        let message = wire::decode(*kind, body).unwrap_or_else(|| panic!("{name} is not understood"));
+        assert_eq!(format!("{message:?}"), meaning);
+    }
+}
+
+#[test]
+fn cut_and_garbled_bodies_are_refused() {
+    for (name, (kind, body)) in golden() {
+        if kind < wire::LEASE_GRANTED || body.len() < 2 {
+            continue;
+        }
+        for len in 0..body.len() {
+            assert!(wire::decode(kind, &body[..len]).is_none(), "{name} cut to {len} bytes");
+        }
+        assert!(wire::decode(kind, &[0xc1; 16]).is_none(), "{name} garbled");
+    }
+    assert!(wire::decode(255, &[0x90]).is_none());
+}

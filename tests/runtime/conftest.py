@@ -1,0 +1,1 @@
+"""Parts of the public package that need no cluster."""
