@@ -25,6 +25,9 @@ for _library in ("numpy", "pyarrow"):
     with contextlib.suppress(ImportError):
         __import__(_library)
 
+# The engine, too, keeps one descriptor of this kind for the life of the process, once it has started.
+_KEPT = os.eventfd(0)
+
 SHARED_CLUSTER = {"num_cpus": 4, "resources": {"special": 2}}
 TEST_TIMEOUT_S = 60
 LEAK_DEADLINE_S = 5.0

@@ -61,7 +61,10 @@ from ray.runtime_context import get_gpu_ids, get_runtime_context  # noqa: E402
 
 if TYPE_CHECKING:
     from ray import util
+    from ray._runtime.language import Language
     from ray._runtime.local import init, shutdown
+    from ray._runtime.logging_config import LoggingConfig
+    from ray.client_builder import ClientBuilder, client
 
 ObjectID = ObjectRef
 
@@ -70,9 +73,12 @@ __all__ = [
     "WORKER_MODE",
     "ActorClassID",
     "ActorID",
+    "ClientBuilder",
     "DynamicObjectRefGenerator",
     "FunctionID",
     "JobID",
+    "Language",
+    "LoggingConfig",
     "NodeID",
     "ObjectID",
     "ObjectRef",
@@ -85,6 +91,7 @@ __all__ = [
     "actor",
     "available_resources",
     "cancel",
+    "client",
     "cluster_resources",
     "exceptions",
     "get",
@@ -110,8 +117,17 @@ for _name in __all__:
         _value.__module__ = "ray"
 del _name, _value
 
-_LAZY = {"init": "ray._runtime.local", "shutdown": "ray._runtime.local"}
-_SUBMODULES = frozenset(("job_config", "remote_function", "runtime_context", "runtime_env", "types", "util"))
+_LAZY = {
+    "ClientBuilder": "ray.client_builder",
+    "Language": "ray._runtime.language",
+    "LoggingConfig": "ray._runtime.logging_config",
+    "client": "ray.client_builder",
+    "init": "ray._runtime.local",
+    "shutdown": "ray._runtime.local",
+}
+_SUBMODULES = frozenset(
+    ("client_builder", "job_config", "remote_function", "runtime_context", "runtime_env", "types", "util")
+)
 
 
 def is_initialized() -> bool:

@@ -205,7 +205,9 @@ class RayTaskError(RayError):
         while isinstance(cause, RayTaskError) and cause.cause is not None:
             cause = cause.cause
         dual = _dual_class(type(cause))
-        error = dual.__new__(dual)
+        # A group is made with its parts, which `except*` looks at.
+        parts = (cause.message, cause.exceptions) if isinstance(cause, BaseExceptionGroup) else ()
+        error = dual.__new__(dual, *parts)
         error.__dict__.update(self.__dict__)
         error.args = (cause,)
         error.cause = cause

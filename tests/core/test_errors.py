@@ -252,3 +252,21 @@ def test_exception_types_form_one_tree():
     assert issubclass(tree.GetTimeoutError, builtins.TimeoutError)
     assert issubclass(tree.ActorDiedError, tree.RayActorError)
     assert issubclass(tree.OwnerDiedError, tree.ObjectLostError)
+
+
+def test_a_group_of_errors_can_be_taken_apart(cluster):
+    @ray.remote
+    def fail():
+        raise ExceptionGroup("several", [ValueError("one"), KeyError("two")])
+
+    caught = []
+    try:
+        ray.get(fail.remote())
+    except* ValueError as group:
+        caught += [str(error) for error in group.exceptions]
+    except* KeyError as group:
+        caught += [type(error) for error in group.exceptions]
+    assert caught == ["one", KeyError]
+    with pytest.raises(ray.exceptions.RayTaskError) as error:
+        ray.get(fail.remote())
+    assert isinstance(error.value, ExceptionGroup)

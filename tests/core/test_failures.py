@@ -487,16 +487,29 @@ def test_the_death_of_the_node_process_is_an_error_and_never_a_hang(no_cluster):
         except ray.exceptions.GetTimeoutError:
             print("hung")
         except ray.exceptions.RayError as error:
-            print("error:", type(error).__name__)
+            print("error:", type(error).__name__, error)
+        for attempt in (lambda: long.remote(), lambda: ray.put(1), lambda: ray.wait([reference, ray.ObjectRef.nil()]),
+                        lambda: ray.nodes()):
+            try:
+                attempt()
+            except ray.exceptions.LocalRayletDiedError:
+                print("gone")
+        ray.shutdown()
+        ray.init(num_cpus=1)
+        print("again:", ray.get(ray.remote(lambda: 7).remote()))
     """) as process:
-        node, session = wait_for_ready(process)
+        node, directory = wait_for_ready(process)
         node = node or _node_process_of(process.pid)
         os.kill(node, signal.SIGKILL)
         output, errors = process.communicate(timeout=25)
-    assert "error:" in output, plain(errors)
-    # What led to the death can be read until the next start.
-    assert (Path(session) / "logs" / "node.log").exists()
-    shutil.rmtree(session)
+    lines = output.splitlines()
+    assert lines[0].startswith("error: LocalRayletDiedError"), plain(errors)
+    assert "Call ray.shutdown() and ray.init()" in lines[0]
+    assert f"{directory}/logs/node.log" in lines[0]
+    assert lines[-1] == "again: 7"
+    # What it said last is kept for whoever wants to know.
+    assert "listens" in (Path(directory) / "logs" / "node.log").read_text()
+    shutil.rmtree(directory)
 
 
 def _node_process_of(driver):

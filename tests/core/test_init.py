@@ -178,3 +178,54 @@ def test_a_driver_that_fails_keeps_its_exit_status(no_cluster):
         raise SystemExit(3)
     """)
     assert status == 3, errors
+
+
+@pytest.mark.skate  # the words are ours
+def test_what_is_left_of_a_former_cluster_is_refused_and_never_waited_for(fresh_cluster):
+    fresh_cluster(num_cpus=1)
+
+    @ray.remote
+    def same(value):
+        return value
+
+    @ray.remote
+    class Actor:
+        def method(self):
+            return 1
+
+    reference, actor = ray.put(1), Actor.remote()
+    ray.get(actor.method.remote())
+    ray.shutdown()
+    fresh_cluster(num_cpus=1)
+    for use in (
+        lambda: ray.get(reference),
+        lambda: ray.get([reference]),
+        lambda: ray.wait([reference]),
+        lambda: ray.cancel(reference),
+        lambda: same.remote(reference),
+        lambda: reference.future(),
+    ):
+        with pytest.raises(ValueError, match="shut down"):
+            use()
+    with pytest.raises(TypeError, match="shut down"):
+        same.remote([reference])
+    with pytest.raises(ray.exceptions.ActorHandleNotFoundError, match="shut down"):
+        actor.method.remote()
+    assert ray.get(same.remote(3)) == 3
+
+
+@pytest.mark.skate  # the words are ours
+def test_the_configuration_of_logging_is_checked(no_cluster):
+    assert ray.Language.PYTHON.value() == 0
+    assert ray.LoggingConfig.from_dict(ray.LoggingConfig(encoding="JSON").to_dict()).encoding == "JSON"
+    for wrong in ({"encoding": "XML"}, {"log_level": "LOUD"}, {"additional_log_standard_attrs": ["nothing"]}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            ray.LoggingConfig(**wrong)
+
+
+@pytest.mark.skate
+def test_the_client_is_refused_with_a_reason(no_cluster):
+    with pytest.raises(NotImplementedError, match="Ray Client"):
+        ray.client("somewhere:10001")
+    with pytest.raises(TypeError, match="logging_config"):
+        ray.init(logging_config="INFO")

@@ -5,9 +5,11 @@ import dataclasses
 import datetime
 import enum
 import functools
+import gc
 import threading
 import uuid
 
+import cloudpickle
 import numpy as np
 import pytest
 
@@ -298,3 +300,114 @@ def test_a_memory_mapped_array(cluster, tmp_path):
     path = tmp_path / "array.npy"
     np.save(path, np.arange(1000))
     assert ray.get(identity.remote(np.load(path, mmap_mode="r")))[999] == 999
+
+
+def test_small_arrays_are_read_only_views_too(cluster):
+    @ray.remote
+    def same(value):
+        assert not value.flags.writeable
+        assert not value.flags.owndata
+        return value
+
+    for array in (np.arange(3), np.arange(5000)):
+        for back in (ray.get(ray.put(array)), ray.get(same.remote(array)), ray.get(same.remote(ray.put(array)))):
+            assert not back.flags.writeable
+            assert not back.flags.owndata
+            assert (back == array).all()
+
+
+def test_an_argument_that_cannot_travel_is_named_with_the_part_at_fault(cluster):
+    @ray.remote
+    def take(first, *rest, option=None):
+        pass
+
+    @ray.remote
+    class Taker:
+        def __init__(self, first):
+            pass
+
+        def take(self, first):
+            pass
+
+    lock = threading.Lock()
+    for call, name in [
+        (lambda: take.remote({"a": [1, lock]}), r"argument 'first' of .*take\(\).*first\['a'\]\[1\]"),
+        (lambda: take.remote(1, 2, lock), r"argument '\*args\[1\]' of"),
+        (lambda: take.remote(1, option=lock), "argument 'option' of"),
+        (lambda: Taker.remote(lock), r"argument 'first' of .*__init__\(\)"),
+        (lambda: Taker.remote(1).take.remote(lock), r"argument 'first' of .*Taker.take\(\)"),
+        (lambda: take.remote(ray.put(1), lock), r"argument '\*args\[0\]' of"),
+    ]:
+        with pytest.raises(TypeError, match=name):
+            call()
+
+
+def test_a_reference_in_a_closure_is_kept_by_the_function(cluster):
+    def make():
+        large, small = ray.put(np.ones(200_000)), ray.put("small")
+
+        @ray.remote
+        def use():
+            return ray.get(large).sum(), ray.get(small)
+
+        @ray.remote
+        class User:
+            def use(self):
+                return ray.get(large).sum(), ray.get(small)
+
+        return use, User
+
+    use, User = make()
+    gc.collect()
+    assert ray.get([use.remote() for _ in range(8)]) == [(200_000, "small")] * 8
+    assert ray.get(User.remote().use.remote()) == (200_000, "small")
+
+
+def test_a_reference_stays_although_the_box_of_the_closure_was_emptied(cluster):
+    box = [ray.put(np.ones(200_000))]
+
+    @ray.remote
+    def use():
+        return ray.get(box[0]).sum()
+
+    assert ray.get(use.remote()) == 200_000
+    box.clear()
+    gc.collect()
+    assert ray.get([use.remote() for _ in range(8)]) == [200_000] * 8
+
+
+@dataclasses.dataclass
+class Envelope:
+    content: object
+    by_key: dict
+
+
+def test_references_and_handles_travel_inside_of_anything(cluster):
+    @ray.remote
+    class Holder:
+        def method(self):
+            return 5
+
+    @ray.remote
+    def same(value):
+        return value
+
+    holder = Holder.remote()
+    sent = Envelope((ray.put(1), holder), {ray.put(2): [ray.put(3)]})
+    back = ray.get(same.remote(sent))
+    reference, handle = back.content
+    ((key, (value,)),) = back.by_key.items()
+    assert ray.get([reference, key, value, handle.method.remote()]) == [1, 2, 3, 5]
+    assert handle == holder
+
+
+def test_references_and_handles_survive_plain_pickles(cluster):
+    @ray.remote
+    class Holder:
+        def method(self):
+            return 5
+
+    holder, reference = Holder.remote(), ray.put(7)
+    handle, again = cloudpickle.loads(cloudpickle.dumps((holder, reference)))
+    assert again == reference
+    assert ray.get([handle.method.remote(), again]) == [5, 7]

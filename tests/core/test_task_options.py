@@ -5,7 +5,7 @@ import os
 import pytest
 
 import ray
-from tests.core.helpers import wait_until
+from tests.core.helpers import Tally, wait_until
 
 
 @ray.remote
@@ -186,3 +186,61 @@ def test_fractions_of_a_custom_resource(cluster):
 def test_a_fraction_above_one_is_refused_for_gpus(cluster):
     with pytest.raises(ValueError, match=r"(?i)gpu"):
         process_id.options(num_gpus=1.5).remote()
+
+
+@ray.remote
+def environment(*names):
+    context = ray.get_runtime_context()
+    return {name: os.environ.get(name) for name in names}, dict(context.runtime_env)
+
+
+def test_a_task_sees_its_own_runtime_environment(fresh_cluster):
+    fresh_cluster(num_cpus=2, runtime_env={"env_vars": {"A": "job", "B": "job"}})
+    own = environment.options(runtime_env={"env_vars": {"B": "task"}})
+    assert ray.get(own.remote("A", "B")) == ({"A": "job", "B": "task"}, {"env_vars": {"A": "job", "B": "task"}})
+    assert ray.get(environment.remote())[1] == {"env_vars": {"A": "job", "B": "job"}}
+    assert ray.get_runtime_context().runtime_env == {"env_vars": {"A": "job", "B": "job"}}
+
+
+def test_children_inherit_the_runtime_environment(cluster):
+    @ray.remote
+    class Actor:
+        def environment(self):
+            return os.environ.get("A"), dict(ray.get_runtime_context().runtime_env)
+
+    @ray.remote(runtime_env={"env_vars": {"A": "parent", "B": "parent"}})
+    def parent():
+        actor = Actor.remote()
+        return ray.get(
+            [
+                environment.remote("A", "B"),
+                environment.options(runtime_env={"env_vars": {"B": "child"}}).remote("A", "B"),
+                actor.environment.remote(),
+            ]
+        )
+
+    plain, with_own, actor = ray.get(parent.remote())
+    assert plain == ({"A": "parent", "B": "parent"}, {"env_vars": {"A": "parent", "B": "parent"}})
+    assert with_own == ({"A": "parent", "B": "child"}, {"env_vars": {"A": "parent", "B": "child"}})
+    assert actor == ("parent", {"env_vars": {"A": "parent", "B": "parent"}})
+
+
+def test_tasks_queued_to_a_worker_that_leaves_after_max_calls_all_run_once(cluster, tmp_path):
+    tally = Tally(tmp_path)
+
+    @ray.remote(max_calls=3, max_retries=0)
+    def count(number):
+        tally.add(str(number))
+        return os.getpid()
+
+    pids = ray.get([count.remote(number) for number in range(60)])
+    assert sorted(map(int, tally.lines())) == list(range(60))
+    assert all(pids.count(pid) <= 3 for pid in pids)
+
+
+def test_coroutine_functions_are_refused(cluster):
+    async def coroutine():
+        return 1
+
+    with pytest.raises(ValueError, match="async def"):
+        ray.remote(coroutine)

@@ -126,3 +126,22 @@ def test_files_of_the_dead_are_kept_to_a_number_and_empty_ones_not_at_all(
         "worker-00000000000000aa-2.out",
         "worker-00000000000000aa-3.out",
     ]
+
+
+def test_a_line_without_its_end_is_shown_after_a_while_and_its_end_is_not_an_empty_line():
+    stream = LogStream(0.0)
+    assert stream.feed(b"name? ", 1.0) == []
+    assert stream.partial_due == 1.0 + logs.PARTIAL_S
+    assert stream.due(1.1) == []
+    assert stream.due(2.0) == ["name? "]
+    assert stream.partial_due is None
+    assert stream.feed(b"\n", 3.0) == []
+    assert stream.feed(b"\n", 3.0) == [""]
+
+
+def test_what_a_carriage_return_goes_back_over_is_not_shown():
+    stream = LogStream(0.0)
+    assert stream.feed(b"\r10%\r20%\r100%\nnext\r\n", 0.0) == ["100%", "next"]
+    assert stream.feed(b"\r10%\r20%", 0.0) == []
+    assert stream.due(logs.PARTIAL_S) == ["20%"]
+    assert stream.feed(b"\r30%\n", 1.0) == ["30%"]

@@ -850,10 +850,10 @@ impl Core {
     }
 
     /// Gives back what was not started, before this worker ends by its own will.
-    pub fn leave(&self) {
+    pub fn leave(&self, answered: bool) {
         self.step(|state, _| {
             let State { executor, owner, out, .. } = state;
-            let counted = executor.leave(out);
+            let counted = executor.leave(answered, out);
             owner.release_all(&counted, out);
         });
     }

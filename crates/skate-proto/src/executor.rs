@@ -264,13 +264,23 @@ impl Executor {
     }
 
     /// This worker will end: what has not started goes back, and nothing more is taken.
-    pub fn leave(&mut self, out: &mut Out) -> Vec<ObjectId> {
+    ///
+    /// `answered`: all that was started has its answer, so what comes to this worker from now on never ran.
+    pub fn leave(&mut self, answered: bool, out: &mut Out) -> Vec<ObjectId> {
         self.exiting = true;
         let mut counted = Vec::new();
         if !self.is_actor {
             for work in self.queues.get_mut("").map(std::mem::take).unwrap_or_default() {
                 counted.extend(Self::counted(&work.args, &work.deps));
                 out.push(Effect::Send { to: work.owner, msg: Msg::Returned { tasks: vec![work.task] }, urgent: true });
+            }
+        }
+        if answered && !self.is_actor {
+            let mut owners: Vec<ProcId> = self.defs.keys().map(|(from, _)| *from).collect();
+            owners.sort_unstable();
+            owners.dedup();
+            for to in owners {
+                out.push(Effect::Send { to, msg: Msg::Leaving, urgent: true });
             }
         }
         counted

@@ -381,6 +381,14 @@ impl Owner {
         self.pump(class, now_ns, out);
     }
 
+    /// The worker will end: it is given nothing more, and what it was given and did not answer was not
+    /// started. The node ends the lease with the process.
+    pub(crate) fn handle_leaving(&mut self, from: ProcId, now_ns: u64, out: &mut Out) {
+        if let Some(&id) = self.leases.by_worker.get(&from) {
+            self.give_up_lease(id, now_ns, out);
+        }
+    }
+
     fn recompute_load(&mut self, id: LeaseId) {
         let Some(lease) = self.leases.leases.get(&id) else { return };
         let load = lease

@@ -117,6 +117,8 @@ pub enum Msg {
     CancelObject { object: ObjectId, force: bool, recursive: bool },
     /// Reader to owner: the block is not where it was said to be.
     Missing { object: ObjectId, segment: SegmentId },
+    /// Worker to owner: it ends by its own will, and has answered all that it started.
+    Leaving,
     /// Owner to the process that allocated them.
     FreeBlocks { blocks: Vec<(SegmentId, u64)> },
 }

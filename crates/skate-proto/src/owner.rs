@@ -152,6 +152,7 @@ impl Owner {
             Msg::Returned { tasks } => self.handle_returned(from, &tasks, false, now_ns, out),
             Msg::Blocked { tasks } => self.handle_returned(from, &tasks, true, now_ns, out),
             Msg::Unblocked => self.handle_unblocked(from, now_ns, out),
+            Msg::Leaving => self.handle_leaving(from, now_ns, out),
             Msg::Item { task, index, value } => self.handle_item(from, task, index, value, out),
             Msg::AddBorrower { object, proc } => self.objects.handle_add_borrower(object, proc, &mut gone, out),
             Msg::Release { object, tokens } => self.objects.handle_release(from, object, tokens, &mut gone, out),

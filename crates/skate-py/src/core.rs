@@ -365,8 +365,9 @@ impl PyCore {
         Ok(())
     }
 
-    fn leave(&self) {
-        self.inner.leave();
+    #[pyo3(signature = (*, answered))]
+    fn leave(&self, answered: bool) {
+        self.inner.leave(answered);
     }
 
     fn actor_exit(&self, reason: &str) {

@@ -62,14 +62,14 @@ class NodeProcess:
     def close(self, timeout: float | None = 5.0) -> int:
         """Let the node end, with everything on it; returns its exit status. After `timeout` it is killed.
 
-        Its workers die with it in either case.
+        Its workers die with it in either case. If it had crashed before, its directory stays, for the logs in it.
         """
         self._close_lifeline()
         if self.poll() is None and not self._wait(timeout):
             os.kill(self.pid, signal.SIGKILL)
             self._wait(None)
             session.remove(self.session_dir)
-        # The node removes its directory itself. If it crashed, its logs are there until the next start sweeps them.
+        # The node removes its directory itself. If it crashed, its logs are there until a later start sweeps them.
         status = self.poll()
         assert status is not None
         return status

@@ -40,6 +40,9 @@ READ_BYTES: Final = 1 << 20
 DROP_NOTE_S: Final = 1.0
 """After this time without an accepted line, the number of lost ones is told anyway."""
 
+PARTIAL_S: Final = 0.5
+"""A line without its end, such as a progress bar or a prompt, is shown after this time as it is."""
+
 _IN_MODIFY: Final = 0x2
 _IN_ATTRIB: Final = 0x4
 _EVENT: Final = struct.Struct("iIII")
@@ -55,6 +58,8 @@ class LogStream:
         self._tokens = float(BURST_BYTES)
         self._at = now
         self._dropped = 0
+        self._begun = False
+        self.partial_due: float | None = None
         self.deadline: float | None = None
 
     def feed(self, data: bytes, now: float) -> list[str]:
@@ -67,6 +72,10 @@ class LogStream:
             if self._cut:  # the rest of a line whose beginning was handed on already
                 self._cut = False
                 continue
+            if self._begun:  # its beginning was shown; if nothing came since, this is only its end
+                self._begun = False
+                if not line:
+                    continue
             self._take(line, lines, now)
         self._partial = rest
         if self._cut:
@@ -74,6 +83,29 @@ class LogStream:
         elif len(rest) > LINE_BYTES_MAX:
             self._take(rest, lines, now)
             self._partial, self._cut = b"", True
+        if not self._partial:
+            self.partial_due = None
+        elif self.partial_due is None or complete:
+            self.partial_due = now + PARTIAL_S
+        return lines
+
+    def due(self, now: float) -> list[str]:
+        """What has waited long enough: a line without its end, and how many lines were lost."""
+        lines: list[str] = []
+        if self.partial_due is not None and self.partial_due <= now:
+            lines += self.begun(now)
+        if self.deadline is not None and self.deadline <= now:
+            lines += self.note(now)
+        return lines
+
+    def begun(self, now: float) -> list[str]:
+        """The line that has no end yet, as it is."""
+        self.partial_due = None
+        if not self._partial:
+            return []
+        lines: list[str] = []
+        self._take(self._partial, lines, now)
+        self._partial, self._begun = b"", True
         return lines
 
     def end(self, now: float) -> list[str]:
@@ -97,7 +129,8 @@ class LogStream:
         if self._dropped:
             lines += self.note(now)
         self._tokens -= len(line) + 1
-        text = line[:LINE_BYTES_MAX].decode(errors="replace").rstrip("\r")
+        # What a carriage return goes back over would not be seen on a terminal either, and neither would our prefix.
+        text = line[:LINE_BYTES_MAX].decode(errors="replace").rstrip("\r").rpartition("\r")[2]
         lines.append(f"{text} [cut]" if len(line) > LINE_BYTES_MAX else text)
 
 
@@ -155,14 +188,22 @@ class LogFiles:
             if file is not None:
                 yield from self._read(file, now)
 
-    def flush_notes(self, now: float) -> Iterator[tuple[int, LogLines]]:
-        """Notes about lost lines that are due."""
+    def flush_due(self, now: float) -> Iterator[tuple[int, LogLines]]:
+        """Lines without an end that have waited for it, and notes about lost lines."""
         for file in self._files.values():
-            if file.lines.deadline is not None and file.lines.deadline <= now:
-                yield from self._batches(file, file.lines.note(now))
+            if file.lines.partial_due is not None or file.lines.deadline is not None:
+                yield from self._batches(file, file.lines.due(now))
+
+    def flush_all(self, now: float) -> Iterator[tuple[int, LogLines]]:
+        """Everything that was written, lines without an end as they are."""
+        if self._inotify >= 0:
+            yield from self.read_changed(now)
+        for file in self._files.values():
+            yield from self._batches(file, [*file.lines.begun(now), *file.lines.note(now)])
 
     def next_deadline(self) -> float | None:
         deadlines = [x.lines.deadline for x in self._files.values() if x.lines.deadline is not None]
+        deadlines += [x.lines.partial_due for x in self._files.values() if x.lines.partial_due is not None]
         return min(deadlines, default=None)
 
     def end(self, proc: int, pid: int, now: float) -> tuple[list[tuple[int, LogLines]], tuple[str, ...]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from ray._control.machine import Deadlines, Machine, ProcessLeft, Received, Send, Tick
+from ray._node.events import Labelled
 from ray._protocol import ROLE_DRIVER, Reply, Request
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 RECLAIM_S: Final = 0.05
 """How long ``available_resources`` waits for leases that nobody uses to come back."""
+
+LABEL_CHARS_MAX: Final = 200
 
 _WIRE_STATES: Final = ("PENDING_CREATION", "ALIVE", "RESTARTING", "DEAD")
 
@@ -56,6 +59,7 @@ class RequestTable(Machine):
             "actor.list": ((), self._actor_list),
             "why.lease": (("class_id",), self._why_lease),
             "why.actor": (("actor",), self._why_actor),
+            "worker.label": (("label",), self._worker_label),
             "why.process": (("proc",), self._why_process),
             "kv.put": (("key", "value", "namespace", "overwrite"), self._kv_put),
             "kv.get": (("key", "namespace"), self._kv_get),
@@ -201,6 +205,13 @@ class RequestTable(Machine):
             "job": actor.job,
             "cause": actor.cause.decode(errors="replace") if actor.cause_kind == 0 else "__init__ raised",
         }
+
+    def _worker_label(self, event: Received, now: float, label: str) -> None:
+        """An actor with a `__repr__` of its own shows it before its output."""
+        if not isinstance(label, str):
+            text = f"a label is a string, not {label!r}"
+            raise RefusedError(TypeError.__name__, text)
+        self._emit(Labelled(event.sender, label[:LABEL_CHARS_MAX]))
 
     # ------------------------------------------------------------------ reasons
 

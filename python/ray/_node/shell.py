@@ -169,7 +169,7 @@ class Shell:
         deadline = self._manager.next_deadline()
         if deadline is not None and deadline <= now:
             self._queue.append(Tick())
-        for proc, lines in self._logs.flush_notes(now):
+        for proc, lines in self._logs.flush_due(now):
             self._forward(proc, lines)
 
     def _on_fd(self, token: int) -> None:
@@ -287,6 +287,8 @@ class Shell:
     # ------------------------------------------------------------------ the end
 
     def _shutdown(self, effect: Shutdown) -> None:
+        for proc, lines in self._logs.flush_all(time.monotonic()):
+            self._forward(proc, lines)
         self._ending = effect.reason
 
     def _end(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from ray._runtime import session
 from ray.exceptions import RayTaskError
 
-__all__ = ["remote_traceback", "task_error"]
+__all__ = ["remote_traceback", "safe_repr", "task_error"]
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # Frames of these files say nothing to users: the way from the worker's loop to their code, and from it into the core.
@@ -33,7 +33,7 @@ def task_error(
     """
     pid = os.getpid()
     ip = session.node_ip_address
-    actor_repr = None if actor is None else _safe_repr(actor)
+    actor_repr = None if actor is None else safe_repr(actor)
     place = f"ray::{function_name}() (pid={pid}, ip={ip}"
     if actor_id is not None:
         place += f", actor_id={actor_id}" if actor is None else f", actor_id={actor_id}, repr={actor_repr}"
@@ -82,7 +82,8 @@ def _trim(described: Any, seen: set[int]) -> None:
         _trim(part, seen)
 
 
-def _safe_repr(value: Any) -> str:
+def safe_repr(value: Any) -> str:
+    """Its repr, or its class's name where that fails."""
     try:
         return repr(value)
     except Exception:  # user code

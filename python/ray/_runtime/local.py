@@ -137,7 +137,7 @@ def init(
         configure_logging: Whether to set the level of the logger "ray".
         logging_level: That level.
         logging_format: Format for the logger "ray".
-        logging_config: Not available yet.
+        logging_config: A `ray.LoggingConfig` for records of `logging`, here and in all workers.
         log_to_driver: Whether what workers print is printed here too; yes by default.
         namespace: Where named actors of this program live; a fresh, anonymous one by default.
         runtime_env: Environment of all workers; `env_vars` is what there is yet.
@@ -165,7 +165,6 @@ def init(
             "labels": labels,
             "local_mode": local_mode,
             "include_dashboard": include_dashboard,
-            "logging_config": logging_config,
             "enable_resource_isolation": enable_resource_isolation,
             "cgroup_path": cgroup_path,
             "system_reserved_cpu": system_reserved_cpu,
@@ -175,6 +174,7 @@ def init(
         }
     )
     _check_address(address)
+    _check_logging_config(logging_config)
     with session.lock:
         if session.core is not None:
             if ignore_reinit_error:
@@ -188,7 +188,13 @@ def init(
         amounts = _resources(num_cpus, num_gpus, resources, object_store_memory, kwargs.get("_memory"))
         if configure_logging:
             _configure_logging(logging_level, logging_format)
-        return _start(amounts, job, log_to_driver, kwargs)
+        return _start(amounts, job, log_to_driver, kwargs, logging_config)
+
+
+def _check_logging_config(config: Any) -> None:
+    if config is not None and type(config).__name__ != "LoggingConfig":
+        message = f"logging_config must be a ray.LoggingConfig, not {config!r}"
+        raise TypeError(message)
 
 
 def _refuse_absent(arguments: dict[str, Any]) -> None:
@@ -367,6 +373,7 @@ def _start(
     job: dict[str, Any],
     log_to_driver: bool | None,
     extras: dict[str, Any],
+    logging_config: Any = None,
 ) -> RayContext:
     global _node, _printer, _atexit_registered
     from ray import _core
@@ -388,7 +395,7 @@ def _start(
         sys_path=[entry or os.getcwd() for entry in sys.path],
         cwd=os.getcwd(),
         preload=[module for module in PRELOADS if module in sys.modules],
-        env_vars=dict(job["runtime_env"].get("env_vars", {})),
+        env_vars={**_logging_variables(logging_config), **job["runtime_env"].get("env_vars", {})},
         hostname=os.uname().nodename,
         address=ip,
     )
@@ -442,6 +449,18 @@ def _start(
     )
     session.context = context
     return context
+
+
+def _logging_variables(config: Any) -> dict[str, str]:
+    """Applies it here; returns what makes workers apply it."""
+    if config is None:
+        return {}
+    import json
+
+    from ray._runtime import logging_config
+
+    logging_config.apply(config)
+    return {logging_config.VARIABLE: json.dumps(config.to_dict())}
 
 
 def shutdown(*, wait_for_processes: bool = False, _exiting_interpreter: bool = False) -> None:

@@ -10,6 +10,7 @@ Invariants: every task taken from the core is finished exactly once, by `finish`
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
@@ -84,6 +85,7 @@ class Worker:
         self.leaving: Leave | None = None
         self._heard = threading.Event()  # the main thread knows that another one leaves
         self._env_known = False
+        self.unanswered = False  # this process ends in the middle of a task
         self.creation: Task | None = None
 
     # --- loops ---------------------------------------------------------------------------------------------------
@@ -283,6 +285,7 @@ class Worker:
             code = 1
         if code == 0 and context.actor is not None:
             self.core.actor_exit("the actor called sys.exit()")
+        self.unanswered = True
         self.leave(code)
 
     def leave(self, code: int) -> None:
@@ -366,6 +369,11 @@ class Worker:
             self.core.actor_failed(self._creation_error(task, error))
             self.leave(1)
         context.actor.instance = instance  # type: ignore[union-attr]
+        plain: Any = object.__repr__
+        if type(instance).__repr__ is not plain:
+            label = errors.safe_repr(instance).split("\n")[0]
+            with contextlib.suppress(Exception):  # the node may be gone; a prefix is no reason to fail
+                membership.request("worker.label", label=label)
         self.creation = task
         self.core.actor_ready()
 
@@ -514,6 +522,10 @@ def main(*, address: str, session: bytes, token: bytes, node: int, proc: int) ->
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(line_buffering=True)
+    if "RAY_WORKER_LOGGING_CONFIG" in os.environ:
+        from ray._runtime import logging_config
+
+        logging_config.apply_inherited()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # until there is a worker to ask
     try:
         core = _core.Core(
@@ -529,7 +541,7 @@ def main(*, address: str, session: bytes, token: bytes, node: int, proc: int) ->
         worker = context.worker = Worker(core)
         signal.signal(signal.SIGINT, worker.on_interrupt)
         code = worker.run()
-        core.leave()
+        core.leave(answered=not worker.unanswered)
         worker.heard()
     except BaseException:
         report_internal_error()

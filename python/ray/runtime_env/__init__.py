@@ -131,6 +131,128 @@ class RuntimeEnv(dict[str, Any]):
         """A plain dictionary with the same content."""
         return {key: dict(value) if isinstance(value, dict) else value for key, value in self.items()}
 
+    # --- fields that Ray has and that cannot be set here yet: as Ray answers where they are not set ----------------
+
+    def has_conda(self) -> bool:
+        """Whether there is a conda."""
+        return False
+
+    def has_pip(self) -> bool:
+        """Whether there is a pip."""
+        return False
+
+    def has_uv(self) -> bool:
+        """Whether there is a uv."""
+        return False
+
+    def has_working_dir(self) -> bool:
+        """Whether there is a working_dir."""
+        return False
+
+    def has_py_container(self) -> bool:
+        """Whether there is a py_container."""
+        return False
+
+    def conda_config(self) -> str | None:
+        """Not set."""
+        return None
+
+    def conda_env_name(self) -> str | None:
+        """Not set."""
+        return None
+
+    def conda_uri(self) -> str | None:
+        """Not set."""
+        return None
+
+    def pip_config(self) -> dict[str, Any]:
+        """Not set."""
+        return {}
+
+    def pip_uri(self) -> str | None:
+        """Not set."""
+        return None
+
+    def uv_config(self) -> dict[str, Any]:
+        """Not set."""
+        return {}
+
+    def uv_uri(self) -> str | None:
+        """Not set."""
+        return None
+
+    def virtualenv_name(self) -> str | None:
+        """Not set."""
+        return None
+
+    def working_dir(self) -> str:
+        """Not set."""
+        return ""
+
+    def working_dir_uri(self) -> str | None:
+        """Not set."""
+        return None
+
+    def py_modules(self) -> list[str]:
+        """Not set."""
+        return []
+
+    def py_modules_uris(self) -> list[str]:
+        """Not set."""
+        return []
+
+    def py_executable(self) -> str | None:
+        """Not set."""
+        return None
+
+    def py_container_image(self) -> str | None:
+        """Not set."""
+        return None
+
+    def py_container_worker_path(self) -> str | None:
+        """Not set."""
+        return None
+
+    def py_container_run_options(self) -> list[str] | None:
+        """Not set."""
+        return None
+
+    def image_uri(self) -> str | None:
+        """Not set."""
+        return None
+
+    def java_jars(self) -> list[str]:
+        """Not set."""
+        return []
+
+    def nsight(self) -> dict[str, str] | str | None:
+        """Not set."""
+        return None
+
+    def rocprof_sys(self) -> dict[str, Any] | str | None:
+        """Not set."""
+        return None
+
+    def plugin_uris(self) -> list[str]:
+        """Not set."""
+        return []
+
+    def plugins(self) -> list[tuple[str, Any]]:
+        """Not set."""
+        return []
+
+    def get_extension(self, key: str) -> str | None:
+        """An extension's value.
+
+        Raises:
+            ValueError: If there is no such extension.
+        """
+        if key not in self.extensions_fields:
+            message = f"runtime_env has no extension {key!r}; it has {sorted(self.extensions_fields)}"
+            raise ValueError(message)
+        value: str | None = self.get(key)
+        return value
+
     def serialize(self) -> str:
         """The environment as JSON, the same for equal environments."""
         import json

@@ -1,0 +1,130 @@
+"""Ctrl-C in everything that waits, and event loops as notebooks have them."""
+
+import signal
+import time
+
+import pytest
+
+from tests.core.helpers import run_driver, start_driver
+
+PROGRAM = """
+    import asyncio, time
+    import ray
+
+    ray.init(num_cpus=1)
+
+    @ray.remote
+    def sleep(seconds=50):
+        time.sleep(seconds)
+
+    @ray.remote
+    def stream():
+        time.sleep(50)
+        yield 1
+
+    @ray.remote
+    class Actor:
+        def sleep(self):
+            time.sleep(50)
+
+    @ray.remote(num_cpus=0)
+    def seven():
+        return 7
+
+    async def wait_for(awaitable):
+        return await awaitable
+
+    async def iterate():
+        async for item in stream.remote():
+            pass
+
+    ray.get(seven.remote())
+    print("ready", flush=True)
+    try:
+        {wait}
+    except KeyboardInterrupt:
+        print("interrupted", ray.get(seven.remote()), flush=True)
+"""
+
+
+@pytest.mark.skate
+@pytest.mark.parametrize(
+    "wait",
+    [
+        "ray.get(sleep.remote())",
+        "ray.get([sleep.remote() for _ in range(3)], timeout=40)",
+        "ray.wait([sleep.remote()])",
+        "ray.wait([stream.remote()])",
+        "next(stream.remote())",
+        "ray.get(Actor.remote().sleep.remote())",
+        "ray.get(sleep.options(num_cpus=9).remote())",
+        "sleep.remote().future().result()",
+        "asyncio.run(wait_for(sleep.remote()))",
+        "asyncio.run(iterate())",
+        "[sleep.remote(0.0005) for _ in range(100_000)]; ray.get(sleep.remote())",
+    ],
+)
+def test_an_interrupt_ends_the_wait_and_the_cluster_stays_usable(no_cluster, wait):
+    with start_driver(PROGRAM.format(wait=wait)) as process:
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.5)  # until it waits; there is no other sign of that
+        start = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "interrupted 7\n"
+        assert time.monotonic() - start < 5
+        process.communicate(timeout=10)
+        assert process.returncode == 0
+
+
+def test_references_can_be_awaited_on_a_loop_that_runs_already(no_cluster):
+    status, output, errors = run_driver("""
+        import asyncio
+        import ray
+
+        ray.init(num_cpus=2)
+
+        @ray.remote
+        def double(x):
+            return 2 * x
+
+        @ray.remote
+        class Actor:
+            def method(self):
+                return 5
+
+        async def cells():
+            print(await double.remote(1), ray.get(double.remote(2)))
+            print(await asyncio.gather(*[double.remote(i) for i in range(3)]))
+            actor = Actor.remote()
+            print(await actor.method.remote())
+            print(await asyncio.wrap_future(double.remote(4).future()))
+
+        asyncio.run(cells())
+        asyncio.run(cells())
+    """)
+    assert status == 0, errors
+    assert output.splitlines() == ["2 4", "[0, 2, 4]", "5", "8"] * 2
+
+
+def test_a_cluster_can_be_started_and_ended_in_any_thread(no_cluster):
+    status, output, errors = run_driver("""
+        import threading
+        import ray
+
+        @ray.remote
+        def double(x):
+            return 2 * x
+
+        def program():
+            ray.init(num_cpus=1)
+            print(ray.get(double.remote(1)))
+            ray.shutdown()
+
+        for _ in range(2):
+            thread = threading.Thread(target=program)
+            thread.start()
+            thread.join()
+        program()
+    """)
+    assert status == 0, errors
+    assert output.split() == ["2", "2", "2"]

@@ -1,0 +1,173 @@
+"""`ray.util.state.why`: the real reason why a value is not there, down to the root."""
+
+import os
+import time
+
+import pytest
+
+import ray
+from tests.core.helpers import Gate, wait_until
+
+pytestmark = pytest.mark.skate
+
+
+@pytest.fixture
+def why(cluster):
+    from ray.util.state import why
+
+    return why
+
+
+@pytest.fixture
+def gate(tmp_path):
+    gate = Gate(tmp_path)
+    yield gate
+    gate.open()
+
+
+@ray.remote
+def wait_at(gate, *rest):
+    gate.wait(50)
+    return os.getpid()
+
+
+@ray.remote
+class Waiter:
+    def __init__(self, gate=None):
+        if gate is not None:
+            gate.wait(50)
+
+    def wait_at(self, gate):
+        gate.wait(50)
+
+    def process(self):
+        return os.getpid()
+
+
+def until(why, reference, *parts):
+    """Wait until the explanation has all the parts."""
+    return wait_until(lambda: all(part in why(reference) for part in parts) and why(reference), what=str(parts))
+
+
+def test_a_value_that_is_there(why):
+    assert "is there" in why(ray.put(1))
+
+
+def test_a_task_that_runs_names_its_process(why, gate):
+    reference = wait_at.remote(gate)
+    text = until(why, reference, "wait_at", "it runs")
+    gate.open()
+    assert f"pid={ray.get(reference)} " in text
+
+
+def test_a_task_that_waits_for_cpus_names_who_has_them(why, gate):
+    running = [wait_at.options(name="hog").remote(gate) for _ in range(4)]
+    for each in running:
+        until(why, each, "it runs")
+    reference = wait_at.remote(gate)
+    until(why, reference, "waits for a worker", "CPU: 1", "4 of 4 are in use", "hog")
+    gate.open()
+    ray.get([*running, reference])
+
+
+def test_a_task_that_waits_for_an_argument_goes_on_to_that(why, gate):
+    first = wait_at.options(name="first").remote(gate)
+    second = wait_at.options(name="second").remote(gate, first)
+    third = wait_at.options(name="third").remote(gate, second)
+    text = until(why, third, "it runs")
+    lines = text.splitlines()
+    assert "third waits for 1 of its arguments" in lines[0]
+    assert "second waits for 1 of its arguments" in lines[1]
+    assert "first was given to worker" in lines[2]
+
+
+def test_a_task_that_waits_itself_says_so(why, gate):
+    inner = wait_at.remote(gate)
+
+    @ray.remote
+    def outer(references):
+        return ray.get(references)
+
+    until(why, outer.remote([inner]), "waits in ray.get()")
+
+
+def test_a_task_that_no_node_can_run_says_what_exists(why):
+    reference = wait_at.options(num_cpus=50).remote(None)
+    until(why, reference, "CPU: 50", "this node has 4")
+    ray.cancel(reference)
+
+
+def test_a_call_waits_for_the_actor_to_start(why, gate):
+    actor = Waiter.remote(gate)
+    until(why, actor.process.remote(), "queue of its actor", "Waiter.__init__ runs in process")
+
+
+def test_a_call_waits_for_the_resources_of_the_actor(why):
+    actor = Waiter.options(resources={"unobtainium": 1}).remote()
+    until(why, actor.process.remote(), "queue of its actor", "unobtainium")
+
+
+def test_a_call_that_runs_and_one_behind_it(why, gate):
+    actor = Waiter.remote()
+    process = ray.get(actor.process.remote())
+    first, second = actor.wait_at.remote(gate), actor.process.remote()
+    until(why, first, "Waiter.wait_at was sent to its actor", "it runs", f"alive in process {process}")
+    until(why, second, "1 earlier calls of this process are not done")
+
+
+def test_a_call_waits_for_a_restart(why, gate, tmp_path):
+    second_life = Gate(tmp_path)
+    born = Gate(tmp_path)
+
+    @ray.remote(max_restarts=1)
+    class Restarted:
+        def __init__(self):
+            if born.is_open():
+                second_life.wait(50)
+            born.open()
+
+        def die(self):
+            os._exit(1)
+
+        def method(self):
+            return 1
+
+    actor = Restarted.remote()
+    ray.get(actor.method.remote())
+    actor.die.remote()
+    reference = wait_until(lambda: _call_to_next_life(actor, why))
+    until(why, reference, "Restarted.__init__ runs in process", "(restart 1)")
+    second_life.open()
+    assert ray.get(reference) == 1
+
+
+def _call_to_next_life(actor, why):
+    reference = actor.method.remote()
+    time.sleep(0.05)
+    return reference if "queue of its actor" in why(reference) else None
+
+
+def test_a_borrowed_reference_names_its_owner(why, gate):
+    reference = wait_at.remote(gate)
+
+    @ray.remote
+    def explain(references):
+        from ray.util.state import why
+
+        return why(references[0])
+
+    text = ray.get(explain.remote([reference]))
+    assert "belongs to another process" in text
+    assert f"the driver, process {os.getpid()}" in text
+
+
+def test_a_timeout_says_what_is_missing(why, gate):
+    reference = wait_at.options(name="late").remote(gate)
+    until(why, reference, "it runs")
+    with pytest.raises(ray.exceptions.GetTimeoutError, match="late was given to worker"):
+        ray.get(reference, timeout=0.01)
+
+
+def test_only_references_can_be_asked_about(why):
+    with pytest.raises(TypeError, match="int"):
+        why(1)
