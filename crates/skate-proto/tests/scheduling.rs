@@ -587,3 +587,14 @@ fn whoever_was_told_that_a_worker_is_blocked_is_told_when_it_is_not() {
     let told: Vec<ProcId> = out.effects.iter().map(|effect| if let Effect::Send { to, .. } = effect { *to } else { panic!() }).collect();
     assert_eq!(told, [ME, OTHER]);
 }
+
+#[test]
+fn what_a_process_gives_back_after_its_end_was_heard_of_keeps_nothing() {
+    let mut bench = Bench::new();
+    let object = bench.owner.put(Value::Inline(Payload::plain(b"v")));
+    bench.owner.objects.hand_over(&[object], WORKER, &mut bench.out);
+    bench.owner.handle_process_gone(WORKER, "killed", false, bench.now, &mut bench.out);
+    bench.owner.handle_message(WORKER, Msg::Release { object, tokens: 1 }, bench.now, &mut bench.out);
+    bench.owner.release(object, &mut bench.out);
+    assert!(bench.owner.objects.is_empty());
+}

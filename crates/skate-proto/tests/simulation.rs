@@ -34,7 +34,7 @@ const DRIVER: ProcId = ProcId(1);
 /// Processes that the schedule names; others come later.
 const NAMED: u64 = 4;
 const WORKERS_MAX: usize = 8;
-const BACKPRESSURE: u32 = 2;
+const BACKPRESSURE: u32 = 1;
 const WATCH: WaiterId = WaiterId(9);
 
 #[derive(Debug)]
@@ -570,7 +570,7 @@ impl World {
         let (work, sent) = (running.work.clone(), running.sent);
         let cancelled = self.process(me).executor.is_cancelled(work.task);
         let streaming = work.def.returns == Returns::Streaming;
-        if streaming && !cancelled && sent < 2 + u32::try_from(work.task.seq % 4).unwrap() {
+        if streaming && !cancelled && sent < 1 + u32::try_from(work.task.seq % 6).unwrap() {
             return self.yield_item(me, &work, sent);
         }
         self.process(me).running = None;
