@@ -376,7 +376,10 @@ def _run_chaos(node, node_log):
     try:
         wait_until(lambda: not leftovers(), CONVERGES_WITHIN_S, "an empty cluster")
     except TimeoutError:
-        pytest.fail(f"left behind: {leftovers()}, {replay}", pytrace=False)
+        from ray._runtime import session
+
+        objects = "\n".join(session.core._describe_objects())
+        pytest.fail(f"left behind: {leftovers()}, {replay}\n{objects}\n{node_log.read()[-3000:]}", pytrace=False)
     assert ray.get([square.remote(number) for number in range(20)]) == [number**2 for number in range(20)]
     print(f"{sum(runner.count for runner in runners)} programs, {killer.kills} kills, seed {SEED}")
 
