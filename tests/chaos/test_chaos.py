@@ -316,7 +316,16 @@ def node_of_driver():
 
 # -- What must be left: nothing ---------------------------------------------------------------
 
-EMPTY_IN_THE_DRIVER = ("objects", "tasks", "streams", "leases", "actors", "watches", "lineage_bytes", "store_used_bytes")
+EMPTY_IN_THE_DRIVER = (
+    "objects",
+    "tasks",
+    "streams",
+    "leases",
+    "actors",
+    "watches",
+    "lineage_bytes",
+    "store_used_bytes",
+)
 EMPTY_AT_THE_NODE = (
     "tickets_waiting",
     "workers_forking",
