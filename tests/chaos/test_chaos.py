@@ -353,6 +353,12 @@ def leftovers():
 def test_random_kills_cost_no_answer_and_leave_nothing(fresh_cluster):
     fresh_cluster(num_cpus=4, object_store_memory=1 << 30)
     node = node_of_driver()
+    (log,) = Path(os.environ["TMPDIR"]).glob("ray-*/session_*/logs/node.log")
+    with log.open() as node_log:
+        _run_chaos(node, node_log)
+
+
+def _run_chaos(node, node_log):
     over = threading.Event()
     runners = [Runner(SEED * 100 + number, over) for number in range(PROGRAMS_AT_A_TIME)]
     killer = Killer(SEED, node, over)
@@ -369,15 +375,18 @@ def test_random_kills_cost_no_answer_and_leave_nothing(fresh_cluster):
     for runner in runners:
         runner.join(max(deadline - time.monotonic(), 0))
     replay = f"after {killer.kills} kills; replay with SKATE_CHAOS_SEED={SEED}"
+    assert is_alive(node), f"the node has ended, {replay}\n{node_log.read()[-4000:]}"
     errors = [runner.error for runner in runners if runner.error]
     assert not errors, f"{replay}\n" + "\n".join(errors)
     hung = [runner for runner in runners if runner.is_alive()]
     assert not hung, f"{[runner.program for runner in hung]} did not end, {replay}\n{where(hung)}"
-    assert is_alive(node), replay
     try:
         wait_until(lambda: not leftovers(), CONVERGES_WITHIN_S, "an empty cluster")
     except TimeoutError:
-        pytest.fail(f"left behind: {leftovers()}, {replay}", pytrace=False)
+        from ray._runtime import session
+
+        objects = "\n".join(session.core._describe_objects())
+        pytest.fail(f"left behind: {leftovers()}, {replay}\n{objects}\n{node_log.read()[-3000:]}", pytrace=False)
     assert ray.get([square.remote(number) for number in range(20)]) == [number**2 for number in range(20)]
     print(f"{sum(runner.count for runner in runners)} programs, {killer.kills} kills, seed {SEED}")
 

@@ -265,3 +265,17 @@ def test_forks_are_quick(node_of: Callable[..., Node]):
     median = statistics.median(took)
     print(f"fork: median {median * 1e3:.2f} ms, worst {max(took) * 1e3:.2f} ms")
     assert median < 0.02, "five times what it should take"
+
+
+def test_a_zygote_that_dies_before_it_was_told_anything_does_not_end_the_node(tmp_path: Path):
+    from _socket import socketpair
+
+    server = Node(tmp_path)
+    pid = os.posix_spawn("/bin/sleep", ["sleep", "60"], {})
+    ours, theirs = socketpair()
+    theirs.close()
+    server.forks._adopt(pid, ours)  # nobody is there to read
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert [type(event).__name__ for event in server.forks.read()] == ["ZygoteLost"]
+    server.forks.kill()

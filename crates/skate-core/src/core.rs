@@ -1079,6 +1079,10 @@ impl Core {
         self.logs_changed.notify_one();
     }
 
+    pub fn describe_objects(&self) -> Vec<String> {
+        self.state.lock().owner.objects.describe()
+    }
+
     pub fn statistics(&self) -> Vec<(&'static str, u64)> {
         let state = self.state.lock();
         let mut all: Vec<_> = state.owner.statistics().to_vec();

@@ -432,6 +432,19 @@ impl Objects {
         }
     }
 
+    /// What keeps the first objects alive, a line for each; for reports of leaks.
+    #[must_use]
+    pub fn describe(&self) -> Vec<String> {
+        let mut ids: Vec<&ObjectId> = self.entries.keys().collect();
+        ids.sort_unstable();
+        let line = |id: &ObjectId| {
+            let entry = &self.entries[id];
+            let borrowers: Vec<_> = entry.borrowers.iter().map(|(p, n)| (format!("{:x}", p.0), *n, self.dead.contains_key(p))).collect();
+            format!("{id}: local {}, borrowers (process, tokens, dead) {borrowers:?}, value {:?}, lineage {:?}", entry.local, entry.value, entry.lineage.map(|t| t.seq))
+        };
+        ids.into_iter().take(20).map(line).collect()
+    }
+
     /// Counts of an entry, for tests and explanations: (local, tokens out, tokens in).
     #[must_use]
     pub fn counts(&self, id: ObjectId) -> Option<(u32, i32, u32)> {

@@ -257,6 +257,10 @@ impl PyCore {
         Ok(chain)
     }
 
+    fn _describe_objects(&self) -> Vec<String> {
+        self.inner.describe_objects()
+    }
+
     fn statistics(&self) -> HashMap<&'static str, u64> {
         self.inner.statistics().into_iter().collect()
     }

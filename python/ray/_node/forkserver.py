@@ -6,6 +6,7 @@ fork of the node itself, made before the node's core has any thread; later ones 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -81,7 +82,8 @@ class ForkServer:
         self._unpacker = wire.Unpacker()
         fields = {name: getattr(self._init, name) for name in self._init.__struct_fields__}
         fields["preload"] = [name for name in self._init.preload if name not in self._unsafe]
-        ours.sendall(wire.pack(wire.Init(**fields)))
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # dead already: its socket will say so
+            ours.sendall(wire.pack(wire.Init(**fields)))
         ours.setblocking(False)
 
     def fork(self, command: wire.ForkCommand) -> None:
