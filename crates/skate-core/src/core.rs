@@ -676,11 +676,14 @@ impl Core {
     }
 
     pub fn release(&self, id: ObjectId) {
+        if self.is_forked() {
+            return;
+        }
         self.step(|state, _| state.owner.release(id, &mut state.out));
     }
 
     pub fn release_all(&self, ids: &[ObjectId]) {
-        if !ids.is_empty() {
+        if !ids.is_empty() && !self.is_forked() {
             self.step(|state, _| state.owner.release_all(ids, &mut state.out));
         }
     }
@@ -717,6 +720,9 @@ impl Core {
     }
 
     pub fn undefine(&self, def: u32) {
+        if self.is_forked() {
+            return;
+        }
         self.step(|state, _| state.owner.undefine(def, &mut state.out));
     }
 
@@ -798,6 +804,9 @@ impl Core {
     }
 
     pub fn stream_dropped(&self, task: TaskId) {
+        if self.is_forked() {
+            return;
+        }
         self.step(|state, now| state.owner.stream_dropped(task, now, &mut state.out));
     }
 
@@ -1042,6 +1051,9 @@ impl Core {
 
     /// A task that only the actor's main loop ends, such as its creation.
     pub fn work_left(&self, task: TaskId) {
+        if self.is_forked() {
+            return;
+        }
         self.step(|state, _| state.executor.left(task));
     }
 

@@ -40,7 +40,7 @@ impl ObjectRef {
 
 impl Drop for ObjectRef {
     fn drop(&mut self) {
-        if let Some(core) = self.core.as_ref().filter(|core| !core.is_forked()) {
+        if let Some(core) = &self.core {
             core.release(self.id);
         }
     }
@@ -213,7 +213,7 @@ impl ActorHandleRef {
 
 impl Drop for ActorHandleRef {
     fn drop(&mut self) {
-        if let Some(core) = self.core.as_ref().filter(|core| !core.is_forked()) {
+        if let Some(core) = &self.core {
             core.release(self.object);
         }
     }
