@@ -581,7 +581,7 @@ def test_strangers_and_garbage_on_the_socket_of_the_node_harm_nobody(fresh_clust
 
     assert ray.get(ping.remote(), timeout=20) == "pong"
     dice = random.Random(5)
-    before = len(os.listdir(f"/proc/{node}/fd"))
+    before = len(list(Path(f"/proc/{node}/fd").iterdir()))
     held = []
     for size in [0, 1, 7, 64, 200, 5000, 300_000]:
         with socket.socket(socket.AF_UNIX) as stranger:
@@ -600,7 +600,7 @@ def test_strangers_and_garbage_on_the_socket_of_the_node_harm_nobody(fresh_clust
         assert ray.get(ping.remote(), timeout=20) == "pong"
     for silent in held:
         silent.close()
-    wait_until(lambda: len(os.listdir(f"/proc/{node}/fd")) <= before, what="closing of the strangers")
+    wait_until(lambda: len(list(Path(f"/proc/{node}/fd").iterdir())) <= before, what="closing of the strangers")
     log = (path.parent / "logs" / "node.log").read_text()
     assert "Traceback" not in log
     assert len(log.splitlines()) < 30, log

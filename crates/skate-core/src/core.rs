@@ -1102,7 +1102,9 @@ impl Core {
     fn handle_core_message(&self, state: &mut State, from: ProcId, msg: Msg, now: u64) {
         let State { owner, executor, out, .. } = state;
         match msg {
-            Msg::Define { id, def, blob } => executor.handle_define(from, id, def, blob),
+            // Of an owner whose end is known nothing more is learned: it would never be forgotten.
+            Msg::Define { id, def, blob } if !owner.objects.is_dead(from) => executor.handle_define(from, id, def, blob),
+            Msg::Define { .. } => {}
             Msg::Forget { ids } => executor.handle_forget(from, &ids),
             Msg::Push(push) => {
                 owner.objects.arrive(&Executor::counted(&push.args, &push.deps));

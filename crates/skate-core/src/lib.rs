@@ -4,6 +4,7 @@
 
 pub mod core;
 pub mod node_wire;
+pub mod parsers;
 pub mod store;
 pub mod sys;
 pub mod transport;

@@ -119,6 +119,17 @@ impl Owner {
     pub(crate) fn start_creation(&mut self, task: TaskId, now_ns: u64, out: &mut Out) {
         let (creation, entry) = &self.creations[&task];
         let actor = creation.actor;
+        let lost: Vec<ObjectId> = entry.deps.iter().map(|(_, id)| *id).filter(|id| !self.objects.is_ready(*id)).collect();
+        if !lost.is_empty() {
+            let mut missing = 0;
+            for id in lost {
+                missing += u32::from(self.watch_dependency(task, id, out));
+            }
+            if let Some((_, entry)) = self.creations.get_mut(&task) {
+                entry.missing = missing;
+            }
+            return;
+        }
         let mut deps = Vec::with_capacity(entry.deps.len());
         for (slot, id) in &entry.deps {
             match self.objects.value(*id) {
@@ -182,9 +193,7 @@ impl Owner {
             return;
         }
         client.queue.push_back(task);
-        // An actor of our own that waits for its arguments is not known to the node yet.
-        let unborn = client.creation.is_some_and(|creation| self.creations.get(&creation).is_some_and(|(_, e)| e.missing > 0));
-        if !unborn {
+        if !self.is_unborn(actor) {
             self.subscribe(actor, out);
         }
         self.flush_calls(actor, now_ns, out);
@@ -208,6 +217,10 @@ impl Owner {
             }
             let Some(&task) = client.queue.front() else { return };
             if self.tasks.get(&task).is_some_and(|entry| entry.missing > 0) {
+                return;
+            }
+            if !self.has_arguments(task) {
+                self.await_arguments(task, out);
                 return;
             }
             let failed = self.failed_dependency(task);
@@ -325,10 +338,24 @@ impl Owner {
     pub(crate) fn last_handle_gone(&mut self, actor: ActorId, out: &mut Out) {
         let Some(client) = self.actors.get(&actor) else { return };
         if actor.proc != self.me || matches!(client.state, ActorState::Dead(_)) {
+            // The last handle may have been that of a call which fails because the actor is dead.
+            self.forget_creation(actor, out);
             self.actors.remove(&actor);
         } else if !client.detached {
-            out.node(ToNode::ActorRelease { actor });
+            if self.is_unborn(actor) {
+                // It waits for arguments, and the node has not heard of it: it will not be made.
+                self.forget_creation(actor, out);
+                self.actors.remove(&actor);
+            } else {
+                out.node(ToNode::ActorRelease { actor });
+            }
         }
+    }
+
+    /// Whether an actor of our own still waits for its arguments, so that the node does not know it.
+    fn is_unborn(&self, actor: ActorId) -> bool {
+        let creation = self.actors.get(&actor).and_then(|client| client.creation);
+        creation.is_some_and(|creation| self.creations.get(&creation).is_some_and(|(_, entry)| entry.missing > 0))
     }
 
     /// The object that counts the handles of an actor of our own.

@@ -84,6 +84,8 @@ pub struct Executor {
     queues: Map<String, VecDeque<Work>>,
     running: Map<TaskId, Running>,
     blocked: u32,
+    /// Owners that were told that this worker is blocked.
+    told_blocked: Vec<ProcId>,
     pub is_actor: bool,
     pub is_async: bool,
     pub exiting: bool,
@@ -254,6 +256,7 @@ impl Executor {
             }
         }
         by_owner.sort_unstable_by_key(|(owner, _)| *owner);
+        self.told_blocked = by_owner.iter().map(|(owner, _)| *owner).collect();
         for (to, tasks) in by_owner {
             out.push(Effect::Send { to, msg: Msg::Blocked { tasks }, urgent: true });
         }
@@ -288,10 +291,8 @@ impl Executor {
         if self.blocked > 0 || self.is_actor {
             return;
         }
-        let mut owners: Vec<ProcId> = self.running.values().map(|r| r.owner).collect();
-        owners.sort_unstable();
-        owners.dedup();
-        for to in owners {
+        // Not those whose tasks run now: one whose task had only been queued waits to hear of it as well.
+        for to in std::mem::take(&mut self.told_blocked) {
             out.push(Effect::Send { to, msg: Msg::Unblocked, urgent: false });
         }
     }

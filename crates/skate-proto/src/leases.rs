@@ -195,6 +195,11 @@ impl Owner {
     /// Pushes what can be pushed, and tells the node what else could be used.
     fn pump(&mut self, class: ClassId, now_ns: u64, out: &mut Out) {
         while let Some(&task) = self.leases.class(class).queue.front() {
+            if !self.has_arguments(task) {
+                self.leases.class(class).queue.pop_front();
+                self.await_arguments(task, out);
+                continue;
+            }
             let estimate = self.definitions[self.tasks[&task].def].run_ns.unwrap_or(UNKNOWN_NS);
             let Some(lease) = self.best_lease(class, estimate, now_ns) else { break };
             self.leases.class(class).queue.pop_front();

@@ -190,6 +190,11 @@ impl Objects {
     }
 
     pub(crate) fn handle_release(&mut self, from: ProcId, id: ObjectId, tokens: u32, gone: &mut Gone, out: &mut Out) {
+        // What a process gives back after its end was heard of (its connection came late) is void already, and
+        // its negative balance would keep the object for ever.
+        if self.dead.contains_key(&from) {
+            return;
+        }
         let Some(entry) = self.entries.get_mut(&id) else { return };
         add(&mut entry.borrowers, from, -i32::try_from(tokens).unwrap_or(i32::MAX));
         self.sweep(id, gone, out);

@@ -58,7 +58,9 @@ impl Out {
     }
 
     pub(crate) fn send(&mut self, to: ProcId, msg: Msg) {
-        let urgent = matches!(msg, Msg::Resolve { .. } | Msg::Resolved { .. } | Msg::Cancel { .. } | Msg::CancelObject { .. } | Msg::Steal { .. });
+        // `AddBorrower` leaves at once, ahead of the message that hands the reference over: if this process is
+        // killed in between, the owner has heard of the borrower, or the borrower has heard of nothing.
+        let urgent = matches!(msg, Msg::Resolve { .. } | Msg::Resolved { .. } | Msg::AddBorrower { .. } | Msg::Cancel { .. } | Msg::CancelObject { .. } | Msg::Steal { .. });
         self.effects.push(Effect::Send { to, msg, urgent });
     }
 

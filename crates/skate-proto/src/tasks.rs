@@ -253,7 +253,7 @@ impl Owner {
         missing
     }
 
-    fn watch_dependency(&mut self, task: TaskId, id: ObjectId, out: &mut Out) -> bool {
+    pub(crate) fn watch_dependency(&mut self, task: TaskId, id: ObjectId, out: &mut Out) -> bool {
         let owned = self.objects.is_owned(id);
         self.objects.doom(id);
         let Some(entry) = self.objects.entry(id) else { return false };
@@ -294,6 +294,28 @@ impl Owner {
             return;
         }
         self.enqueue(task, false, now_ns, out);
+    }
+
+    /// Whether the values of all arguments are there, as they were when it was started: one may have been
+    /// lost since.
+    pub(crate) fn has_arguments(&self, task: TaskId) -> bool {
+        self.tasks.get(&task).is_none_or(|entry| entry.deps.iter().all(|(_, id)| self.objects.is_ready(*id)))
+    }
+
+    /// Waits anew for arguments that were lost.
+    pub(crate) fn await_arguments(&mut self, task: TaskId, out: &mut Out) {
+        let Some(entry) = self.tasks.get_mut(&task) else { return };
+        if entry.actor.is_none() {
+            entry.place = Place::Waiting;
+        }
+        let deps: Vec<ObjectId> = entry.deps.iter().map(|(_, id)| *id).collect();
+        let mut missing = 0;
+        for id in deps {
+            missing += u32::from(self.watch_dependency(task, id, out));
+        }
+        if let Some(entry) = self.tasks.get_mut(&task) {
+            entry.missing = missing;
+        }
     }
 
     pub(crate) fn failed_dependency(&self, task: TaskId) -> Option<Payload> {
@@ -559,14 +581,8 @@ impl Owner {
             entry.retries_left -= 1;
         }
         entry.attempt += 1;
-        entry.place = Place::Waiting;
-        let deps: Vec<ObjectId> = entry.deps.iter().map(|(_, id)| *id).collect();
-        let mut missing = 0;
-        for id in deps {
-            missing += u32::from(self.watch_dependency(task, id, out));
-        }
-        self.tasks.get_mut(&task).expect("still there").missing = missing;
-        if missing == 0 {
+        self.await_arguments(task, out);
+        if self.tasks.get(&task).is_some_and(|entry| entry.missing == 0) {
             self.start(task, now_ns, out);
         }
     }

@@ -1,9 +1,10 @@
 //! How an owner uses the workers that it was lent, and the queues of its actors.
 
 use skate_proto::actors::{ActorState, Creation};
-use skate_proto::ids::{ActorId, FunctionId, LeaseId, NodeKey, ObjectId, ProcId, TaskId};
+use skate_proto::ids::{ActorId, FunctionId, LeaseId, NodeKey, ObjectId, ProcId, SegmentId, TaskId};
 use skate_proto::leases::{ClassId, ClassSpec, IDLE_NS, PIPELINE_NS, TURN_NS};
-use skate_proto::msg::{CallDef, Done, Msg, Returns, Slot};
+use skate_proto::location::Location;
+use skate_proto::msg::{CallDef, Done, Msg, Push, Returns, Slot};
 use skate_proto::objects::WaiterId;
 use skate_proto::owner::{Effect, Out, Owner, ToNode};
 use skate_proto::payload::{Blob, ErrorCode, Payload, Value};
@@ -263,7 +264,7 @@ fn a_lost_value_is_made_again_and_a_put_one_is_reported() {
     let f = bench.function(3);
     let task = bench.submit(f);
     bench.lend(1, WORKER);
-    let location = skate_proto::location::Location { segment: skate_proto::ids::SegmentId(5), lessee: WORKER, offset: 0, len: 1 << 20 };
+    let location = Location { segment: SegmentId(5), lessee: WORKER, offset: 0, len: 1 << 20 };
     let stored = Value::Stored { location, refs: vec![] };
     let done = Done { task, results: vec![stored.clone()], retryable: false, run_ns: 1000, items: 0 };
     bench.owner.handle_message(WORKER, Msg::Done(done), bench.now, &mut bench.out);
@@ -533,4 +534,103 @@ fn dynamic_returns_are_counted_by_the_value_that_lists_them() {
     assert!(items.iter().all(|item| bench.owner.objects.is_ready(*item)));
     bench.owner.release(ObjectId { task, index: 0 }, &mut bench.out);
     assert!(items.iter().all(|item| !bench.owner.objects.is_known(*item)));
+}
+
+fn stored(bench: &mut Bench, worker: ProcId, task: TaskId, segment: u64) {
+    let location = Location { segment: SegmentId(segment), lessee: worker, offset: 0, len: 64 };
+    let results = vec![Value::Stored { location, refs: vec![] }];
+    let done = Done { task, results, retryable: false, run_ns: PIPELINE_NS * 2, items: 0 };
+    bench.owner.handle_message(worker, Msg::Done(done), bench.now, &mut bench.out);
+}
+
+#[test]
+fn a_task_whose_argument_is_lost_before_it_is_pushed_waits_for_it_again() {
+    let mut bench = Bench::new();
+    let f = bench.function(3);
+    let made = bench.submit(f);
+    bench.lend(1, WORKER);
+    stored(&mut bench, WORKER, made, 5);
+    let object = ObjectId { task: made, index: 0 };
+    let busy = bench.submit(f);
+    let reader = bench.submit_with(f, vec![(Slot::Position(0), object)]);
+    assert_eq!(bench.pushes().last(), Some(&(WORKER, busy)), "the reader is queued, its argument being there");
+    bench.owner.handle_message(OTHER, Msg::Missing { object, segment: SegmentId(5) }, bench.now, &mut bench.out);
+    bench.effects();
+    // The reader comes before the task that makes its argument again, which must not stop it.
+    bench.done(WORKER, busy, PIPELINE_NS * 2);
+    assert_eq!(bench.pushes(), [(WORKER, made)]);
+    stored(&mut bench, WORKER, made, 6);
+    assert_eq!(bench.pushes(), [(WORKER, reader)]);
+}
+
+#[test]
+fn a_call_whose_argument_is_lost_before_it_is_sent_waits_for_it_again() {
+    let mut bench = Bench::new();
+    let f = bench.function(3);
+    let made = bench.submit(f);
+    bench.lend(1, WORKER);
+    stored(&mut bench, WORKER, made, 5);
+    let object = ObjectId { task: made, index: 0 };
+    let (actor, handle) = actor(&mut bench, -1);
+    let method = bench.owner.define(call(Returns::Count(1), Some(actor)), Blob::empty(), None, 0);
+    let deps = vec![(Slot::Position(0), object)];
+    let task = bench.owner.submit(method, Payload::plain(b""), deps, Some(handle), None, bench.now, &mut bench.out).unwrap();
+    bench.owner.report_missing(object, SegmentId(5), bench.now, &mut bench.out);
+    bench.effects();
+    bench.owner.handle_actor_state(actor, ActorState::Alive { proc: OTHER, incarnation: 0 }, bench.now, &mut bench.out);
+    assert!(bench.pushes().is_empty());
+    stored(&mut bench, WORKER, made, 6);
+    assert_eq!(bench.pushes(), [(OTHER, task)]);
+}
+
+#[test]
+fn an_actor_that_nobody_can_reach_any_more_when_its_arguments_come_is_not_made() {
+    let mut bench = Bench::new();
+    let f = bench.function(3);
+    let made = bench.submit(f);
+    let (id, handle) = bench.owner.next_actor_id();
+    bench.owner.objects.retain(handle);
+    let creation = Creation {
+        actor: id, class: FunctionId([2; 16]), blob: Blob::new(b"c"), place: vec![], run: vec![], env: vec![], strategy: vec![],
+        name: String::new(), namespace: String::new(), class_name: "C".into(), label: "C".into(), max_restarts: 0,
+        max_pending_calls: -1, max_concurrency: 1, is_async: false, groups: vec![], detached: false,
+    };
+    let deps = vec![(Slot::Position(0), ObjectId { task: made, index: 0 })];
+    bench.owner.create_actor(creation, Payload::plain(b""), deps, bench.now, &mut bench.out);
+    bench.owner.release(handle, &mut bench.out);
+    bench.lend(1, WORKER);
+    bench.done(WORKER, made, 1000);
+    let effects = bench.effects();
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Node(ToNode::ActorCreate { .. }))), "{effects:?}");
+    bench.owner.release(ObjectId { task: made, index: 0 }, &mut bench.out);
+    assert!(bench.owner.is_bare());
+}
+
+#[test]
+fn whoever_was_told_that_a_worker_is_blocked_is_told_when_it_is_not() {
+    let mut executor = skate_proto::executor::Executor::default();
+    let mut out = Out::default();
+    for (owner, seq) in [(ME, 1), (OTHER, 2)] {
+        executor.handle_define(owner, 0, std::sync::Arc::new(call(Returns::Count(1), None)), Some(Blob::new(b"f")));
+        let task = TaskId { node: NodeKey(9), proc: owner, seq };
+        let push = Push { task, def: 0, attempt: 0, args: Payload::plain(b""), deps: vec![], gpu_ids: vec![] };
+        executor.handle_push(owner, push, &mut out);
+    }
+    executor.take("").unwrap();
+    executor.block(&mut out);
+    out.effects.clear();
+    executor.unblock(&mut out);
+    let told: Vec<ProcId> = out.effects.iter().map(|effect| if let Effect::Send { to, .. } = effect { *to } else { panic!() }).collect();
+    assert_eq!(told, [ME, OTHER]);
+}
+
+#[test]
+fn what_a_process_gives_back_after_its_end_was_heard_of_keeps_nothing() {
+    let mut bench = Bench::new();
+    let object = bench.owner.put(Value::Inline(Payload::plain(b"v")));
+    bench.owner.objects.hand_over(&[object], WORKER, &mut bench.out);
+    bench.owner.handle_process_gone(WORKER, "killed", false, bench.now, &mut bench.out);
+    bench.owner.handle_message(WORKER, Msg::Release { object, tokens: 1 }, bench.now, &mut bench.out);
+    bench.owner.release(object, &mut bench.out);
+    assert!(bench.owner.objects.is_empty());
 }
