@@ -500,6 +500,42 @@ fn a_dead_actor_without_handles_is_forgotten() {
     assert_eq!(bench.owner.actor_state(theirs), None, "nobody here wants to know");
 }
 
+#[test]
+fn what_a_leaving_worker_has_not_answered_runs_elsewhere_and_is_not_charged() {
+    let mut bench = Bench::new();
+    let def = bench.function(0);
+    let first = bench.submit(def);
+    bench.lend(1, WORKER);
+    bench.done(WORKER, first, 1_000);
+    let tasks: Vec<TaskId> = (0..3).map(|_| bench.submit(def)).collect();
+    bench.pushes();
+    bench.owner.handle_message(WORKER, Msg::Leaving, bench.now, &mut bench.out);
+    bench.owner.handle_process_gone(WORKER, "it left", false, bench.now, &mut bench.out);
+    assert!(tasks.iter().all(|task| bench.value(*task).is_none()));
+    bench.lend(2, OTHER);
+    let pushes = bench.pushes();
+    assert_eq!(pushes, tasks.iter().map(|task| (OTHER, *task)).collect::<Vec<_>>());
+}
+
+#[test]
+fn dynamic_returns_are_counted_by_the_value_that_lists_them() {
+    let mut bench = Bench::new();
+    let def = bench.owner.define(call(Returns::Dynamic, None), Blob::new(b"code"), Some(bench.class), 0);
+    let task = bench.submit(def);
+    bench.lend(1, WORKER);
+    let items: Vec<ObjectId> = (1..=2).map(|index| ObjectId { task, index }).collect();
+    for item in &items {
+        let value = Value::Inline(Payload::plain(b"item"));
+        bench.owner.handle_message(WORKER, Msg::Item { task, index: item.index, value }, bench.now, &mut bench.out);
+    }
+    let list = Payload { refs: items.clone(), ..Payload::plain(b"list") };
+    let done = Done { task, results: vec![Value::Inline(list)], retryable: false, run_ns: 1, items: 2 };
+    bench.owner.handle_message(WORKER, Msg::Done(done), bench.now, &mut bench.out);
+    assert!(items.iter().all(|item| bench.owner.objects.is_ready(*item)));
+    bench.owner.release(ObjectId { task, index: 0 }, &mut bench.out);
+    assert!(items.iter().all(|item| !bench.owner.objects.is_known(*item)));
+}
+
 fn stored(bench: &mut Bench, worker: ProcId, task: TaskId, segment: u64) {
     let location = Location { segment: SegmentId(segment), lessee: worker, offset: 0, len: 64 };
     let results = vec![Value::Stored { location, refs: vec![] }];

@@ -83,7 +83,10 @@ pub(crate) fn extract_call(py: Python<'_>, core: &Arc<Core>, hooks: &Hooks, args
 
 impl Drop for Template {
     fn drop(&mut self) {
-        self.core.undefine(self.def);
+        // In a forked child the lock may be held by a thread that is not there.
+        if !self.core.is_forked() {
+            self.core.undefine(self.def);
+        }
     }
 }
 

@@ -16,6 +16,7 @@ __all__ = [
     "deregister_serializer",
     "disable_log_once_globally",
     "enable_periodic_logging",
+    "get_node_instance_id",
     "get_node_ip_address",
     "inspect_serializability",
     "list_named_actors",
@@ -34,8 +35,8 @@ _LAZY = {
     "map_unordered": "ray.util.helpers",
 }
 _SUBMODULES = frozenset(
-    ("actor_pool", "annotations", "check_serialize", "debug", "helpers", "queue", "scheduling_strategies",
-     "serialization", "state")
+    ("accelerators", "actor_pool", "annotations", "check_serialize", "debug", "helpers", "queue",
+     "scheduling_strategies", "serialization", "state")
 )  # fmt: skip
 
 
@@ -84,6 +85,13 @@ def _named(entry: Any) -> dict[str, str]:
         return {"name": entry, "namespace": session.namespace}
     namespace, name = entry
     return {"name": name, "namespace": namespace}
+
+
+def get_node_instance_id() -> str:
+    """What the cloud calls this machine: the environment variable RAY_CLOUD_INSTANCE_ID, "" where it is not set."""
+    import os
+
+    return os.environ.get("RAY_CLOUD_INSTANCE_ID", "")
 
 
 def get_node_ip_address(address: str | None = None) -> str:
