@@ -236,6 +236,8 @@ class Task:
 
         Raises what a failed dependency raised.
         """
+    def forget_arguments(self) -> None:
+        """Gives back the references that came with the task; `finish` and `fail` imply it."""
     def enter(self) -> None:
         """This thread now runs the task (parent of what it submits)."""
     def finish(self, value: Any) -> None:

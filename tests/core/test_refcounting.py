@@ -295,3 +295,32 @@ def test_a_lost_result_can_be_asked_for_in_a_nested_list(cluster):
         return sum(ray.get(references))
 
     assert ray.get(collect.remote([ray.put(i) for i in range(100)])) == 4950
+
+
+@pytest.mark.skate
+def test_an_idle_worker_keeps_nothing_of_its_last_task(small_store):
+    @ray.remote
+    def total(array):
+        return int(array[0])
+
+    # The store holds three: an argument that the idle worker kept would soon be one too many.
+    for value in range(8):
+        assert ray.get(total.remote(ray.put(block(value)))) == value
+        assert ray.get(ray.put(block(value)))[0] == value
+
+
+@pytest.mark.skate
+def test_an_actor_keeps_nothing_of_its_constructor_s_arguments(small_store):
+    @ray.remote(num_cpus=0)
+    class Reader:
+        def __init__(self, array):
+            self.first = int(array[0])
+
+        def read(self):
+            return self.first
+
+    readers = [Reader.remote(ray.put(block(value))) for value in range(2)]
+    assert ray.get([reader.read.remote() for reader in readers]) == [0, 1]
+    gc.collect()
+    held = [ray.put(block(value)) for value in range(3)]
+    assert [ray.get(reference)[0] for reference in held] == [0, 1, 2]

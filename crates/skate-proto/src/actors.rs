@@ -278,7 +278,10 @@ impl Owner {
             self.calls_interrupted(actor, sent, &state, now_ns, out);
         }
         match state {
-            ActorState::Alive { .. } => self.flush_calls(actor, now_ns, out),
+            ActorState::Alive { .. } => {
+                self.forget_creation_without_restarts(actor, out);
+                self.flush_calls(actor, now_ns, out);
+            }
             ActorState::Dead(error) => {
                 let queue = self.actors.get_mut(&actor).map(|client| std::mem::take(&mut client.queue)).unwrap_or_default();
                 for task in queue {
@@ -324,6 +327,14 @@ impl Owner {
             for task in again.into_iter().rev() {
                 client.queue.push_front(task);
             }
+        }
+    }
+
+    /// The constructor has run and will not run again: its arguments are not needed any more.
+    fn forget_creation_without_restarts(&mut self, actor: ActorId, out: &mut Out) {
+        let creation = self.actors.get(&actor).and_then(|client| client.creation);
+        if creation.and_then(|task| self.creations.get(&task)).is_some_and(|(creation, _)| creation.max_restarts == 0) {
+            self.forget_creation(actor, out);
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -46,11 +47,13 @@ pub(crate) struct Task {
     started: Instant,
     items: Mutex<u32>,
     answered: Mutex<bool>,
+    /// The counts that came with the work have been given back.
+    forgotten: AtomicBool,
 }
 
 impl Task {
     pub(crate) fn new(core: &Arc<Core>, hooks: Py<Hooks>, work: Work) -> Self {
-        Self { core: core.clone(), hooks, work, started: Instant::now(), items: Mutex::new(0), answered: Mutex::new(false) }
+        Self { core: core.clone(), hooks, work, started: Instant::now(), items: Mutex::new(0), answered: Mutex::new(false), forgotten: AtomicBool::new(false) }
     }
 
     fn run_ns(&self) -> u64 {
@@ -66,6 +69,8 @@ impl Task {
         CURRENT_TASK.set(None);
         let items = *self.items.lock();
         self.core.answer(&self.work, results, retryable, self.run_ns(), items);
+        // Not when this object is dropped: the loop that holds it may wait long for its next one.
+        self.forget_arguments();
         Ok(())
     }
 
@@ -89,7 +94,7 @@ impl Drop for Task {
         if self.core.is_forked() {
             return;
         }
-        self.core.forget_work(&self.work);
+        self.forget_arguments();
         if !*self.answered.lock() {
             self.core.work_left(self.work.task);
         }
@@ -224,6 +229,14 @@ impl Task {
             }
         }
         Ok((PyTuple::new(py, positional)?, keywords))
+    }
+
+    /// The arguments are in user code's hands: what they were made of is not needed any more. `finish` and
+    /// `fail` imply it.
+    fn forget_arguments(&self) {
+        if !self.forgotten.swap(true, Ordering::AcqRel) {
+            self.core.forget_work(&self.work);
+        }
     }
 
     fn enter(&self) {

@@ -110,6 +110,7 @@ class Worker:
             self.execute(task)
             if self.creation is not None and task is self.creation and self._is_special(task):
                 return
+            del task  # nothing of it is kept while this thread waits for the next one
 
     @staticmethod
     def _is_special(task: Task) -> bool:
@@ -375,6 +376,7 @@ class Worker:
             with contextlib.suppress(Exception):  # the node may be gone; a prefix is no reason to fail
                 membership.request("worker.label", label=label)
         self.creation = task
+        task.forget_arguments()  # the creation is remembered as long as the actor lives
         self.core.actor_ready()
 
     @staticmethod

@@ -71,6 +71,7 @@ class _Lane:
                 if grow:
                     self.start_thread()
                 worker.execute(task)
+                del task  # nothing of it is kept while this thread waits for the next one
         except Leave:
             self._on_leave.set()
         except BaseException:
