@@ -46,13 +46,10 @@ impl Handler for Counter {
         match frame.kind {
             PING => self.pings.store(frame.corr, Ordering::Release),
             COUNT => self.asked.store(frame.corr, Ordering::Release),
-            ECHO_QUEUED => self.transport.wait().send(
-                from,
-                ONE_WAY,
-                frame.corr,
-                &[frame.body],
-                SendMode::Queue,
-            ),
+            ECHO_QUEUED => self
+                .transport
+                .wait()
+                .send(from, ONE_WAY, frame.corr, &[frame.body], SendMode::Queue),
             _ => drop(self.frames.fetch_add(1, Ordering::Release)),
         }
     }
@@ -98,11 +95,7 @@ fn in_child(run: impl FnOnce()) -> libc::pid_t {
 
 fn node(path: &Path, listener: Listener) {
     let handler = Arc::new(Counter::default());
-    let transport = Transport::start(
-        config(NODE, Role::Node, path, vec![listener]),
-        handler.clone(),
-    )
-    .unwrap();
+    let transport = Transport::start(config(NODE, Role::Node, path, vec![listener]), handler.clone()).unwrap();
     while handler.asked.load(Ordering::Acquire) != u64::MAX {
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -111,14 +104,11 @@ fn node(path: &Path, listener: Listener) {
 
 fn worker(path: &Path) {
     let handler = Arc::new(Counter::default());
-    let transport =
-        Transport::start(config(WORKER, Role::Worker, path, vec![]), handler.clone()).unwrap();
+    let transport = Transport::start(config(WORKER, Role::Worker, path, vec![]), handler.clone()).unwrap();
     let (mut answered, mut asked) = (0, 0);
     loop {
-        let done = || {
-            handler.pings.load(Ordering::Acquire) != answered
-                || handler.asked.load(Ordering::Acquire) != asked
-        };
+        let done =
+            || handler.pings.load(Ordering::Acquire) != answered || handler.asked.load(Ordering::Acquire) != asked;
         transport.drive(&done, None);
         let ping = handler.pings.load(Ordering::Acquire);
         if ping != answered {
@@ -168,21 +158,15 @@ fn bare_round_trips(seconds: f64) -> f64 {
 
 fn call(transport: &Transport, handler: &Counter, corr: u64) {
     transport.send(WORKER, PING, corr, &[&[1; 16], &[7; 32]], SendMode::Now);
-    while transport.drive(&|| handler.pings.load(Ordering::Acquire) == corr, None) != Driven::Done {
-    }
+    while transport.drive(&|| handler.pings.load(Ordering::Acquire) == corr, None) != Driven::Done {}
 }
 
 fn main() {
-    let seconds = std::env::args()
-        .nth(1)
-        .map_or(2.0, |s| s.parse().expect("seconds"));
+    let seconds = std::env::args().nth(1).map_or(2.0, |s| s.parse().expect("seconds"));
     let directory = std::env::temp_dir().join(format!("skate-pingpong-{}", std::process::id()));
     std::fs::create_dir_all(&directory).unwrap();
     let path = directory.join("node.sock");
-    println!(
-        "bare socket, round trips      {:8.0} /s",
-        bare_round_trips(seconds)
-    );
+    println!("bare socket, round trips      {:8.0} /s", bare_round_trips(seconds));
     let listener = Listener::bind_unix(&path).unwrap();
     let mut listener = Some(listener);
     let node_pid = in_child(|| node(&path, listener.take().unwrap()));
@@ -190,8 +174,7 @@ fn main() {
     let worker_pid = in_child(|| worker(&path));
 
     let handler = Arc::new(Counter::default());
-    let transport =
-        Transport::start(config(DRIVER, Role::Driver, &path, vec![]), handler.clone()).unwrap();
+    let transport = Transport::start(config(DRIVER, Role::Driver, &path, vec![]), handler.clone()).unwrap();
     std::thread::sleep(Duration::from_millis(50));
     let mut corr = 0;
     let mut next = || {
@@ -248,36 +231,21 @@ fn main() {
     transport.send(WORKER, COUNT, total, &[], SendMode::Now);
     transport.drive(&|| handler.asked.load(Ordering::Acquire) == total, None);
     let took = begin.elapsed().as_secs_f64();
-    println!(
-        "queued frames, one way        {:8.0} /s",
-        total as f64 / took
-    );
+    println!("queued frames, one way        {:8.0} /s", total as f64 / took);
 
     let (mut sent, before) = (0u64, handler.frames.load(Ordering::Acquire));
     let begin = Instant::now();
     while begin.elapsed().as_secs_f64() < seconds {
         for _ in 0..1000 {
-            transport.send(
-                WORKER,
-                ECHO_QUEUED,
-                0,
-                &[&[1; 16], &[7; 32]],
-                SendMode::Queue,
-            );
+            transport.send(WORKER, ECHO_QUEUED, 0, &[&[1; 16], &[7; 32]], SendMode::Queue);
         }
         sent += 1000;
         let floor = before + sent.saturating_sub(20_000);
         transport.drive(&|| handler.frames.load(Ordering::Acquire) >= floor, None);
     }
-    transport.drive(
-        &|| handler.frames.load(Ordering::Acquire) >= before + sent,
-        None,
-    );
+    transport.drive(&|| handler.frames.load(Ordering::Acquire) >= before + sent, None);
     let took = begin.elapsed().as_secs_f64();
-    println!(
-        "queued frames, there and back {:8.0} /s",
-        sent as f64 / took
-    );
+    println!("queued frames, there and back {:8.0} /s", sent as f64 / took);
 
     transport.shutdown();
     for pid in [worker_pid, node_pid] {

@@ -44,13 +44,9 @@ fn main() {
         let warm = rate(len, 10, || {
             let block = store.alloc(len as u64).unwrap();
             copy_into(&block, &[(0, &source)]);
-            store
-                .free(block.location().segment, block.location().offset)
-                .unwrap();
+            store.free(block.location().segment, block.location().offset).unwrap();
         });
-        println!(
-            "{mib:4} MiB: memcpy {memcpy:5.2} GB/s, warm block {warm:5.2}, cold block {cold:5.2}"
-        );
+        println!("{mib:4} MiB: memcpy {memcpy:5.2} GB/s, warm block {warm:5.2}, cold block {cold:5.2}");
     }
     let store = Store::new(ProcId(1));
     lease(&store, 1, 64 << 20);
@@ -58,9 +54,7 @@ fn main() {
     let rounds = 1_000_000u64;
     for n in 0..rounds {
         let block = store.alloc(100_000 + n % 1000).unwrap();
-        store
-            .free(block.location().segment, block.location().offset)
-            .unwrap();
+        store.free(block.location().segment, block.location().offset).unwrap();
     }
     println!(
         "alloc and free: {:.0} ns",

@@ -15,8 +15,8 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustix::event::EventfdFlags;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 use skate_proto::actors::{ActorState, Creation};
-use skate_proto::handshake::Role;
 use skate_proto::executor::{CancelStep, Executor, Work};
+use skate_proto::handshake::Role;
 use skate_proto::ids::{ActorId, NodeKey, ObjectId, ProcId, SegmentId, TaskId};
 use skate_proto::leases::{ClassId, ClassSpec};
 use skate_proto::location::Location;
@@ -29,7 +29,9 @@ use skate_proto::tasks::Refused;
 
 use crate::node_wire::{self, FromNode};
 use crate::store::{Block, Mapping, Store};
-use crate::transport::{Address, CloseReason, Config, Driven, Frame, Handler, PeerInfo, SendMode, StartError, Transport};
+use crate::transport::{
+    Address, CloseReason, Config, Driven, Frame, Handler, PeerInfo, SendMode, StartError, Transport,
+};
 
 type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
@@ -46,7 +48,8 @@ const LOSSES_MAX: u32 = 16;
 /// Log lines that the driver has not printed; beyond, the oldest are dropped and counted.
 const LOG_LINES_MAX: usize = 10_000;
 const TIMER_TOKEN: u64 = u64::MAX;
-const NO_DESCRIPTOR: &str = "this process has as many descriptors open as it may (ulimit -n), and could not take one for shared memory";
+const NO_DESCRIPTOR: &str =
+    "this process has as many descriptors open as it may (ulimit -n), and could not take one for shared memory";
 
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -74,8 +77,15 @@ pub enum CoreError {
 #[derive(Debug)]
 enum Answer {
     Waiting,
-    Reply { ok: bool, body: Vec<u8> },
-    Segment { segment: SegmentId, size: u64, fd: OwnedFd },
+    Reply {
+        ok: bool,
+        body: Vec<u8>,
+    },
+    Segment {
+        segment: SegmentId,
+        size: u64,
+        fd: OwnedFd,
+    },
     Denied(String),
     /// This process can open no more descriptors.
     NoDescriptor,
@@ -102,7 +112,10 @@ pub struct Completions {
 impl Completions {
     pub fn new() -> std::io::Result<Arc<Self>> {
         let fd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Arc::new(Self { fd, done: Mutex::new(Vec::new()) }))
+        Ok(Arc::new(Self {
+            fd,
+            done: Mutex::new(Vec::new()),
+        }))
     }
 
     pub fn as_fd(&self) -> BorrowedFd<'_> {
@@ -134,8 +147,16 @@ enum Watch {
 /// What a driver prints.
 #[derive(Debug)]
 pub enum Log {
-    Lines { name: String, pid: u32, stream: u8, lines: Vec<String> },
-    Notice { level: String, text: String },
+    Lines {
+        name: String,
+        pid: u32,
+        stream: u8,
+        lines: Vec<String>,
+    },
+    Notice {
+        level: String,
+        text: String,
+    },
 }
 
 struct State {
@@ -196,13 +217,28 @@ struct Shell(Weak<Core>);
 pub enum Fetched {
     Inline(Payload),
     /// A block, protected by a count on `object` until [`Core::release`].
-    Stored { object: ObjectId, mapping: Arc<Mapping>, location: Location },
+    Stored {
+        object: ObjectId,
+        mapping: Arc<Mapping>,
+        location: Location,
+    },
 }
 
 impl Core {
-    pub fn start(address: Address, session: [u8; 16], token: [u8; 32], node: ProcId, me: ProcId, role: Role, python_minor: u8) -> Result<Arc<Self>, CoreError> {
-        let timer = rustix::time::timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)
-            .map_err(|e| CoreError::Store(format!("no timer: {e}")))?;
+    pub fn start(
+        address: Address,
+        session: [u8; 16],
+        token: [u8; 32],
+        node: ProcId,
+        me: ProcId,
+        role: Role,
+        python_minor: u8,
+    ) -> Result<Arc<Self>, CoreError> {
+        let timer = rustix::time::timerfd_create(
+            TimerfdClockId::Monotonic,
+            TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
+        )
+        .map_err(|e| CoreError::Store(format!("no timer: {e}")))?;
         let task_event = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|e| CoreError::Store(format!("no event descriptor: {e}")))?;
         let state = State {
@@ -241,11 +277,23 @@ impl Core {
             closing: AtomicBool::new(false),
             ended: AtomicBool::new(false),
         });
-        let config = Config { me, role, python_minor, session, token, node, node_address: address, listeners: Vec::new(), io_thread: true };
+        let config = Config {
+            me,
+            role,
+            python_minor,
+            session,
+            token,
+            node,
+            node_address: address,
+            listeners: Vec::new(),
+            io_thread: true,
+        };
         let shell = Arc::new(Shell(Arc::downgrade(&core)));
         let transport = Transport::start(config, shell)?;
         if let Some(descriptors) = &*core.descriptors.lock() {
-            transport.register_fd(TIMER_TOKEN, descriptors.timer.as_fd()).map_err(|e| CoreError::Store(format!("no timer: {e}")))?;
+            transport
+                .register_fd(TIMER_TOKEN, descriptors.timer.as_fd())
+                .map_err(|e| CoreError::Store(format!("no timer: {e}")))?;
         }
         Ok(core)
     }
@@ -282,7 +330,9 @@ impl Core {
     /// Whether this process is a forked child of the one that joined: then nothing here is its own, and a
     /// lock may have been copied while a thread that is not here held it.
     pub fn is_forked(&self) -> bool {
-        self.transport.get().is_some_and(|transport| transport.is_foreign_process())
+        self.transport
+            .get()
+            .is_some_and(|transport| transport.is_foreign_process())
     }
 
     pub fn is_open(&self) -> bool {
@@ -346,10 +396,11 @@ impl Core {
             }
         }
         if !state.timer_armed
-            && let Some(at) = state.owner.poll_timeout() {
-                state.timer_armed = true;
-                self.arm_timer(at.saturating_sub(now).max(1_000_000));
-            }
+            && let Some(at) = state.owner.poll_timeout()
+        {
+            state.timer_armed = true;
+            self.arm_timer(at.saturating_sub(now).max(1_000_000));
+        }
         if woken {
             self.transport().wake();
         }
@@ -357,9 +408,15 @@ impl Core {
 
     fn arm_timer(&self, after_ns: u64) {
         let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let value = Timespec { tv_sec: (after_ns / 1_000_000_000) as i64, tv_nsec: (after_ns % 1_000_000_000) as i64 };
+        let value = Timespec {
+            tv_sec: (after_ns / 1_000_000_000) as i64,
+            tv_nsec: (after_ns % 1_000_000_000) as i64,
+        };
         if let Some(descriptors) = &*self.descriptors.lock() {
-            let spec = Itimerspec { it_interval: zero, it_value: value };
+            let spec = Itimerspec {
+                it_interval: zero,
+                it_value: value,
+            };
             let _ = rustix::time::timerfd_settime(&descriptors.timer, TimerfdTimerFlags::empty(), &spec);
         }
     }
@@ -394,12 +451,21 @@ impl Core {
 
     fn send_node(&self, state: &State, msg: ToNode) {
         let (kind, body) = match msg {
-            ToNode::LeaseDemand { class, count } => (node_wire::LEASE_DEMAND, node_wire::lease_demand(class.0, count, state.owner.class_spec(class))),
-            ToNode::LeaseReturn { lease, reusable } => (node_wire::LEASE_RETURN, node_wire::lease_return(lease, reusable)),
-            ToNode::ActorCreate { creation, spec } => (node_wire::ACTOR_CREATE, node_wire::actor_create(&creation, &spec)),
+            ToNode::LeaseDemand { class, count } => (
+                node_wire::LEASE_DEMAND,
+                node_wire::lease_demand(class.0, count, state.owner.class_spec(class)),
+            ),
+            ToNode::LeaseReturn { lease, reusable } => {
+                (node_wire::LEASE_RETURN, node_wire::lease_return(lease, reusable))
+            }
+            ToNode::ActorCreate { creation, spec } => {
+                (node_wire::ACTOR_CREATE, node_wire::actor_create(&creation, &spec))
+            }
             ToNode::ActorSubscribe { actor } => (node_wire::ACTOR_SUBSCRIBE, node_wire::actor(actor)),
             ToNode::ActorRelease { actor } => (node_wire::ACTOR_RELEASE, node_wire::actor(actor)),
-            ToNode::ActorKill { actor, no_restart } => (node_wire::ACTOR_KILL, node_wire::actor_kill(actor, no_restart)),
+            ToNode::ActorKill { actor, no_restart } => {
+                (node_wire::ACTOR_KILL, node_wire::actor_kill(actor, no_restart))
+            }
             ToNode::PeerLost { proc } => (node_wire::PEER_LOST, node_wire::peer_lost(proc)),
         };
         self.tell_node(kind, 0, &body);
@@ -425,11 +491,18 @@ impl Core {
                     state.adopted.remove(&location.segment);
                 }
             }
-            self.tell_node(node_wire::BLOCKS_FREED, 0, &node_wire::blocks_freed(location.segment, &[location.offset]));
+            self.tell_node(
+                node_wire::BLOCKS_FREED,
+                0,
+                &node_wire::blocks_freed(location.segment, &[location.offset]),
+            );
         } else {
-            let msg = Msg::FreeBlocks { blocks: vec![(location.segment, location.offset)] };
+            let msg = Msg::FreeBlocks {
+                blocks: vec![(location.segment, location.offset)],
+            };
             let body = postcard::to_stdvec(&msg).expect("plain data always encodes");
-            self.transport().send(location.lessee, node_wire::CORE, 0, &[&body], SendMode::Queue);
+            self.transport()
+                .send(location.lessee, node_wire::CORE, 0, &[&body], SendMode::Queue);
         }
     }
 
@@ -442,7 +515,10 @@ impl Core {
         }
         let main = self.is_main_thread();
         // Workers are told by `interrupted` what a signal was for.
-        let look = self.signals.get().filter(|_| self.role == Role::Driver && thread_id() == u64::from(std::process::id()));
+        let look = self
+            .signals
+            .get()
+            .filter(|_| self.role == Role::Driver && thread_id() == u64::from(std::process::id()));
         let signalled = || main && self.interrupted.load(Ordering::Acquire);
         let transport = self.transport().clone();
         let outcome = |driven: Driven| match driven {
@@ -454,10 +530,16 @@ impl Core {
         let mut blocked = false;
         let result = loop {
             let soon = Instant::now() + BLOCK_AFTER;
-            let wake_at = if blocks && !blocked { Some(soon) } else { look.map(|_| Instant::now() + LOOK_FOR_SIGNALS) };
+            let wake_at = if blocks && !blocked {
+                Some(soon)
+            } else {
+                look.map(|_| Instant::now() + LOOK_FOR_SIGNALS)
+            };
             let until = [wake_at, deadline].into_iter().flatten().min();
             match outcome(transport.drive(&|| done() || signalled(), until)) {
-                Some(Ok(())) if main && self.interrupted.swap(false, Ordering::AcqRel) => break Err(CoreError::Interrupted),
+                Some(Ok(())) if main && self.interrupted.swap(false, Ordering::AcqRel) => {
+                    break Err(CoreError::Interrupted);
+                }
                 Some(result) => break result,
                 None if deadline.is_some_and(|d| Instant::now() >= d) => {
                     break if done() { Ok(()) } else { Err(CoreError::TimedOut) };
@@ -493,7 +575,9 @@ impl Core {
     fn begin_block(&self) {
         self.tell_node(node_wire::BLOCKED, 0, &node_wire::empty());
         self.step(|state, _| {
-            let State { executor, owner, out, .. } = state;
+            let State {
+                executor, owner, out, ..
+            } = state;
             let counted = executor.block(out);
             owner.release_all(&counted, out);
         });
@@ -517,7 +601,9 @@ impl Core {
             }
             state.next_watch += 1;
             let watch = WaiterId(state.next_watch);
-            let waiter = Arc::new(Waiter { missing: AtomicI64::new((count - ready) as i64) });
+            let waiter = Arc::new(Waiter {
+                missing: AtomicI64::new((count - ready) as i64),
+            });
             state.watches.insert(watch, Watch::Thread(waiter.clone()));
             let State { owner, out, .. } = &mut *state;
             for &id in ids {
@@ -555,7 +641,12 @@ impl Core {
     /// Positions of the first `count` ready objects, ascending.
     pub fn ready_at_most(&self, ids: &[ObjectId], count: usize) -> Vec<usize> {
         let state = self.state.lock();
-        ids.iter().enumerate().filter(|(_, id)| state.owner.objects.is_ready(**id)).map(|(at, _)| at).take(count).collect()
+        ids.iter()
+            .enumerate()
+            .filter(|(_, id)| state.owner.objects.is_ready(**id))
+            .map(|(at, _)| at)
+            .take(count)
+            .collect()
     }
 
     /// The value of a ready object, unless that takes asking the node.
@@ -567,7 +658,11 @@ impl Core {
                 let location = *location;
                 let mapping = self.store.mapping(location.segment)?;
                 state.owner.objects.retain(id);
-                Some(Fetched::Stored { object: id, mapping, location })
+                Some(Fetched::Stored {
+                    object: id,
+                    mapping,
+                    location,
+                })
             }
         }
     }
@@ -598,7 +693,11 @@ impl Core {
         match self.map(location.segment) {
             Ok(mapping) => {
                 self.retain(object);
-                Ok(Fetched::Stored { object, mapping, location })
+                Ok(Fetched::Stored {
+                    object,
+                    mapping,
+                    location,
+                })
             }
             Err(CoreError::SegmentGone(_)) => {
                 self.report_missing(object, location.segment);
@@ -628,7 +727,11 @@ impl Core {
                         let location = *location;
                         state.owner.objects.retain(id);
                         match self.store.mapping(location.segment) {
-                            Some(mapping) => fetched.push(Fetched::Stored { object: id, mapping, location }),
+                            Some(mapping) => fetched.push(Fetched::Stored {
+                                object: id,
+                                mapping,
+                                location,
+                            }),
                             None => {
                                 unmapped.push((at, id, location));
                                 fetched.push(Fetched::Inline(Payload::plain(&[])));
@@ -646,7 +749,13 @@ impl Core {
         }
         for (at, object, location) in unmapped {
             match self.map(location.segment) {
-                Ok(mapping) => fetched[at] = Fetched::Stored { object, mapping, location },
+                Ok(mapping) => {
+                    fetched[at] = Fetched::Stored {
+                        object,
+                        mapping,
+                        location,
+                    }
+                }
                 Err(error) => {
                     if matches!(error, CoreError::SegmentGone(_)) {
                         self.report_missing(object, location.segment);
@@ -707,7 +816,9 @@ impl Core {
     /// Forgets what `completions` waits for.
     pub fn unwatch_all(&self, completions: &Arc<Completions>) {
         let mut state = self.state.lock();
-        state.watches.retain(|_, watch| !matches!(watch, Watch::Event(c, _) if Arc::ptr_eq(c, completions)));
+        state
+            .watches
+            .retain(|_, watch| !matches!(watch, Watch::Event(c, _) if Arc::ptr_eq(c, completions)));
     }
 
     // ---- calls ---------------------------------------------------------------------------------
@@ -726,14 +837,24 @@ impl Core {
         self.step(|state, _| state.owner.undefine(def, &mut state.out));
     }
 
-    pub fn submit(&self, def: u32, args: Payload, deps: Vec<(Slot, ObjectId)>, handle: Option<ObjectId>, parent: Option<TaskId>) -> Result<TaskId, CoreError> {
+    pub fn submit(
+        &self,
+        def: u32,
+        args: Payload,
+        deps: Vec<(Slot, ObjectId)>,
+        handle: Option<ObjectId>,
+        parent: Option<TaskId>,
+    ) -> Result<TaskId, CoreError> {
         self.step(|state, now| {
             if let Some(why) = &state.closed {
                 return Err(CoreError::Closed(why.clone()));
             }
-            state.owner.submit(def, args, deps, handle, parent, now, &mut state.out).map_err(|refused| match refused {
-                Refused::TooManyPendingCalls(limit) => CoreError::TooManyPendingCalls(limit),
-            })
+            state
+                .owner
+                .submit(def, args, deps, handle, parent, now, &mut state.out)
+                .map_err(|refused| match refused {
+                    Refused::TooManyPendingCalls(limit) => CoreError::TooManyPendingCalls(limit),
+                })
         })
     }
 
@@ -774,7 +895,9 @@ impl Core {
                 }
                 state.next_watch += 1;
                 let watch = WaiterId(state.next_watch);
-                let waiter = Arc::new(Waiter { missing: AtomicI64::new(1) });
+                let waiter = Arc::new(Waiter {
+                    missing: AtomicI64::new(1),
+                });
                 state.watches.insert(watch, Watch::Thread(waiter.clone()));
                 state.owner.stream_watch(task, watch);
                 (waiter, watch)
@@ -861,7 +984,9 @@ impl Core {
     /// Gives back what was not started, before this worker ends by its own will.
     pub fn leave(&self, answered: bool) {
         self.step(|state, _| {
-            let State { executor, owner, out, .. } = state;
+            let State {
+                executor, owner, out, ..
+            } = state;
             let counted = executor.leave(answered, out);
             owner.release_all(&counted, out);
         });
@@ -877,7 +1002,9 @@ impl Core {
     pub fn request(&self, op: &str, args: &[u8], deadline: Option<Instant>) -> Result<(bool, Vec<u8>), CoreError> {
         match self.ask(node_wire::REQUEST, &node_wire::request(op, args), deadline)? {
             Answer::Reply { ok, body } => Ok((ok, body)),
-            _ => Err(CoreError::Store("the node answered a request with something else".into())),
+            _ => Err(CoreError::Store(
+                "the node answered a request with something else".into(),
+            )),
         }
     }
 
@@ -890,7 +1017,9 @@ impl Core {
             state.next_corr += 1;
             let corr = state.next_corr;
             state.answers.insert(corr, Answer::Waiting);
-            let waiter = Arc::new(Waiter { missing: AtomicI64::new(1) });
+            let waiter = Arc::new(Waiter {
+                missing: AtomicI64::new(1),
+            });
             state.watches.insert(answer_watch(corr), Watch::Thread(waiter.clone()));
             (corr, waiter)
         };
@@ -907,7 +1036,9 @@ impl Core {
         let answer = state.answers.remove(&corr);
         result?;
         match answer {
-            Some(Answer::Waiting) | None => Err(CoreError::Closed(state.closed.clone().unwrap_or_else(|| "no answer".into()))),
+            Some(Answer::Waiting) | None => Err(CoreError::Closed(
+                state.closed.clone().unwrap_or_else(|| "no answer".into()),
+            )),
             Some(answer) => Ok(answer),
         }
     }
@@ -923,11 +1054,17 @@ impl Core {
             let min_bytes = self.store.request_bytes(len);
             match self.ask(node_wire::SEGMENT_REQUEST, &node_wire::segment_request(min_bytes), None)? {
                 Answer::Segment { segment, size, fd } => {
-                    self.store.add_segment(segment, size, &fd).map_err(|e| CoreError::Store(e.to_string()))?;
+                    self.store
+                        .add_segment(segment, size, &fd)
+                        .map_err(|e| CoreError::Store(e.to_string()))?;
                 }
                 Answer::Denied(message) => return Err(CoreError::StoreFull(message)),
                 Answer::NoDescriptor => return Err(CoreError::Store(NO_DESCRIPTOR.into())),
-                _ => return Err(CoreError::Store("the node answered a segment request with something else".into())),
+                _ => {
+                    return Err(CoreError::Store(
+                        "the node answered a segment request with something else".into(),
+                    ));
+                }
             }
         }
     }
@@ -943,10 +1080,15 @@ impl Core {
             return Ok(mapping);
         }
         match self.ask(node_wire::SEGMENT_MAP, &node_wire::segment(segment), None)? {
-            Answer::Segment { segment, size, fd } => self.store.map_readonly(segment, size, &fd).map_err(|e| CoreError::Store(e.to_string())),
+            Answer::Segment { segment, size, fd } => self
+                .store
+                .map_readonly(segment, size, &fd)
+                .map_err(|e| CoreError::Store(e.to_string())),
             Answer::Denied(message) => Err(CoreError::SegmentGone(message)),
             Answer::NoDescriptor => Err(CoreError::Store(NO_DESCRIPTOR.into())),
-            _ => Err(CoreError::Store("the node answered a map request with something else".into())),
+            _ => Err(CoreError::Store(
+                "the node answered a map request with something else".into(),
+            )),
         }
     }
 
@@ -997,7 +1139,10 @@ impl Core {
     }
 
     pub fn task_event_fd(&self) -> i32 {
-        self.descriptors.lock().as_ref().map_or(-1, |descriptors| descriptors.task_event.as_raw_fd())
+        self.descriptors
+            .lock()
+            .as_ref()
+            .map_or(-1, |descriptors| descriptors.task_event.as_raw_fd())
     }
 
     pub fn tasks_over(&self) -> bool {
@@ -1017,7 +1162,9 @@ impl Core {
     /// Sends the results of a piece of work and drops its counts.
     pub fn answer(&self, work: &Work, results: Vec<Value>, retryable: bool, run_ns: u64, items: u32) {
         self.step(|state, _| {
-            let State { owner, executor, out, .. } = state;
+            let State {
+                owner, executor, out, ..
+            } = state;
             for value in &results {
                 owner.objects.hand_over(value.refs(), work.owner, out);
             }
@@ -1030,7 +1177,15 @@ impl Core {
         self.step(|state, _| {
             let State { owner, out, .. } = state;
             owner.objects.hand_over(value.refs(), work.owner, out);
-            out.effects.push(Effect::Send { to: work.owner, msg: Msg::Item { task: work.task, index, value }, urgent: true });
+            out.effects.push(Effect::Send {
+                to: work.owner,
+                msg: Msg::Item {
+                    task: work.task,
+                    index,
+                    value,
+                },
+                urgent: true,
+            });
         });
     }
 
@@ -1038,7 +1193,12 @@ impl Core {
     pub fn wait_items_taken(&self, task: TaskId, sent: u32, limit: u32) -> Result<(), CoreError> {
         let done = || {
             let state = self.state.lock();
-            state.closed.is_some() || state.executor.is_cancelled(task) || state.executor.items_taken(task).is_none_or(|taken| sent < taken + limit)
+            state.closed.is_some()
+                || state.executor.is_cancelled(task)
+                || state
+                    .executor
+                    .items_taken(task)
+                    .is_none_or(|taken| sent < taken + limit)
         };
         self.wait_for(&done, None, self.holds_cpus())
     }
@@ -1069,7 +1229,10 @@ impl Core {
             let dropped = self.logs_dropped.swap(0, Ordering::Relaxed);
             if dropped > 0 {
                 let text = format!("{dropped} batches of worker output were dropped: the driver printed too slowly.");
-                return Some(Log::Notice { level: "warning".into(), text });
+                return Some(Log::Notice {
+                    level: "warning".into(),
+                    text,
+                });
             }
             if let Some(log) = logs.pop_front() {
                 return Some(log);
@@ -1100,7 +1263,10 @@ impl Core {
         let mut all: Vec<_> = state.owner.statistics().to_vec();
         all.push(("watches", state.watches.len() as u64));
         all.push(("answers", state.answers.len() as u64));
-        all.push(("deferred", (state.deferred.len() + state.waiting_adoptions.len()) as u64));
+        all.push((
+            "deferred",
+            (state.deferred.len() + state.waiting_adoptions.len()) as u64,
+        ));
         all.push(("adopted_segments", state.adopted.len() as u64));
         let (definitions, functions) = state.executor.known();
         all.push(("known_definitions", definitions as u64));
@@ -1116,10 +1282,14 @@ impl Core {
     // ---- incoming ------------------------------------------------------------------------------
 
     fn handle_core_message(&self, state: &mut State, from: ProcId, msg: Msg, now: u64) {
-        let State { owner, executor, out, .. } = state;
+        let State {
+            owner, executor, out, ..
+        } = state;
         match msg {
             // Of an owner whose end is known nothing more is learned: it would never be forgotten.
-            Msg::Define { id, def, blob } if !owner.objects.is_dead(from) => executor.handle_define(from, id, def, blob),
+            Msg::Define { id, def, blob } if !owner.objects.is_dead(from) => {
+                executor.handle_define(from, id, def, blob)
+            }
             Msg::Define { .. } => {}
             Msg::Forget { ids } => executor.handle_forget(from, &ids),
             Msg::Push(push) => {
@@ -1180,12 +1350,20 @@ impl Core {
 
     fn handle_node_message(&self, state: &mut State, corr: u64, msg: FromNode, fd: Option<OwnedFd>, now: u64) {
         match msg {
-            FromNode::LeaseGranted { class, lease, worker, pid, gpu_ids } => {
+            FromNode::LeaseGranted {
+                class,
+                lease,
+                worker,
+                pid,
+                gpu_ids,
+            } => {
                 let State { owner, out, .. } = state;
                 owner.handle_lease_granted(ClassId(class), lease, worker, pid, gpu_ids, now, out);
             }
             FromNode::LeaseReclaim { lease } => state.owner.handle_lease_reclaim(lease, now, &mut state.out),
-            FromNode::WorkerDied { proc, .. } if self.is_connected(proc) => state.deferred.entry(proc).or_default().push(msg),
+            FromNode::WorkerDied { proc, .. } if self.is_connected(proc) => {
+                state.deferred.entry(proc).or_default().push(msg)
+            }
             FromNode::ActorState { actor, state: ref new } if self.former_life(state, actor, new).is_some() => {
                 let proc = self.former_life(state, actor, new).expect("just seen");
                 state.deferred.entry(proc).or_default().push(msg);
@@ -1193,13 +1371,20 @@ impl Core {
             FromNode::Deaths(dead) => {
                 for (proc, cause) in dead {
                     if !state.owner.objects.is_dead(ProcId(proc)) {
-                        let died = FromNode::WorkerDied { proc: ProcId(proc), cause, oom: false };
+                        let died = FromNode::WorkerDied {
+                            proc: ProcId(proc),
+                            cause,
+                            oom: false,
+                        };
                         self.handle_node_message(state, 0, died, None, now);
                     }
                 }
             }
             FromNode::WorkerDied { proc, cause, oom } => self.process_gone(state, proc, &cause, oom, now),
-            FromNode::ActorState { actor, state: actor_state } => {
+            FromNode::ActorState {
+                actor,
+                state: actor_state,
+            } => {
                 let State { owner, out, .. } = state;
                 owner.handle_actor_state(actor, actor_state, now, out);
             }
@@ -1220,16 +1405,37 @@ impl Core {
                 if !blocks.is_empty() {
                     state.adopted.insert(segment, blocks.len());
                 }
-                self.tell_node(node_wire::SEGMENT_CLAIMS, 0, &node_wire::segment_claims(segment, &blocks));
+                self.tell_node(
+                    node_wire::SEGMENT_CLAIMS,
+                    0,
+                    &node_wire::segment_claims(segment, &blocks),
+                );
             }
-            FromNode::ActorInit { actor, incarnation, spec, gpu_ids } => {
+            FromNode::ActorInit {
+                actor,
+                incarnation,
+                spec,
+                gpu_ids,
+            } => {
                 state.actor = Some((actor, incarnation));
                 let owner_proc = spec.actor.proc;
                 state.owner.objects.arrive(&Executor::counted(&spec.args, &spec.deps));
-                state.executor.handle_actor_init(*spec, incarnation, gpu_ids, owner_proc);
+                state
+                    .executor
+                    .handle_actor_init(*spec, incarnation, gpu_ids, owner_proc);
                 self.work_arrived(state);
             }
-            FromNode::LogLines { name, pid, stream, lines } => self.add_log(Log::Lines { name, pid, stream, lines }),
+            FromNode::LogLines {
+                name,
+                pid,
+                stream,
+                lines,
+            } => self.add_log(Log::Lines {
+                name,
+                pid,
+                stream,
+                lines,
+            }),
             FromNode::Notice { level, text } => self.add_log(Log::Notice { level, text }),
             FromNode::LeaseFailed { class, reason } => {
                 let State { owner, out, .. } = state;
@@ -1257,11 +1463,15 @@ impl Core {
     }
 
     fn is_connected(&self, proc: ProcId) -> bool {
-        self.transport.get().is_some_and(|transport| transport.peer_info(proc).is_some())
+        self.transport
+            .get()
+            .is_some_and(|transport| transport.peer_info(proc).is_some())
     }
 
     fn process_gone(&self, state: &mut State, proc: ProcId, cause: &str, oom: bool, now: u64) {
-        let State { owner, executor, out, .. } = state;
+        let State {
+            owner, executor, out, ..
+        } = state;
         owner.handle_process_gone(proc, cause, oom, now, out);
         let (counted, interrupted) = executor.handle_process_gone(proc);
         owner.release_all(&counted, out);
@@ -1309,9 +1519,10 @@ impl Handler for Shell {
                 Err(_) => core.transport().disconnect(from),
             }
         } else if from == core.node
-            && let Some(msg) = node_wire::decode(frame.kind, frame.body) {
-                core.step(|state, now| core.handle_node_message(state, frame.corr, msg, fd, now));
-            }
+            && let Some(msg) = node_wire::decode(frame.kind, frame.body)
+        {
+            core.step(|state, now| core.handle_node_message(state, frame.corr, msg, fd, now));
+        }
     }
 
     fn on_started(&self, transport: &Arc<Transport>) {

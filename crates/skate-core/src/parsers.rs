@@ -4,7 +4,9 @@
 //! if the parser does, or if what it accepts is not what it would write.
 
 use skate_proto::frame::{Assembler, Header, Split, split};
-use skate_proto::handshake::{Acceptor, Connector, Credentials, Identity, PREFACE_LEN, Preface, PROTOCOL_VERSION, Role, Step};
+use skate_proto::handshake::{
+    Acceptor, Connector, Credentials, Identity, PREFACE_LEN, PROTOCOL_VERSION, Preface, Role, Step,
+};
 use skate_proto::ids::ProcId;
 use skate_proto::msg::{ActorSpec, Msg};
 
@@ -15,12 +17,18 @@ const NODE_KINDS: std::ops::RangeInclusive<u8> = node_wire::LEASE_GRANTED..=node
 
 /// Frames: cut in pieces (the first byte says how long), a stream has the same frames and the same end.
 pub fn frames(bytes: &[u8]) {
-    let Some((&piece, stream)) = bytes.split_first() else { return };
+    let Some((&piece, stream)) = bytes.split_first() else {
+        return;
+    };
     let whole = {
         let (mut found, mut rest) = (Vec::new(), stream);
         loop {
             match split(rest) {
-                Ok(Split::Frame { header, body, rest: after }) => {
+                Ok(Split::Frame {
+                    header,
+                    body,
+                    rest: after,
+                }) => {
                     found.push((header, body.to_vec()));
                     rest = after;
                 }
@@ -41,7 +49,11 @@ fn in_pieces(mut stream: &[u8], piece: usize) -> Frames {
         let mut rest = &pending[..];
         loop {
             match split(rest) {
-                Ok(Split::Frame { header, body, rest: after }) => {
+                Ok(Split::Frame {
+                    header,
+                    body,
+                    rest: after,
+                }) => {
                     found.push((header, body.to_vec()));
                     rest = after;
                 }
@@ -80,14 +92,27 @@ fn in_pieces(mut stream: &[u8], piece: usize) -> Frames {
 }
 
 fn identity(proc: u64, role: Role) -> Identity {
-    Identity { proc: ProcId(proc), role, pid: 7, python_minor: 12 }
+    Identity {
+        proc: ProcId(proc),
+        role,
+        pid: 7,
+        python_minor: 12,
+    }
 }
 
 /// Both ends of a handshake against a peer that says anything, with a right preface or with none.
 pub fn handshake(bytes: &[u8]) {
-    let credentials = Credentials { session: [3; 16], token: [4; 32] };
+    let credentials = Credentials {
+        session: [3; 16],
+        token: [4; 32],
+    };
     let node = identity(1, Role::Node);
-    let right = Preface { version: PROTOCOL_VERSION, session: credentials.session, target: node.proc }.encode();
+    let right = Preface {
+        version: PROTOCOL_VERSION,
+        session: credentials.session,
+        target: node.proc,
+    }
+    .encode();
     let said = bytes.first_chunk::<PREFACE_LEN>().copied().unwrap_or(right);
     for preface in [right, said] {
         match Acceptor::new(&node, &credentials, &preface, [5; 32]) {
@@ -135,7 +160,9 @@ pub fn message(bytes: &[u8]) {
 
 /// Messages of the node, of every kind, known and not.
 pub fn node_message(bytes: &[u8]) {
-    let Some((&kind, body)) = bytes.split_first() else { return };
+    let Some((&kind, body)) = bytes.split_first() else {
+        return;
+    };
     let _ = node_wire::decode(kind, body);
     for kind in NODE_KINDS {
         let _ = node_wire::decode(kind, body);

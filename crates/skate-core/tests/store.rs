@@ -9,11 +9,7 @@ use skate_proto::ids::{ProcId, SegmentId};
 
 /// What the node does.
 fn segment(size: u64, seals: SealFlags) -> OwnedFd {
-    let fd = memfd_create(
-        "skate-test",
-        MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
-    )
-    .unwrap();
+    let fd = memfd_create("skate-test", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
     ftruncate(&fd, size).unwrap();
     rustix::fs::fcntl_add_seals(&fd, seals).unwrap();
     fd
@@ -25,10 +21,7 @@ fn sealed(size: u64) -> OwnedFd {
 
 #[test]
 fn a_reader_sees_what_the_lessee_wrote() {
-    let (lessee, reader) = (
-        Store::new(ProcId(1)),
-        Store::new(ProcId(2)),
-    );
+    let (lessee, reader) = (Store::new(ProcId(1)), Store::new(ProcId(2)));
     assert!(lessee.alloc(100).is_none());
     let size = lessee.request_bytes(100);
     let fd = sealed(size);
@@ -44,10 +37,7 @@ fn a_reader_sees_what_the_lessee_wrote() {
     let pointer = mapping.slice(location.offset, location.len).unwrap();
     // SAFETY: the block was published by the test and nobody writes any more.
     let bytes = unsafe { std::slice::from_raw_parts(pointer, 100) };
-    assert_eq!(
-        (&bytes[..5], &bytes[64..69]),
-        (&b"hello"[..], &b"world"[..])
-    );
+    assert_eq!((&bytes[..5], &bytes[64..69]), (&b"hello"[..], &b"world"[..]));
     assert!(!mapping.is_writable());
     assert!(reader.mapping(SegmentId(7)).is_some() && lessee.mapping(SegmentId(7)).is_some());
 }
@@ -55,16 +45,8 @@ fn a_reader_sees_what_the_lessee_wrote() {
 #[test]
 fn numbers_from_a_peer_never_make_a_pointer_outside_the_segment() {
     let store = Store::new(ProcId(1));
-    let mapping = store
-        .map_readonly(SegmentId(1), 4096, &sealed(4096))
-        .unwrap();
-    for (offset, len) in [
-        (0, 4097),
-        (4096, 1),
-        (u64::MAX, 1),
-        (1, u64::MAX),
-        (5000, 0),
-    ] {
+    let mapping = store.map_readonly(SegmentId(1), 4096, &sealed(4096)).unwrap();
+    for (offset, len) in [(0, 4097), (4096, 1), (u64::MAX, 1), (1, u64::MAX), (5000, 0)] {
         assert_eq!(mapping.slice(offset, len), None);
     }
     assert!(mapping.slice(4096, 0).is_some() && mapping.slice(0, 4096).is_some());
@@ -90,9 +72,7 @@ fn a_segment_of_another_size_or_that_could_shrink_is_not_mapped() {
 fn blocks_are_given_back_and_used_again() {
     let store = Store::new(ProcId(1));
     let size = store.request_bytes(1);
-    store
-        .add_segment(SegmentId(1), size, &sealed(size))
-        .unwrap();
+    store.add_segment(SegmentId(1), size, &sealed(size)).unwrap();
     let block = store.alloc(1000).unwrap().location();
     assert_eq!(store.statistics().used_bytes, 1024);
     store.free(block.segment, block.offset).unwrap();
@@ -107,9 +87,7 @@ fn segments_double_and_large_objects_have_their_own() {
     let mut sizes = Vec::new();
     for n in 0..6 {
         let size = store.request_bytes(10);
-        store
-            .add_segment(SegmentId(n), size, &sealed(size))
-            .unwrap();
+        store.add_segment(SegmentId(n), size, &sealed(size)).unwrap();
         sizes.push(size >> 20);
     }
     assert_eq!(sizes, [4, 8, 16, 32, 64, 64]);
@@ -117,9 +95,7 @@ fn segments_double_and_large_objects_have_their_own() {
     assert!(store.alloc(large).is_none());
     let size = store.request_bytes(large);
     assert!(size >= large && size < large + (4 << 20));
-    store
-        .add_segment(SegmentId(100), size, &sealed(size))
-        .unwrap();
+    store.add_segment(SegmentId(100), size, &sealed(size)).unwrap();
     let block = store.alloc(large).unwrap().location();
     assert_eq!(block.segment, SegmentId(100));
     store.free(block.segment, block.offset).unwrap();
@@ -131,10 +107,7 @@ fn segments_double_and_large_objects_have_their_own() {
             .alloc(large / 3)
             .is_none_or(|b| b.location().segment != SegmentId(100))
     );
-    assert_eq!(
-        store.alloc(large).unwrap().location().segment,
-        SegmentId(100)
-    );
+    assert_eq!(store.alloc(large).unwrap().location().segment, SegmentId(100));
 }
 
 #[test]
@@ -150,11 +123,7 @@ fn empty_segments_are_kept_warm_within_a_limit_and_given_up_on_request() {
     store.free(blocks[2].segment, blocks[2].offset).unwrap();
     assert!(store.surplus().is_empty(), "one stays warm");
     store.free(blocks[0].segment, blocks[0].offset).unwrap();
-    assert_eq!(
-        store.surplus(),
-        [SegmentId(2)],
-        "the one that is empty longer goes"
-    );
+    assert_eq!(store.surplus(), [SegmentId(2)], "the one that is empty longer goes");
     assert_eq!(store.take_empty(1), [SegmentId(0)]);
     assert_eq!(store.take_empty(1), []);
     assert_eq!(store.statistics().leased_segments, 2);
@@ -163,13 +132,9 @@ fn empty_segments_are_kept_warm_within_a_limit_and_given_up_on_request() {
 #[test]
 fn mappings_that_nothing_uses_are_bounded() {
     let store = Store::new(ProcId(1));
-    let held = store
-        .map_readonly(SegmentId(0), 4096, &sealed(4096))
-        .unwrap();
+    let held = store.map_readonly(SegmentId(0), 4096, &sealed(4096)).unwrap();
     for n in 1..100 {
-        store
-            .map_readonly(SegmentId(n), 4096, &sealed(4096))
-            .unwrap();
+        store.map_readonly(SegmentId(n), 4096, &sealed(4096)).unwrap();
     }
     assert!(store.statistics().read_segments < 20);
     assert!(store.mapping(SegmentId(0)).is_some() && store.mapping(SegmentId(99)).is_some());
@@ -183,9 +148,7 @@ fn mappings_that_nothing_uses_are_bounded() {
 #[should_panic(expected = "a part lies in its block")]
 fn a_part_outside_its_block_is_a_bug_of_the_caller() {
     let store = Store::new(ProcId(1));
-    store
-        .add_segment(SegmentId(1), 4096, &sealed(4096))
-        .unwrap();
+    store.add_segment(SegmentId(1), 4096, &sealed(4096)).unwrap();
     copy_into(&store.alloc(100).unwrap(), &[(90, &[0; 11])]);
 }
 
@@ -194,9 +157,7 @@ fn threads_allocate_and_free_without_overlap() {
     let store = Store::new(ProcId(1));
     for n in 0..3 {
         let size = store.request_bytes(1);
-        store
-            .add_segment(SegmentId(n), size, &sealed(size))
-            .unwrap();
+        store.add_segment(SegmentId(n), size, &sealed(size)).unwrap();
     }
     std::thread::scope(|scope| {
         for thread in 0..4u8 {
@@ -214,21 +175,15 @@ fn threads_allocate_and_free_without_overlap() {
                     if live.len() > 50 {
                         let block = live.pop_front().unwrap();
                         let location = block.location();
-                        let pointer = block
-                            .mapping()
-                            .slice(location.offset, location.len)
-                            .unwrap();
+                        let pointer = block.mapping().slice(location.offset, location.len).unwrap();
                         // SAFETY: the block is this thread's own until it is freed.
-                        let bytes =
-                            unsafe { std::slice::from_raw_parts(pointer, location.len as usize) };
+                        let bytes = unsafe { std::slice::from_raw_parts(pointer, location.len as usize) };
                         assert!(bytes.iter().all(|b| *b == thread));
                         store.free(location.segment, location.offset).unwrap();
                     }
                 }
                 for block in live {
-                    store
-                        .free(block.location().segment, block.location().offset)
-                        .unwrap();
+                    store.free(block.location().segment, block.location().offset).unwrap();
                 }
             });
         }

@@ -1,7 +1,10 @@
 //! The transport on the real kernel. Several transports live in this process and find each other through
 //! a node as processes would; what needs a process of its own runs this test again in a child.
 
-#![expect(clippy::iter_over_hash_type, reason = "what is looked at in any order is looked at as a whole")]
+#![expect(
+    clippy::iter_over_hash_type,
+    reason = "what is looked at in any order is looked at as a whole"
+)]
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -15,13 +18,10 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, RwLock};
 
 use skate_core::transport::{
-    Address, CloseReason, Config, Driven, Frame, Handler, Listener, PeerInfo, SendMode, StartError,
-    Transport,
+    Address, CloseReason, Config, Driven, Frame, Handler, Listener, PeerInfo, SendMode, StartError, Transport,
 };
 use skate_proto::frame::{FLAG_FD, Header};
-use skate_proto::handshake::{
-    ANSWER_LEN, Connector, Credentials, HandshakeError, Preface, Role, Step,
-};
+use skate_proto::handshake::{ANSWER_LEN, Connector, Credentials, HandshakeError, Preface, Role, Step};
 use skate_proto::ids::ProcId;
 
 const NODE: ProcId = ProcId(1);
@@ -102,10 +102,7 @@ impl Process {
     fn drive_until(&self, done: impl Fn(&Recorder) -> bool) {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
-            match self
-                .transport
-                .drive(&|| done(&self.handler), Some(deadline))
-            {
+            match self.transport.drive(&|| done(&self.handler), Some(deadline)) {
                 Driven::Done => return,
                 Driven::Interrupted => {}
                 other => panic!("{other:?}: {:?}", self.handler.closed.lock()),
@@ -149,18 +146,11 @@ impl Cluster {
     fn new() -> Self {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let directory =
-            std::env::temp_dir().join(format!("skate-test-{}-{number}", std::process::id()));
+        let directory = std::env::temp_dir().join(format!("skate-test-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
         let path = directory.join("node.sock");
         let listener = Listener::bind_unix(&path).unwrap();
-        let node = start(config(
-            NODE,
-            Role::Node,
-            Address::Unix(path),
-            vec![listener],
-        ))
-        .unwrap();
+        let node = start(config(NODE, Role::Node, Address::Unix(path), vec![listener])).unwrap();
         Self { directory, node }
     }
 
@@ -198,13 +188,8 @@ fn processes_find_each_other_through_the_node_and_frames_keep_their_order() {
     let cluster = Cluster::new();
     let (a, b) = (cluster.join(A), cluster.join(B));
     for corr in 0..1000 {
-        let mode = if corr % 3 == 0 {
-            SendMode::Now
-        } else {
-            SendMode::Queue
-        };
-        a.transport
-            .send(B, 9, corr, &[b"hello ", &corr.to_le_bytes()], mode);
+        let mode = if corr % 3 == 0 { SendMode::Now } else { SendMode::Queue };
+        a.transport.send(B, 9, corr, &[b"hello ", &corr.to_le_bytes()], mode);
     }
     b.drive_until(|h| h.count() == 1000);
     for (n, (from, kind, corr, body)) in b.handler.frames.lock().iter().enumerate() {
@@ -214,16 +199,9 @@ fn processes_find_each_other_through_the_node_and_frames_keep_their_order() {
     b.transport.send(A, 10, 5, &[], SendMode::Now);
     a.drive_until(|h| h.count() == 1);
     let info = b.transport.peer_info(A).unwrap();
+    assert_eq!((info.proc, info.role, info.pid), (A, Role::Worker, std::process::id()));
     assert_eq!(
-        (info.proc, info.role, info.pid),
-        (A, Role::Worker, std::process::id())
-    );
-    assert_eq!(
-        a.transport
-            .peers()
-            .iter()
-            .map(|p| p.proc)
-            .collect::<Vec<_>>(),
+        a.transport.peers().iter().map(|p| p.proc).collect::<Vec<_>>(),
         [NODE, B]
     );
     assert_eq!(b.handler.joined.lock().len(), 1);
@@ -265,14 +243,10 @@ fn descriptors_travel_with_their_frames() {
         a.transport.send(NODE, 8, n, &[&[0; 1000]], SendMode::Queue);
         a.transport.send_fd(NODE, 99, n, &[b"fd"], reader.as_fd());
     }
-    wait_for("the descriptors", || {
-        cluster.node.handler.fds.lock().len() == 20
-    });
+    wait_for("the descriptors", || cluster.node.handler.fds.lock().len() == 20);
     for (n, fd) in cluster.node.handler.fds.lock().drain(..).enumerate() {
         let mut text = String::new();
-        std::fs::File::from(fd.unwrap())
-            .read_to_string(&mut text)
-            .unwrap();
+        std::fs::File::from(fd.unwrap()).read_to_string(&mut text).unwrap();
         assert_eq!(text, n.to_string());
     }
 }
@@ -283,8 +257,7 @@ fn a_frame_may_be_as_long_as_the_cap() {
     let cluster = Cluster::new();
     let (a, b) = (cluster.join(A), cluster.join(B));
     let body: Vec<u8> = (0..64 << 20).map(|i| (i % 251) as u8).collect();
-    a.transport
-        .send(B, 9, 1, &[&body[..100], &body[100..]], SendMode::Now);
+    a.transport.send(B, 9, 1, &[&body[..100], &body[100..]], SendMode::Now);
     b.drive_until(|h| h.count() == 1);
     a.transport.send(B, 9, 2, &[b"after"], SendMode::Now);
     b.drive_until(|h| h.count() == 2);
@@ -306,20 +279,11 @@ fn another_token_or_session_is_refused_with_a_reason() {
     assert!(refused(|c| c.token = [9; 32]).contains("cluster token"));
     assert!(refused(|c| c.session = [9; 16]).contains("another session"));
     assert!(refused(|c| c.node = ProcId(77)).contains("does not know process"));
-    assert!(
-        refused(|c| c.node_address = Address::Unix("/nonexistent/x".into()))
-            .contains("No such file")
-    );
+    assert!(refused(|c| c.node_address = Address::Unix("/nonexistent/x".into())).contains("No such file"));
     let long = "/tmp/".to_owned() + &"x".repeat(200);
     let mut config = cluster.config(A);
     config.node_address = Address::Unix(long.clone().into());
-    assert!(
-        start(config)
-            .err()
-            .expect("refused")
-            .to_string()
-            .contains(&long)
-    );
+    assert!(start(config).err().expect("refused").to_string().contains(&long));
 }
 
 #[test]
@@ -394,9 +358,7 @@ fn the_end_of_a_peer_is_told_once_and_the_next_frame_connects_anew() {
     a.drive_until(|h| !h.closed.lock().is_empty());
     assert_eq!(a.handler.closed.lock().len(), 1);
     assert_eq!(a.handler.closed.lock()[0].0, B);
-    wait_for("the node to notice", || {
-        !cluster.node.handler.closed.lock().is_empty()
-    });
+    wait_for("the node to notice", || !cluster.node.handler.closed.lock().is_empty());
     // It is gone, so a frame to it is refused by the node.
     a.transport.send(B, 9, 2, &[], SendMode::Now);
     a.drive_until(|h| h.closed.lock().len() == 2);
@@ -500,12 +462,8 @@ fn a_proven_peer_that_breaks_the_protocol_is_closed_alone() {
         let peer = ProcId(500 + n as u64);
         let mut stream = raw_peer(&cluster, peer);
         // A good frame before the bad one is still heard.
-        stream
-            .write_all(&[&header(0, COUNTED, 0)[..], bytes].concat())
-            .unwrap();
-        wait_for("the breach", || {
-            cluster.node.handler.closed.lock().len() == n + 1
-        });
+        stream.write_all(&[&header(0, COUNTED, 0)[..], bytes].concat()).unwrap();
+        wait_for("the breach", || cluster.node.handler.closed.lock().len() == n + 1);
         let closed = cluster.node.handler.closed.lock();
         assert_eq!(closed[n].0, peer);
         assert!(closed[n].1.contains(reason), "{}", closed[n].1);
@@ -536,11 +494,7 @@ fn only_the_node_may_pass_connections() {
     let (mine, theirs) = UnixStream::pair().unwrap();
     a.transport.send_fd(B, 1, 0, &[&[0; 32]], theirs.as_fd());
     drop(theirs);
-    assert_eq!(
-        (&mine).read(&mut [0; 1]).unwrap(),
-        0,
-        "it was closed unread"
-    );
+    assert_eq!((&mine).read(&mut [0; 1]).unwrap(), 0, "it was closed unread");
     assert!(b.handler.warnings.load(Ordering::Acquire) > 0);
 }
 
@@ -578,9 +532,7 @@ fn drive_ends_at_its_deadline_by_wake_and_by_shutdown() {
     let cluster = Cluster::new();
     let a = cluster.join(A);
     let begin = Instant::now();
-    let outcome = a
-        .transport
-        .drive(&|| false, Some(begin + Duration::from_millis(20)));
+    let outcome = a.transport.drive(&|| false, Some(begin + Duration::from_millis(20)));
     assert_eq!(outcome, Driven::TimedOut);
     assert!((20..200).contains(&begin.elapsed().as_millis()));
     assert_eq!(a.transport.drive(&|| true, None), Driven::Done);
@@ -588,12 +540,7 @@ fn drive_ends_at_its_deadline_by_wake_and_by_shutdown() {
     std::thread::scope(|scope| {
         // One of them drives, the others sleep; all must see the flag.
         for _ in 0..4 {
-            scope.spawn(|| {
-                assert_eq!(
-                    a.transport.drive(&|| flag.load(Ordering::Acquire), None),
-                    Driven::Done
-                )
-            });
+            scope.spawn(|| assert_eq!(a.transport.drive(&|| flag.load(Ordering::Acquire), None), Driven::Done));
         }
         std::thread::sleep(Duration::from_millis(10));
         flag.store(true, Ordering::Release);
@@ -619,10 +566,7 @@ fn when_the_driving_thread_leaves_another_takes_over() {
         let deadline = Instant::now() + Duration::from_millis(3);
         std::thread::scope(|scope| {
             scope.spawn(|| a.transport.drive(&|| false, Some(deadline)));
-            scope.spawn(|| {
-                a.transport
-                    .drive(&|| false, Some(deadline + Duration::from_millis(2)))
-            });
+            scope.spawn(|| a.transport.drive(&|| false, Some(deadline + Duration::from_millis(2))));
             scope.spawn(|| a.drive_until(|h| h.count() > before));
             std::thread::sleep(Duration::from_millis(6));
             cluster.node.transport.send(A, 9, 0, &[], SendMode::Now);
@@ -680,9 +624,7 @@ fn foreign_descriptors_are_watched() {
     a.transport.drive(&|| false, Some(deadline));
     assert_eq!(*a.handler.ready.lock(), [u64::MAX]);
     writer.write_all(b"2").unwrap();
-    wait_for("the I/O thread to tell", || {
-        a.handler.ready.lock().len() == 2
-    });
+    wait_for("the I/O thread to tell", || a.handler.ready.lock().len() == 2);
     a.transport.unregister_fd(u64::MAX);
     drop(writer);
     a.transport
@@ -729,11 +671,7 @@ fn no_wake_up_is_lost_when_many_threads_send_and_drive() {
     let _shared = ALONE.read();
     let cluster = Cluster::new();
     let (a, b) = (cluster.join(A), cluster.join(B));
-    let rounds = if cfg!(debug_assertions) {
-        4_000
-    } else {
-        20_000
-    };
+    let rounds = if cfg!(debug_assertions) { 4_000 } else { 20_000 };
     std::thread::scope(|scope| {
         for (me, other) in [(&a, B), (&b, A)] {
             for thread in 0..3u64 {
@@ -769,11 +707,7 @@ fn a_call_is_answered_wherever_the_reactor_is() {
     for n in 0..400u64 {
         for (me, other) in [(&a, B), (&b, A)] {
             let before = me.handler.count();
-            let mode = if n % 3 == 0 {
-                SendMode::Queue
-            } else {
-                SendMode::Now
-            };
+            let mode = if n % 3 == 0 { SendMode::Queue } else { SendMode::Now };
             me.transport.send(other, ECHO, n, &[], mode);
             me.drive_until(|h| h.count() > before);
         }
@@ -823,8 +757,7 @@ fn nothing_is_left_after_shutdown() {
     for _ in 0..5 {
         let cluster = Cluster::new();
         let (a, b) = (cluster.join(A), cluster.join(B));
-        a.transport
-            .send(B, ECHO, 1, &[&[1; 100_000]], SendMode::Now);
+        a.transport.send(B, ECHO, 1, &[&[1; 100_000]], SendMode::Now);
         a.drive_until(|h| h.count() == 1);
         let (reader, writer) = std::io::pipe().unwrap();
         a.transport.register_fd(7, reader.as_fd()).unwrap();
@@ -866,27 +799,17 @@ fn a_forked_child_keeps_no_connection_and_harms_none() {
         a.transport.shutdown();
         drop(a);
         let is_socket = |fd: std::fs::DirEntry| {
-            std::fs::read_link(fd.path())
-                .is_ok_and(|to| to.to_string_lossy().starts_with("socket:"))
+            std::fs::read_link(fd.path()).is_ok_and(|to| to.to_string_lossy().starts_with("socket:"))
         };
         let sockets = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
         let sockets = sockets.map(is_socket).filter(|is| *is).count();
         // SAFETY: ends the child at once.
-        unsafe {
-            libc::_exit(if driven == Driven::Closed {
-                sockets as i32
-            } else {
-                99
-            })
-        };
+        unsafe { libc::_exit(if driven == Driven::Closed { sockets as i32 } else { 99 }) };
     }
     let mut status = 0;
     // SAFETY: waits for our own child.
     unsafe { libc::waitpid(child, &mut status, 0) };
-    assert_eq!(
-        status, 0,
-        "the child's exit code tells how many sockets it still had"
-    );
+    assert_eq!(status, 0, "the child's exit code tells how many sockets it still had");
     a.transport.send(B, ECHO, 3, &[], SendMode::Now);
     a.drive_until(|h| h.count() == 2);
     assert!(a.handler.closed.lock().is_empty() && b.handler.closed.lock().is_empty());
@@ -902,11 +825,7 @@ fn in_own_process(name: &str) -> bool {
         .env("SKATE_TEST_ALONE", "1")
         .output()
         .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     false
 }
 
@@ -918,9 +837,7 @@ fn without_descriptors_accepting_pauses_and_recovers() {
     let cluster = Cluster::new();
     let a = cluster.join(A);
     let base = descriptors();
-    let waiting: Vec<UnixStream> = (0..8)
-        .map(|_| UnixStream::connect(cluster.path()).unwrap())
-        .collect();
+    let waiting: Vec<UnixStream> = (0..8).map(|_| UnixStream::connect(cluster.path()).unwrap()).collect();
     wait_for("their acceptance", || descriptors() >= base + 16);
     let limit = libc::rlimit {
         rlim_cur: 64,
@@ -942,9 +859,7 @@ fn without_descriptors_accepting_pauses_and_recovers() {
         "accepting must not spin"
     );
     a.transport.send(NODE, 9, 1, &[], SendMode::Now);
-    wait_for("a frame on an old connection", || {
-        cluster.node.handler.count() == 1
-    });
+    wait_for("a frame on an old connection", || cluster.node.handler.count() == 1);
     drop(spare);
     drop(waiting);
     let _b = cluster.join(B);
@@ -990,9 +905,7 @@ fn strangers_that_say_nothing_are_limited_and_do_not_lock_others_out() {
         return;
     }
     let cluster = Cluster::new();
-    let strangers: Vec<UnixStream> = (0..300)
-        .map(|_| UnixStream::connect(cluster.path()).unwrap())
-        .collect();
+    let strangers: Vec<UnixStream> = (0..300).map(|_| UnixStream::connect(cluster.path()).unwrap()).collect();
     wait_for("the limit", || descriptors() >= 300 + 256);
     std::thread::sleep(Duration::from_millis(20));
     assert!(descriptors() < 300 + 256 + 30);
@@ -1032,12 +945,8 @@ fn a_listening_socket_is_for_its_user_only() {
     std::fs::create_dir_all(&directory).unwrap();
     let path: &Path = &directory.join("node.sock");
     let listener = Listener::bind_unix(path).unwrap();
-    assert_eq!(
-        listener.local_address().unwrap(),
-        Address::Unix(path.to_owned())
-    );
-    let mode =
-        std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(path).unwrap().permissions());
+    assert_eq!(listener.local_address().unwrap(), Address::Unix(path.to_owned()));
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(path).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o600);
     std::fs::remove_dir_all(&directory).unwrap();
 }

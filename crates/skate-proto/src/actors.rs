@@ -79,7 +79,16 @@ impl Owner {
     /// A new actor's id, and the object that will count its handles.
     pub fn next_actor_id(&mut self) -> (ActorId, ObjectId) {
         let task = self.next_task_id();
-        (ActorId { proc: self.me, seq: task.seq }, ObjectId { task, index: ObjectId::ACTOR_INDEX })
+        (
+            ActorId {
+                proc: self.me,
+                seq: task.seq,
+            },
+            ObjectId {
+                task,
+                index: ObjectId::ACTOR_INDEX,
+            },
+        )
     }
 
     /// Counts a handle that came from the node (`get_actor`) or from pickled bytes. If no message handed
@@ -90,12 +99,25 @@ impl Owner {
         self.objects.retain(handle);
         if !known && !self.objects.is_owned(handle) {
             self.objects.adopt_token(handle);
-            out.send(handle.owner(), Msg::AddBorrower { object: handle, proc: self.me });
+            out.send(
+                handle.owner(),
+                Msg::AddBorrower {
+                    object: handle,
+                    proc: self.me,
+                },
+            );
         }
     }
 
     /// Asks the node for an actor, once its arguments are there.
-    pub fn create_actor(&mut self, creation: Creation, args: Payload, deps: Vec<(Slot, ObjectId)>, now_ns: u64, out: &mut Out) {
+    pub fn create_actor(
+        &mut self,
+        creation: Creation,
+        args: Payload,
+        deps: Vec<(Slot, ObjectId)>,
+        now_ns: u64,
+        out: &mut Out,
+    ) {
         let actor = creation.actor;
         let task = self.next_task_id();
         for &inner in &args.refs {
@@ -107,8 +129,19 @@ impl Owner {
         client.creation = Some(task);
         client.detached = creation.detached;
         let entry = TaskEntry {
-            def: u32::MAX, args, deps, missing, retries_left: 0, attempt: 0, place: Place::Waiting, actor: None,
-            handle: None, parent: None, cancelled: false, stored_results: 0, pushed_ns: now_ns,
+            def: u32::MAX,
+            args,
+            deps,
+            missing,
+            retries_left: 0,
+            attempt: 0,
+            place: Place::Waiting,
+            actor: None,
+            handle: None,
+            parent: None,
+            cancelled: false,
+            stored_results: 0,
+            pushed_ns: now_ns,
         };
         self.creations.insert(task, (creation, entry));
         if missing == 0 {
@@ -119,7 +152,12 @@ impl Owner {
     pub(crate) fn start_creation(&mut self, task: TaskId, now_ns: u64, out: &mut Out) {
         let (creation, entry) = &self.creations[&task];
         let actor = creation.actor;
-        let lost: Vec<ObjectId> = entry.deps.iter().map(|(_, id)| *id).filter(|id| !self.objects.is_ready(*id)).collect();
+        let lost: Vec<ObjectId> = entry
+            .deps
+            .iter()
+            .map(|(_, id)| *id)
+            .filter(|id| !self.objects.is_ready(*id))
+            .collect();
         if !lost.is_empty() {
             let mut missing = 0;
             for id in lost {
@@ -155,7 +193,10 @@ impl Owner {
             groups: creation.groups.clone(),
         };
         let creation = Box::new(creation.clone());
-        out.node(ToNode::ActorCreate { creation, spec: Box::new(spec) });
+        out.node(ToNode::ActorCreate {
+            creation,
+            spec: Box::new(spec),
+        });
         self.subscribe(actor, out);
     }
 
@@ -178,9 +219,13 @@ impl Owner {
     }
 
     pub(crate) fn admit_call(&mut self, actor: ActorId) -> Result<(), Refused> {
-        let Some(client) = self.actors.get(&actor) else { return Ok(()) };
+        let Some(client) = self.actors.get(&actor) else {
+            return Ok(());
+        };
         match u32::try_from(client.max_pending) {
-            Ok(limit) if limit > 0 && client.queue.len() + client.sent.len() >= limit as usize => Err(Refused::TooManyPendingCalls(limit)),
+            Ok(limit) if limit > 0 && client.queue.len() + client.sent.len() >= limit as usize => {
+                Err(Refused::TooManyPendingCalls(limit))
+            }
             _ => Ok(()),
         }
     }
@@ -211,7 +256,9 @@ impl Owner {
     pub(crate) fn flush_calls(&mut self, actor: ActorId, now_ns: u64, out: &mut Out) {
         loop {
             let Some(client) = self.actors.get(&actor) else { return };
-            let ActorState::Alive { proc, incarnation } = client.state else { return };
+            let ActorState::Alive { proc, incarnation } = client.state else {
+                return;
+            };
             if client.killed {
                 return;
             }
@@ -232,7 +279,9 @@ impl Owner {
             }
             let urgent = client.sent.is_empty();
             client.sent.push_back(task);
-            let Some(entry) = self.tasks.get_mut(&task) else { continue };
+            let Some(entry) = self.tasks.get_mut(&task) else {
+                continue;
+            };
             entry.place = Place::Sent { proc, incarnation };
             entry.pushed_ns = now_ns;
             let msg = self.push_message(task, proc, &[], out);
@@ -242,11 +291,16 @@ impl Owner {
 
     /// How many earlier calls of this process the actor has and has not answered.
     pub(crate) fn calls_before(&self, actor: ActorId, task: TaskId) -> usize {
-        self.actors.get(&actor).and_then(|client| client.sent.iter().position(|t| *t == task)).unwrap_or(0)
+        self.actors
+            .get(&actor)
+            .and_then(|client| client.sent.iter().position(|t| *t == task))
+            .unwrap_or(0)
     }
 
     pub(crate) fn call_left(&mut self, actor: ActorId, task: TaskId) {
-        let Some(client) = self.actors.get_mut(&actor) else { return };
+        let Some(client) = self.actors.get_mut(&actor) else {
+            return;
+        };
         if let Some(at) = client.sent.iter().position(|t| *t == task) {
             client.sent.remove(at);
         } else {
@@ -264,7 +318,9 @@ impl Owner {
     /// The node tells where the actor lives now.
     pub fn handle_actor_state(&mut self, actor: ActorId, state: ActorState, now_ns: u64, out: &mut Out) {
         // Of an actor whose last handle is gone nobody here wants to know.
-        let Some(client) = self.actors.get_mut(&actor) else { return };
+        let Some(client) = self.actors.get_mut(&actor) else {
+            return;
+        };
         if matches!(client.state, ActorState::Dead(_)) {
             return;
         }
@@ -283,7 +339,11 @@ impl Owner {
                 self.flush_calls(actor, now_ns, out);
             }
             ActorState::Dead(error) => {
-                let queue = self.actors.get_mut(&actor).map(|client| std::mem::take(&mut client.queue)).unwrap_or_default();
+                let queue = self
+                    .actors
+                    .get_mut(&actor)
+                    .map(|client| std::mem::take(&mut client.queue))
+                    .unwrap_or_default();
                 for task in queue {
                     self.finish_with(task, &error, now_ns, out);
                 }
@@ -297,10 +357,19 @@ impl Owner {
     }
 
     /// The process that had been sent these calls is gone.
-    fn calls_interrupted(&mut self, actor: ActorId, sent: VecDeque<TaskId>, state: &ActorState, now_ns: u64, out: &mut Out) {
+    fn calls_interrupted(
+        &mut self,
+        actor: ActorId,
+        sent: VecDeque<TaskId>,
+        state: &ActorState,
+        now_ns: u64,
+        out: &mut Out,
+    ) {
         let mut again = Vec::new();
         for task in sent {
-            let Some(entry) = self.tasks.get_mut(&task) else { continue };
+            let Some(entry) = self.tasks.get_mut(&task) else {
+                continue;
+            };
             if entry.cancelled {
                 let error = Payload::error(ErrorCode::Cancelled, &format!("Task {task} was cancelled."));
                 self.finish_with(task, &error, now_ns, out);
@@ -333,15 +402,28 @@ impl Owner {
     /// The constructor has run and will not run again: its arguments are not needed any more.
     fn forget_creation_without_restarts(&mut self, actor: ActorId, out: &mut Out) {
         let creation = self.actors.get(&actor).and_then(|client| client.creation);
-        if creation.and_then(|task| self.creations.get(&task)).is_some_and(|(creation, _)| creation.max_restarts == 0) {
+        if creation
+            .and_then(|task| self.creations.get(&task))
+            .is_some_and(|(creation, _)| creation.max_restarts == 0)
+        {
             self.forget_creation(actor, out);
         }
     }
 
     fn forget_creation(&mut self, actor: ActorId, out: &mut Out) {
-        let Some(task) = self.actors.get_mut(&actor).and_then(|client| client.creation.take()) else { return };
-        let Some((_, entry)) = self.creations.remove(&task) else { return };
-        let ids: Vec<ObjectId> = entry.args.refs.iter().copied().chain(entry.deps.iter().map(|(_, id)| *id)).collect();
+        let Some(task) = self.actors.get_mut(&actor).and_then(|client| client.creation.take()) else {
+            return;
+        };
+        let Some((_, entry)) = self.creations.remove(&task) else {
+            return;
+        };
+        let ids: Vec<ObjectId> = entry
+            .args
+            .refs
+            .iter()
+            .copied()
+            .chain(entry.deps.iter().map(|(_, id)| *id))
+            .collect();
         self.release_all(&ids, out);
     }
 
@@ -366,11 +448,22 @@ impl Owner {
     /// Whether an actor of our own still waits for its arguments, so that the node does not know it.
     fn is_unborn(&self, actor: ActorId) -> bool {
         let creation = self.actors.get(&actor).and_then(|client| client.creation);
-        creation.is_some_and(|creation| self.creations.get(&creation).is_some_and(|(_, entry)| entry.missing > 0))
+        creation.is_some_and(|creation| {
+            self.creations
+                .get(&creation)
+                .is_some_and(|(_, entry)| entry.missing > 0)
+        })
     }
 
     /// The object that counts the handles of an actor of our own.
     fn handle_object(&self, actor: ActorId) -> ObjectId {
-        ObjectId { task: TaskId { node: self.node, proc: actor.proc, seq: actor.seq }, index: ObjectId::ACTOR_INDEX }
+        ObjectId {
+            task: TaskId {
+                node: self.node,
+                proc: actor.proc,
+                seq: actor.seq,
+            },
+            index: ObjectId::ACTOR_INDEX,
+        }
     }
 }

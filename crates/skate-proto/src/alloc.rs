@@ -40,9 +40,7 @@ const NONE: u32 = u32::MAX;
 
 /// An offset at which no used block starts.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Error)]
-#[error(
-    "no block in use starts at offset {offset} of this segment; it was freed before, or never given out"
-)]
+#[error("no block in use starts at offset {offset} of this segment; it was freed before, or never given out")]
 pub struct NotABlock {
     pub offset: u64,
 }
@@ -228,9 +226,7 @@ impl BlockAllocator {
 
     /// Leaves the low `units` of a block that is in no bin, and makes a free block of the rest.
     fn cut(&mut self, index: u32, units: u32) {
-        let Block {
-            offset, len, above, ..
-        } = self.blocks[index as usize];
+        let Block { offset, len, above, .. } = self.blocks[index as usize];
         assert!(len >= units);
         if len == units {
             return;
@@ -269,9 +265,7 @@ impl BlockAllocator {
     }
 
     fn absorb(&mut self, low: u32, high: u32) {
-        let Block {
-            offset, len, above, ..
-        } = self.blocks[high as usize];
+        let Block { offset, len, above, .. } = self.blocks[high as usize];
         let block = &mut self.blocks[low as usize];
         assert_eq!(block.offset + block.len, offset, "joined blocks touch");
         block.len += len;
@@ -343,8 +337,7 @@ impl BlockAllocator {
     /// # Panics
     /// If one does not hold.
     pub fn check_invariants(&self) {
-        let is_first =
-            |b: &(usize, &Block)| b.1.offset == 0 && !self.vacant.contains(&(b.0 as u32));
+        let is_first = |b: &(usize, &Block)| b.1.offset == 0 && !self.vacant.contains(&(b.0 as u32));
         let mut at = self
             .blocks
             .iter()
@@ -355,11 +348,7 @@ impl BlockAllocator {
         let mut free_before = false;
         while at != NONE {
             let block = &self.blocks[at as usize];
-            assert_eq!(
-                (block.offset, block.below),
-                (end, below),
-                "blocks tile the segment"
-            );
+            assert_eq!((block.offset, block.below), (end, below), "blocks tile the segment");
             assert!(block.len > 0);
             if block.used {
                 used += block.len;
@@ -376,26 +365,15 @@ impl BlockAllocator {
         }
         assert_eq!(end, self.units, "blocks tile the segment");
         assert_eq!((used, used_count), (self.used_units, self.by_offset.len()));
-        assert_eq!(
-            self.binned(),
-            free_count,
-            "exactly the free blocks are in bins"
-        );
-        assert_eq!(
-            self.blocks.len(),
-            used_count + free_count + self.vacant.len()
-        );
+        assert_eq!(self.binned(), free_count, "exactly the free blocks are in bins");
+        assert_eq!(self.blocks.len(), used_count + free_count + self.vacant.len());
     }
 
     fn binned(&self) -> usize {
         let mut count = 0;
         for (bin, &first) in self.bins.iter().enumerate() {
             let marked = self.steps[bin / STEPS as usize] & (1 << (bin % STEPS as usize)) != 0;
-            assert_eq!(
-                marked,
-                first != NONE,
-                "the bitmap names the bins that are not empty"
-            );
+            assert_eq!(marked, first != NONE, "the bitmap names the bins that are not empty");
             let mut index = first;
             while index != NONE {
                 let block = &self.blocks[index as usize];
@@ -473,10 +451,7 @@ mod tests {
     fn a_block_is_freed_once() {
         let mut segment = BlockAllocator::new(4096);
         let block = segment.alloc(100).unwrap();
-        assert_eq!(
-            segment.free(block + 1),
-            Err(NotABlock { offset: block + 1 })
-        );
+        assert_eq!(segment.free(block + 1), Err(NotABlock { offset: block + 1 }));
         assert_eq!(segment.free(u64::MAX), Err(NotABlock { offset: u64::MAX }));
         assert_eq!(segment.free(block), Ok(128));
         assert_eq!(segment.free(block), Err(NotABlock { offset: block }));

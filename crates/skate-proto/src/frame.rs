@@ -37,9 +37,7 @@ pub struct Header {
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum FrameError {
-    #[error(
-        "a frame of kind {kind} announces a body of {len} bytes, and {BODY_LEN_MAX} are allowed"
-    )]
+    #[error("a frame of kind {kind} announces a body of {len} bytes, and {BODY_LEN_MAX} are allowed")]
     TooLong { kind: u8, len: u32 },
     #[error("a frame of kind {kind} has unknown flags {flags:#04x}")]
     UnknownFlags { kind: u8, flags: u8 },
@@ -75,10 +73,7 @@ impl Header {
             return Err(FrameError::UnknownFlags { kind, flags });
         }
         if reserved != 0 {
-            return Err(FrameError::ReservedNotZero {
-                kind,
-                value: reserved,
-            });
+            return Err(FrameError::ReservedNotZero { kind, value: reserved });
         }
         Ok(Self {
             body_len: len,
@@ -189,10 +184,7 @@ impl Assembler {
     /// Records that `len` bytes were put into [`Self::room`].
     pub fn advance(&mut self, len: usize) -> Result<(), FrameError> {
         self.filled += len;
-        assert!(
-            self.filled <= self.total,
-            "more bytes than there was room for"
-        );
+        assert!(self.filled <= self.total, "more bytes than there was room for");
         if self.total == HEADER_LEN && self.filled == HEADER_LEN {
             match split(&self.partial[..self.filled])? {
                 Split::Need { total } => self.total = total,
@@ -206,11 +198,7 @@ impl Assembler {
     #[must_use]
     pub fn finished(&self) -> Option<(Header, &[u8])> {
         match split(&self.partial[..self.filled]) {
-            Ok(Split::Frame {
-                header,
-                body,
-                rest: [],
-            }) => Some((header, body)),
+            Ok(Split::Frame { header, body, rest: [] }) => Some((header, body)),
             _ => None,
         }
     }
@@ -243,10 +231,7 @@ mod tests {
     }
 
     /// Reads `stream` as a connection would, in pieces of the given sizes.
-    fn read_in_pieces(
-        stream: &[u8],
-        pieces: &[usize],
-    ) -> Result<Vec<(u8, u64, Vec<u8>)>, FrameError> {
+    fn read_in_pieces(stream: &[u8], pieces: &[usize]) -> Result<Vec<(u8, u64, Vec<u8>)>, FrameError> {
         let mut out = Vec::new();
         let mut assembler = Assembler::default();
         let mut stream = stream;
@@ -308,21 +293,12 @@ mod tests {
     fn unknown_flags_and_reserved_bits_are_refused() {
         let mut bytes = frame(3, 1, b"");
         bytes[5] = 0x80;
-        assert_eq!(
-            split(&bytes),
-            Err(FrameError::UnknownFlags {
-                kind: 3,
-                flags: 0x80
-            })
-        );
+        assert_eq!(split(&bytes), Err(FrameError::UnknownFlags { kind: 3, flags: 0x80 }));
         bytes[5] = FLAG_FD;
         bytes[7] = 1;
         assert_eq!(
             split(&bytes),
-            Err(FrameError::ReservedNotZero {
-                kind: 3,
-                value: 0x100
-            })
+            Err(FrameError::ReservedNotZero { kind: 3, value: 0x100 })
         );
         bytes[4] = 0;
         assert_eq!(split(&bytes), Err(FrameError::NoKind));

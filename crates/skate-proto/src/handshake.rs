@@ -159,9 +159,7 @@ pub enum HandshakeError {
     WrongTarget { wanted: ProcId, reached: ProcId },
     #[error("the peer has too many unfinished handshakes; try again")]
     Busy,
-    #[error(
-        "the peer could not prove that it knows the cluster token; start both sides with the same token"
-    )]
+    #[error("the peer could not prove that it knows the cluster token; start both sides with the same token")]
     WrongProof,
     #[error("a handshake message has an impossible {0}")]
     Malformed(&'static str),
@@ -257,12 +255,7 @@ pub struct Connector {
 impl Connector {
     /// Begins; the bytes are to be sent at once. `nonce` must be random and never used before.
     #[must_use]
-    pub fn new(
-        me: &Identity,
-        credentials: &Credentials,
-        target: ProcId,
-        nonce: [u8; NONCE_LEN],
-    ) -> (Self, Message) {
+    pub fn new(me: &Identity, credentials: &Credentials, target: ProcId, nonce: [u8; NONCE_LEN]) -> (Self, Message) {
         let preface = Preface {
             version: PROTOCOL_VERSION,
             session: credentials.session,
@@ -286,11 +279,7 @@ impl Connector {
     /// Length of the message that comes next.
     #[must_use]
     pub fn wants(&self) -> usize {
-        if self.peer.is_none() {
-            ANSWER_LEN
-        } else {
-            WELCOME_LEN
-        }
+        if self.peer.is_none() { ANSWER_LEN } else { WELCOME_LEN }
     }
 
     /// Takes the message of `wants()` bytes.
@@ -332,9 +321,7 @@ impl Connector {
         self.peer = Some(peer);
         let said = [&self.preface[..], &self.hello, answer];
         Ok(Step::Send(
-            prove(&self.credentials, Side::Connector, &said)
-                .as_slice()
-                .into(),
+            prove(&self.credentials, Side::Connector, &said).as_slice().into(),
         ))
     }
 
@@ -345,9 +332,7 @@ impl Connector {
                 theirs: u16::from_le_bytes([answer[2], answer[3]]),
             },
             Some(RefusalCode::Session) => HandshakeError::Session,
-            Some(RefusalCode::UnknownTarget) => HandshakeError::UnknownTarget {
-                target: self.target,
-            },
+            Some(RefusalCode::UnknownTarget) => HandshakeError::UnknownTarget { target: self.target },
             Some(RefusalCode::Busy) => HandshakeError::Busy,
             None => HandshakeError::Malformed("refusal"),
         }
@@ -394,11 +379,7 @@ impl Acceptor {
     /// Length of the message that comes next.
     #[must_use]
     pub fn wants(&self) -> usize {
-        if self.asked.is_none() {
-            HELLO_LEN
-        } else {
-            PROOF_LEN
-        }
+        if self.asked.is_none() { HELLO_LEN } else { PROOF_LEN }
     }
 
     /// Takes the message of `wants()` bytes.
@@ -516,8 +497,7 @@ mod tests {
         mut tamper: impl FnMut(usize, &mut Message),
     ) -> Result<(Identity, Identity), HandshakeError> {
         let (a, b) = (identity(1, Role::Driver), identity(2, Role::Worker));
-        let (mut connector, mut first) =
-            Connector::new(&a, &credentials(connector_token), b.proc, [1; 32]);
+        let (mut connector, mut first) = Connector::new(&a, &credentials(connector_token), b.proc, [1; 32]);
         tamper(0, &mut first);
         let (preface, hello) = first.split_first_chunk::<PREFACE_LEN>().unwrap();
         let mut acceptor = Acceptor::new(&b, &credentials(acceptor_token), preface, [2; 32])?;
@@ -546,10 +526,7 @@ mod tests {
     #[test]
     fn both_sides_learn_who_the_other_is() {
         let (a, b) = shake(9, 9, |_, _| {}).unwrap();
-        assert_eq!(
-            (a, b),
-            (identity(1, Role::Driver), identity(2, Role::Worker))
-        );
+        assert_eq!((a, b), (identity(1, Role::Driver), identity(2, Role::Worker)));
     }
 
     #[test]
@@ -578,12 +555,7 @@ mod tests {
 
     #[test]
     fn a_mismatch_of_versions_names_both() {
-        let (mut connector, _) = Connector::new(
-            &identity(1, Role::Tool),
-            &credentials(9),
-            ProcId(2),
-            [1; 32],
-        );
+        let (mut connector, _) = Connector::new(&identity(1, Role::Tool), &credentials(9), ProcId(2), [1; 32]);
         let preface = Preface {
             version: 77,
             session: [7; 16],
@@ -617,12 +589,7 @@ mod tests {
             HandshakeError::UnknownTarget { target: ProcId(2) },
             HandshakeError::Busy,
         ] {
-            let (mut connector, _) = Connector::new(
-                &identity(1, Role::Tool),
-                &credentials(9),
-                ProcId(2),
-                [1; 32],
-            );
+            let (mut connector, _) = Connector::new(&identity(1, Role::Tool), &credentials(9), ProcId(2), [1; 32]);
             assert_eq!(connector.handle(&error.refusal().unwrap()), Err(error));
         }
     }

@@ -109,7 +109,10 @@ impl Leases {
 
     /// How many tasks the worker runs before this one.
     pub(crate) fn tasks_before(&self, lease: LeaseId, task: TaskId) -> usize {
-        self.leases.get(&lease).and_then(|l| l.in_flight.iter().position(|t| *t == task)).unwrap_or(0)
+        self.leases
+            .get(&lease)
+            .and_then(|l| l.in_flight.iter().position(|t| *t == task))
+            .unwrap_or(0)
     }
 
     pub(crate) fn is_blocked(&self, lease: LeaseId) -> bool {
@@ -117,7 +120,9 @@ impl Leases {
     }
 
     fn class(&mut self, id: ClassId) -> &mut Class {
-        self.classes.get_mut(&id).expect("a class lives as long as its definitions and leases")
+        self.classes
+            .get_mut(&id)
+            .expect("a class lives as long as its definitions and leases")
     }
 
     pub(crate) fn class_used(&mut self, id: ClassId) {
@@ -133,7 +138,8 @@ impl Leases {
         if self.classes.len() < self.classes_swept_at.max(CLASSES_SWEPT_AT_MIN) {
             return;
         }
-        self.classes.retain(|_, c| c.definitions > 0 || !c.leases.is_empty() || !c.queue.is_empty() || c.requested > 0);
+        self.classes
+            .retain(|_, c| c.definitions > 0 || !c.leases.is_empty() || !c.queue.is_empty() || c.requested > 0);
         let classes = &self.classes;
         self.by_spec.retain(|_, id| classes.contains_key(id));
         self.classes_swept_at = 2 * self.classes.len();
@@ -146,7 +152,9 @@ impl Leases {
     }
 
     pub(crate) fn task_left(&mut self, lease: LeaseId, task: TaskId) {
-        let Some(lease) = self.leases.get_mut(&lease) else { return };
+        let Some(lease) = self.leases.get_mut(&lease) else {
+            return;
+        };
         if let Some(at) = lease.in_flight.iter().position(|t| *t == task) {
             lease.in_flight.remove(at);
             lease.load_ns = if lease.in_flight.is_empty() {
@@ -168,7 +176,13 @@ impl Owner {
         self.leases.make_room_for_class();
         let id = ClassId(self.leases.next_class);
         self.leases.next_class = id.0.checked_add(1).expect("fewer than 2^32 classes");
-        let class = Class { spec: spec.clone(), queue: VecDeque::new(), leases: Vec::new(), requested: 0, definitions: 0 };
+        let class = Class {
+            spec: spec.clone(),
+            queue: VecDeque::new(),
+            leases: Vec::new(),
+            requested: 0,
+            definitions: 0,
+        };
         self.leases.classes.insert(id, class);
         self.leases.by_spec.insert(spec, id);
         id
@@ -201,7 +215,9 @@ impl Owner {
                 continue;
             }
             let estimate = self.definitions[self.tasks[&task].def].run_ns.unwrap_or(UNKNOWN_NS);
-            let Some(lease) = self.best_lease(class, estimate, now_ns) else { break };
+            let Some(lease) = self.best_lease(class, estimate, now_ns) else {
+                break;
+            };
             self.leases.class(class).queue.pop_front();
             self.push(task, lease, estimate, now_ns, out);
         }
@@ -244,7 +260,11 @@ impl Owner {
         entry.place = Place::Pushed(id);
         entry.pushed_ns = now_ns;
         let msg = self.push_message(task, worker, &gpu_ids, out);
-        out.push(Effect::Send { to: worker, msg, urgent });
+        out.push(Effect::Send {
+            to: worker,
+            msg,
+            urgent,
+        });
     }
 
     /// Leases without work: they steal, or wait a while for more, or go back.
@@ -283,27 +303,65 @@ impl Owner {
 
     fn update_demand(&mut self, class_id: ClassId, out: &mut Out) {
         let class = &self.leases.classes[&class_id];
-        let ahead: usize = class.leases.iter().map(|id| self.leases.leases[id].in_flight.len().saturating_sub(1)).sum();
-        let idle = class.leases.iter().filter(|id| self.leases.leases[*id].idle_since_ns.is_some()).count();
-        let want = u32::try_from((class.queue.len() + ahead).saturating_sub(idle)).unwrap_or(DEMAND_MAX).min(DEMAND_MAX);
+        let ahead: usize = class
+            .leases
+            .iter()
+            .map(|id| self.leases.leases[id].in_flight.len().saturating_sub(1))
+            .sum();
+        let idle = class
+            .leases
+            .iter()
+            .filter(|id| self.leases.leases[*id].idle_since_ns.is_some())
+            .count();
+        let want = u32::try_from((class.queue.len() + ahead).saturating_sub(idle))
+            .unwrap_or(DEMAND_MAX)
+            .min(DEMAND_MAX);
         let class = self.leases.class(class_id);
-        let tell = if want == 0 { class.requested > 0 } else { class.requested == 0 || want >= class.requested.saturating_mul(2) };
+        let tell = if want == 0 {
+            class.requested > 0
+        } else {
+            class.requested == 0 || want >= class.requested.saturating_mul(2)
+        };
         if tell {
             class.requested = want;
-            out.node(ToNode::LeaseDemand { class: class_id, count: want });
+            out.node(ToNode::LeaseDemand {
+                class: class_id,
+                count: want,
+            });
         }
     }
 
     /// The node lends a worker.
     #[expect(clippy::too_many_arguments, reason = "the fields of the node's message")]
-    pub fn handle_lease_granted(&mut self, class: ClassId, id: LeaseId, worker: ProcId, pid: u32, gpu_ids: Vec<u32>, now_ns: u64, out: &mut Out) {
+    pub fn handle_lease_granted(
+        &mut self,
+        class: ClassId,
+        id: LeaseId,
+        worker: ProcId,
+        pid: u32,
+        gpu_ids: Vec<u32>,
+        now_ns: u64,
+        out: &mut Out,
+    ) {
         if !self.leases.classes.contains_key(&class) {
-            out.node(ToNode::LeaseReturn { lease: id, reusable: true });
+            out.node(ToNode::LeaseReturn {
+                lease: id,
+                reusable: true,
+            });
             return;
         }
         let lease = Lease {
-            worker, pid, class, gpu_ids, in_flight: VecDeque::new(), load_ns: 0, blocked: false, stealing: false,
-            reclaim: false, granted_ns: now_ns, idle_since_ns: None,
+            worker,
+            pid,
+            class,
+            gpu_ids,
+            in_flight: VecDeque::new(),
+            load_ns: 0,
+            blocked: false,
+            stealing: false,
+            reclaim: false,
+            granted_ns: now_ns,
+            idle_since_ns: None,
         };
         self.leases.leases.insert(id, lease);
         self.leases.by_worker.insert(worker, id);
@@ -328,13 +386,17 @@ impl Owner {
 
     /// Others wait for what this lease holds.
     pub fn handle_lease_reclaim(&mut self, id: LeaseId, now_ns: u64, out: &mut Out) {
-        let Some(lease) = self.leases.leases.get_mut(&id) else { return };
+        let Some(lease) = self.leases.leases.get_mut(&id) else {
+            return;
+        };
         lease.reclaim = true;
         self.pump_lease(id, now_ns, out);
     }
 
     pub(crate) fn pump_lease(&mut self, id: LeaseId, now_ns: u64, out: &mut Out) {
-        let Some(lease) = self.leases.leases.get(&id) else { return };
+        let Some(lease) = self.leases.leases.get(&id) else {
+            return;
+        };
         let class = lease.class;
         if lease.reclaim && lease.in_flight.is_empty() && !lease.blocked && now_ns >= lease.granted_ns + TURN_NS {
             self.return_lease(id, out);
@@ -344,7 +406,10 @@ impl Owner {
 
     fn return_lease(&mut self, id: LeaseId, out: &mut Out) {
         self.remove_lease(id);
-        out.node(ToNode::LeaseReturn { lease: id, reusable: true });
+        out.node(ToNode::LeaseReturn {
+            lease: id,
+            reusable: true,
+        });
     }
 
     fn remove_lease(&mut self, id: LeaseId) -> Option<Lease> {
@@ -355,8 +420,17 @@ impl Owner {
     }
 
     /// The worker gave back what it had not started; `blocked`: and wants nothing for now.
-    pub(crate) fn handle_returned(&mut self, from: ProcId, tasks: &[TaskId], blocked: bool, now_ns: u64, out: &mut Out) {
-        let Some(&id) = self.leases.by_worker.get(&from) else { return };
+    pub(crate) fn handle_returned(
+        &mut self,
+        from: ProcId,
+        tasks: &[TaskId],
+        blocked: bool,
+        now_ns: u64,
+        out: &mut Out,
+    ) {
+        let Some(&id) = self.leases.by_worker.get(&from) else {
+            return;
+        };
         let lease = self.leases.leases.get_mut(&id).expect("indexed");
         lease.stealing = false;
         lease.blocked |= blocked;
@@ -368,7 +442,9 @@ impl Owner {
             if lease.in_flight.len() == before {
                 continue;
             }
-            let Some(entry) = self.tasks.get_mut(&task) else { continue };
+            let Some(entry) = self.tasks.get_mut(&task) else {
+                continue;
+            };
             if entry.cancelled {
                 let error = Payload::error(ErrorCode::Cancelled, &format!("Task {task} was cancelled."));
                 self.finish_with(task, &error, now_ns, out);
@@ -390,7 +466,9 @@ impl Owner {
     }
 
     fn recompute_load(&mut self, id: LeaseId) {
-        let Some(lease) = self.leases.leases.get(&id) else { return };
+        let Some(lease) = self.leases.leases.get(&id) else {
+            return;
+        };
         let load = lease
             .in_flight
             .iter()
@@ -403,7 +481,9 @@ impl Owner {
     }
 
     pub(crate) fn handle_unblocked(&mut self, from: ProcId, now_ns: u64, out: &mut Out) {
-        let Some(&id) = self.leases.by_worker.get(&from) else { return };
+        let Some(&id) = self.leases.by_worker.get(&from) else {
+            return;
+        };
         if let Some(lease) = self.leases.leases.get_mut(&id) {
             lease.blocked = false;
         }
@@ -420,7 +500,9 @@ impl Owner {
 
     /// A worker process ended: what ran on it is repeated or fails, what waited there goes elsewhere.
     pub(crate) fn lose_worker(&mut self, worker: ProcId, cause: &str, oom: bool, now_ns: u64, out: &mut Out) {
-        let Some(&id) = self.leases.by_worker.get(&worker) else { return };
+        let Some(&id) = self.leases.by_worker.get(&worker) else {
+            return;
+        };
         let Some(lease) = self.remove_lease(id) else { return };
         self.reassign(lease, Some((cause, oom)), now_ns, out);
     }
@@ -432,9 +514,15 @@ impl Owner {
     }
 
     fn reassign(&mut self, mut lease: Lease, death: Option<(&str, bool)>, now_ns: u64, out: &mut Out) {
-        let ran = if death.is_some() { lease.in_flight.pop_front() } else { None };
+        let ran = if death.is_some() {
+            lease.in_flight.pop_front()
+        } else {
+            None
+        };
         while let Some(task) = lease.in_flight.pop_back() {
-            let Some(entry) = self.tasks.get_mut(&task) else { continue };
+            let Some(entry) = self.tasks.get_mut(&task) else {
+                continue;
+            };
             if entry.cancelled {
                 let error = Payload::error(ErrorCode::Cancelled, &format!("Task {task} was cancelled."));
                 self.finish_with(task, &error, now_ns, out);
@@ -465,7 +553,11 @@ impl Owner {
                 entry.attempt + 1,
                 definition.max_retries
             );
-            let code = if oom { ErrorCode::OutOfMemory } else { ErrorCode::WorkerCrashed };
+            let code = if oom {
+                ErrorCode::OutOfMemory
+            } else {
+                ErrorCode::WorkerCrashed
+            };
             self.finish_with(task, &Payload::error(code, &text), now_ns, out);
         }
     }

@@ -86,39 +86,81 @@ pub struct ActorSpec {
 pub enum Msg {
     /// Owner to worker: calls numbered `id` are described by `def`; the function itself comes
     /// along the first time.
-    Define { id: u32, def: Arc<CallDef>, blob: Option<Blob> },
+    Define {
+        id: u32,
+        def: Arc<CallDef>,
+        blob: Option<Blob>,
+    },
     /// Owner to worker: no call refers to these definitions any more; their numbers may come again.
-    Forget { ids: Vec<u32> },
+    Forget {
+        ids: Vec<u32>,
+    },
     /// Owner to worker: run this.
     Push(Push),
     /// Worker to owner: it ended.
     Done(Done),
     /// Worker to owner: these have not been started and will not be.
-    Returned { tasks: Vec<TaskId> },
+    Returned {
+        tasks: Vec<TaskId>,
+    },
     /// Worker to owner: the worker waits for something; push nothing until `Unblocked`.
-    Blocked { tasks: Vec<TaskId> },
+    Blocked {
+        tasks: Vec<TaskId>,
+    },
     Unblocked,
     /// Owner to worker: return up to `max` tasks from the end of your queue.
-    Steal { max: u32 },
+    Steal {
+        max: u32,
+    },
     /// Owner to worker.
-    Cancel { task: TaskId, recursive: bool },
+    Cancel {
+        task: TaskId,
+        recursive: bool,
+    },
     /// Worker to owner: one item of a stream.
-    Item { task: TaskId, index: u32, value: Value },
+    Item {
+        task: TaskId,
+        index: u32,
+        value: Value,
+    },
     /// Owner to worker: the consumer has taken this many items.
-    ItemsTaken { task: TaskId, taken: u32 },
+    ItemsTaken {
+        task: TaskId,
+        taken: u32,
+    },
     /// Holder to owner: `proc` has been handed this reference.
-    AddBorrower { object: ObjectId, proc: ProcId },
+    AddBorrower {
+        object: ObjectId,
+        proc: ProcId,
+    },
     /// Borrower to owner: hand-overs given back.
-    Release { object: ObjectId, tokens: u32 },
+    Release {
+        object: ObjectId,
+        tokens: u32,
+    },
     /// Borrower to owner: tell me the value when it is there.
-    Resolve { object: ObjectId },
-    Resolved { object: ObjectId, value: Value },
+    Resolve {
+        object: ObjectId,
+    },
+    Resolved {
+        object: ObjectId,
+        value: Value,
+    },
     /// Borrower to owner: the task that makes this object is not wanted any more.
-    CancelObject { object: ObjectId, force: bool, recursive: bool },
+    CancelObject {
+        object: ObjectId,
+        force: bool,
+        recursive: bool,
+    },
     /// Reader to owner: the block is not where it was said to be.
-    Missing { object: ObjectId, segment: SegmentId },
+    Missing {
+        object: ObjectId,
+        segment: SegmentId,
+    },
     /// Worker to owner: it ends by its own will, and has answered all that it started.
     Leaving,
     /// Owner to the process that allocated them.
-    FreeBlocks { blocks: Vec<(SegmentId, u64)> },
+    FreeBlocks {
+        blocks: Vec<(SegmentId, u64)>,
+    },
 }

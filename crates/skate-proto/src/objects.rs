@@ -79,7 +79,12 @@ pub(crate) struct Gone {
 impl Objects {
     #[must_use]
     pub fn new(me: ProcId) -> Self {
-        Self { me, entries: HashMap::default(), dead: HashMap::default(), dead_order: VecDeque::new() }
+        Self {
+            me,
+            entries: HashMap::default(),
+            dead: HashMap::default(),
+            dead_order: VecDeque::new(),
+        }
     }
 
     #[must_use]
@@ -135,7 +140,12 @@ impl Objects {
     /// A new owned object with one local count.
     pub(crate) fn create(&mut self, id: ObjectId, value: Option<Value>, lineage: Option<TaskId>) {
         debug_assert!(self.is_owned(id));
-        let entry = Entry { value, local: 1, lineage, ..Entry::default() };
+        let entry = Entry {
+            value,
+            local: 1,
+            lineage,
+            ..Entry::default()
+        };
         let before = self.entries.insert(id, entry);
         assert!(before.is_none(), "object {id} was created twice");
     }
@@ -221,9 +231,17 @@ impl Objects {
             if entry.local > 0 || !entry.borrowers.is_empty() {
                 continue;
             }
-            let Some(entry) = self.entries.remove(&id) else { continue };
+            let Some(entry) = self.entries.remove(&id) else {
+                continue;
+            };
             if entry.tokens > 0 {
-                out.send(id.owner(), Msg::Release { object: id, tokens: entry.tokens });
+                out.send(
+                    id.owner(),
+                    Msg::Release {
+                        object: id,
+                        tokens: entry.tokens,
+                    },
+                );
             }
             if id.index == ObjectId::ACTOR_INDEX {
                 gone.actors.push(id);
@@ -257,7 +275,13 @@ impl Objects {
 
     /// The value of an owned object is there (its references were counted by `arrive` or by the
     /// caller). Returns the tasks that waited for it.
-    pub(crate) fn fulfil(&mut self, id: ObjectId, value: Value, gone: &mut Gone, out: &mut Out) -> SmallVec<[TaskId; 1]> {
+    pub(crate) fn fulfil(
+        &mut self,
+        id: ObjectId,
+        value: Value,
+        gone: &mut Gone,
+        out: &mut Out,
+    ) -> SmallVec<[TaskId; 1]> {
         let owned = self.is_owned(id);
         let Some(entry) = self.entries.get_mut(&id) else {
             if owned {
@@ -305,7 +329,9 @@ impl Objects {
 
     /// Gives an object whose owner has ended, and which came here since, its last value.
     pub(crate) fn doom(&mut self, id: ObjectId) {
-        let Some(cause) = self.dead.get(&id.owner()) else { return };
+        let Some(cause) = self.dead.get(&id.owner()) else {
+            return;
+        };
         let error = owner_died(id, cause);
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.value.get_or_insert(error);
@@ -370,7 +396,13 @@ impl Objects {
     /// A process is gone: its tokens are void, what it owned will not come.
     ///
     /// Returns borrowed objects that will never have a value.
-    pub(crate) fn handle_process_gone(&mut self, proc: ProcId, cause: &str, gone: &mut Gone, out: &mut Out) -> Vec<ObjectId> {
+    pub(crate) fn handle_process_gone(
+        &mut self,
+        proc: ProcId,
+        cause: &str,
+        gone: &mut Gone,
+        out: &mut Out,
+    ) -> Vec<ObjectId> {
         let mut end = cause.len().min(CAUSE_BYTES_MAX);
         while !cause.is_char_boundary(end) {
             end -= 1;
@@ -416,7 +448,9 @@ impl Objects {
             .iter()
             .filter(|(id, _)| id.owner() == self.me)
             .filter_map(|(_, entry)| match &entry.value {
-                Some(Value::Stored { location, .. }) if location.segment == segment => Some((location.offset, location.len)),
+                Some(Value::Stored { location, .. }) if location.segment == segment => {
+                    Some((location.offset, location.len))
+                }
                 _ => None,
             })
             .collect();
@@ -439,8 +473,17 @@ impl Objects {
         ids.sort_unstable();
         let line = |id: &ObjectId| {
             let entry = &self.entries[id];
-            let borrowers: Vec<_> = entry.borrowers.iter().map(|(p, n)| (format!("{:x}", p.0), *n, self.dead.contains_key(p))).collect();
-            format!("{id}: local {}, borrowers (process, tokens, dead) {borrowers:?}, value {:?}, lineage {:?}", entry.local, entry.value, entry.lineage.map(|t| t.seq))
+            let borrowers: Vec<_> = entry
+                .borrowers
+                .iter()
+                .map(|(p, n)| (format!("{:x}", p.0), *n, self.dead.contains_key(p)))
+                .collect();
+            format!(
+                "{id}: local {}, borrowers (process, tokens, dead) {borrowers:?}, value {:?}, lineage {:?}",
+                entry.local,
+                entry.value,
+                entry.lineage.map(|t| t.seq)
+            )
         };
         ids.into_iter().take(20).map(line).collect()
     }

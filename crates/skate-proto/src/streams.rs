@@ -32,23 +32,36 @@ pub enum Next {
 
 impl Owner {
     pub fn stream_next(&mut self, task: TaskId, out: &mut Out) -> Next {
-        let Some(stream) = self.streams.get_mut(&task) else { return Next::End };
+        let Some(stream) = self.streams.get_mut(&task) else {
+            return Next::End;
+        };
         if stream.taken < stream.received {
             stream.taken += 1;
             let taken = stream.taken;
             if let Some(entry) = self.tasks.get(&task)
                 && self.definitions[entry.def].call.backpressure > 0
-                    && let Some(worker) = self.runs_at(entry.place) {
-                        out.push(Effect::Send { to: worker, msg: Msg::ItemsTaken { task, taken }, urgent: true });
-                    }
+                && let Some(worker) = self.runs_at(entry.place)
+            {
+                out.push(Effect::Send {
+                    to: worker,
+                    msg: Msg::ItemsTaken { task, taken },
+                    urgent: true,
+                });
+            }
             return Next::Item(ObjectId { task, index: taken });
         }
-        if stream.total.is_some() { Next::End } else { Next::NotYet }
+        if stream.total.is_some() {
+            Next::End
+        } else {
+            Next::NotYet
+        }
     }
 
     #[must_use]
     pub fn stream_ready(&self, task: TaskId) -> bool {
-        self.streams.get(&task).is_none_or(|s| s.taken < s.received || s.total.is_some())
+        self.streams
+            .get(&task)
+            .is_none_or(|s| s.taken < s.received || s.total.is_some())
     }
 
     /// True if there is something to take now; otherwise the waiter is told.
@@ -70,7 +83,9 @@ impl Owner {
 
     /// The consumer went away: items not taken are released, and the producer is stopped.
     pub fn stream_dropped(&mut self, task: TaskId, now_ns: u64, out: &mut Out) {
-        let Some(stream) = self.streams.remove(&task) else { return };
+        let Some(stream) = self.streams.remove(&task) else {
+            return;
+        };
         let mut gone = Gone::default();
         for index in stream.taken + 1..=stream.received {
             self.objects.release(ObjectId { task, index }, &mut gone, out);
@@ -83,16 +98,29 @@ impl Owner {
 
     pub(crate) fn handle_item(&mut self, from: ProcId, task: TaskId, index: u32, value: Value, out: &mut Out) {
         self.objects.arrive(value.refs());
-        let wanted = self.streams.get(&task).is_some_and(|s| index == s.received + 1 && s.total.is_none());
+        let wanted = self
+            .streams
+            .get(&task)
+            .is_some_and(|s| index == s.received + 1 && s.total.is_none());
         if !wanted {
             let mut gone = Gone::default();
             self.objects.discard(&value, &mut gone, out);
             self.settle(gone, out);
             // A new attempt begins with no item taken, and would wait for the consumer to take again
             // what it took from the attempt before.
-            let holds_back = self.tasks.get(&task).is_some_and(|entry| self.definitions[entry.def].call.backpressure > 0);
+            let holds_back = self
+                .tasks
+                .get(&task)
+                .is_some_and(|entry| self.definitions[entry.def].call.backpressure > 0);
             if let Some(stream) = self.streams.get(&task).filter(|s| holds_back && index <= s.received) {
-                out.push(Effect::Send { to: from, msg: Msg::ItemsTaken { task, taken: stream.taken }, urgent: true });
+                out.push(Effect::Send {
+                    to: from,
+                    msg: Msg::ItemsTaken {
+                        task,
+                        taken: stream.taken,
+                    },
+                    urgent: true,
+                });
             }
             return;
         }
@@ -100,9 +128,14 @@ impl Owner {
     }
 
     fn add_item(&mut self, task: TaskId, value: Value, out: &mut Out) {
-        let Some(stream) = self.streams.get_mut(&task) else { return };
+        let Some(stream) = self.streams.get_mut(&task) else {
+            return;
+        };
         stream.received += 1;
-        let id = ObjectId { task, index: stream.received };
+        let id = ObjectId {
+            task,
+            index: stream.received,
+        };
         for waiter in stream.waiters.drain(..) {
             out.push(Effect::Notify(waiter));
         }
@@ -111,7 +144,9 @@ impl Owner {
 
     /// The task ended; `items` is how many it sent in all.
     pub(crate) fn finish_stream(&mut self, task: TaskId, _items: u32, out: &mut Out) {
-        let Some(stream) = self.streams.get_mut(&task) else { return };
+        let Some(stream) = self.streams.get_mut(&task) else {
+            return;
+        };
         stream.total = Some(stream.received);
         for waiter in stream.waiters.drain(..) {
             out.push(Effect::Notify(waiter));
@@ -130,7 +165,9 @@ impl Owner {
 
     /// A call with dynamic returns has ended: its value, which lists the items, counts them from now on.
     pub(crate) fn close_dynamic(&mut self, task: TaskId, out: &mut Out) {
-        let Some(stream) = self.streams.remove(&task) else { return };
+        let Some(stream) = self.streams.remove(&task) else {
+            return;
+        };
         let mut gone = Gone::default();
         for index in 1..=stream.received {
             self.objects.release(ObjectId { task, index }, &mut gone, out);

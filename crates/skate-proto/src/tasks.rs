@@ -87,7 +87,10 @@ pub(crate) enum Place {
     /// In the queue of its actor, not sent.
     Called,
     /// Sent to this life of its actor.
-    Sent { proc: ProcId, incarnation: u32 },
+    Sent {
+        proc: ProcId,
+        incarnation: u32,
+    },
     /// Finished, kept as lineage.
     Finished,
 }
@@ -128,7 +131,16 @@ impl Owner {
         if let Some(class) = class {
             self.leases.class_used(class);
         }
-        let new = Definition { users: 1, listed: false, call, blob, class, max_retries, run_ns: None, known_at: SmallVec::new() };
+        let new = Definition {
+            users: 1,
+            listed: false,
+            call,
+            blob,
+            class,
+            max_retries,
+            run_ns: None,
+            known_at: SmallVec::new(),
+        };
         let number = match self.definitions.vacant.pop() {
             Some(number) => {
                 self.definitions[number] = new;
@@ -154,7 +166,9 @@ impl Owner {
         definition.listed = true;
         self.definitions.unused.push_back(number);
         while self.definitions.unused.len() > UNUSED_DEFINITIONS_MAX {
-            let Some(oldest) = self.definitions.unused.pop_front() else { return };
+            let Some(oldest) = self.definitions.unused.pop_front() else {
+                return;
+            };
             self.definitions[oldest].listed = false;
             if self.definitions[oldest].users == 0 {
                 self.forget_definition(oldest, out);
@@ -164,11 +178,19 @@ impl Owner {
 
     fn forget_definition(&mut self, number: u32, out: &mut Out) {
         let vacant = Definition {
-            users: 0, listed: false, call: self.definitions[number].call.clone(), blob: Blob::empty(), class: None,
-            max_retries: 0, run_ns: None, known_at: SmallVec::new(),
+            users: 0,
+            listed: false,
+            call: self.definitions[number].call.clone(),
+            blob: Blob::empty(),
+            class: None,
+            max_retries: 0,
+            run_ns: None,
+            known_at: SmallVec::new(),
         };
         let old = std::mem::replace(&mut self.definitions[number], vacant);
-        self.definitions.by_content.remove(&(old.call.clone(), old.class, old.max_retries));
+        self.definitions
+            .by_content
+            .remove(&(old.call.clone(), old.class, old.max_retries));
         self.definitions.vacant.push(number);
         for proc in old.known_at {
             if let Some(known) = self.functions_at.get_mut(&proc) {
@@ -182,7 +204,11 @@ impl Owner {
                     self.functions_at.remove(&proc);
                 }
             }
-            out.push(Effect::Send { to: proc, msg: Msg::Forget { ids: vec![number] }, urgent: false });
+            out.push(Effect::Send {
+                to: proc,
+                msg: Msg::Forget { ids: vec![number] },
+                urgent: false,
+            });
         }
         if let Some(class) = old.class {
             self.leases.class_unused(class);
@@ -221,7 +247,9 @@ impl Owner {
             self.objects.retain(handle);
         }
         match returns {
-            Returns::Count(count) => (0..count).for_each(|index| self.objects.create(ObjectId { task, index }, None, None)),
+            Returns::Count(count) => {
+                (0..count).for_each(|index| self.objects.create(ObjectId { task, index }, None, None))
+            }
             Returns::Streaming | Returns::Dynamic => {
                 self.objects.create(ObjectId { task, index: 0 }, None, None);
                 self.streams.insert(task, Stream::default());
@@ -230,8 +258,19 @@ impl Owner {
         let missing = self.watch_dependencies(task, &deps, out);
         let place = if actor.is_some() { Place::Called } else { Place::Waiting };
         let entry = TaskEntry {
-            def, args, deps, missing, retries_left, attempt: 0, place, actor, handle, parent,
-            cancelled: false, stored_results: 0, pushed_ns: 0,
+            def,
+            args,
+            deps,
+            missing,
+            retries_left,
+            attempt: 0,
+            place,
+            actor,
+            handle,
+            parent,
+            cancelled: false,
+            stored_results: 0,
+            pushed_ns: 0,
         };
         self.definitions[def].users += 1;
         self.tasks.insert(task, entry);
@@ -256,7 +295,9 @@ impl Owner {
     pub(crate) fn watch_dependency(&mut self, task: TaskId, id: ObjectId, out: &mut Out) -> bool {
         let owned = self.objects.is_owned(id);
         self.objects.doom(id);
-        let Some(entry) = self.objects.entry(id) else { return false };
+        let Some(entry) = self.objects.entry(id) else {
+            return false;
+        };
         if entry.value.is_some() {
             return false;
         }
@@ -299,7 +340,9 @@ impl Owner {
     /// Whether the values of all arguments are there, as they were when it was started: one may have been
     /// lost since.
     pub(crate) fn has_arguments(&self, task: TaskId) -> bool {
-        self.tasks.get(&task).is_none_or(|entry| entry.deps.iter().all(|(_, id)| self.objects.is_ready(*id)))
+        self.tasks
+            .get(&task)
+            .is_none_or(|entry| entry.deps.iter().all(|(_, id)| self.objects.is_ready(*id)))
     }
 
     /// Waits anew for arguments that were lost.
@@ -337,7 +380,11 @@ impl Owner {
         self.objects.hand_over(&args.refs, to, out);
         let mut deps = Vec::with_capacity(dep_ids.len());
         for (slot, id) in dep_ids {
-            let value = self.objects.value(id).cloned().expect("a started task has all its arguments");
+            let value = self
+                .objects
+                .value(id)
+                .cloned()
+                .expect("a started task has all its arguments");
             self.objects.hand_over(value.refs(), to, out);
             // The reader of a stored argument holds the object itself, which keeps the block.
             if matches!(value, Value::Stored { .. }) {
@@ -345,7 +392,14 @@ impl Owner {
             }
             deps.push((slot, id, value));
         }
-        Msg::Push(Push { task, def, attempt, args, deps, gpu_ids: gpu_ids.to_vec() })
+        Msg::Push(Push {
+            task,
+            def,
+            attempt,
+            args,
+            deps,
+            gpu_ids: gpu_ids.to_vec(),
+        })
     }
 
     fn introduce(&mut self, def: u32, to: ProcId, out: &mut Out) {
@@ -363,7 +417,14 @@ impl Owner {
             *known += 1;
             (*known == 1).then(|| definition.blob.clone())
         };
-        out.send(to, Msg::Define { id: def, def: definition.call.clone(), blob });
+        out.send(
+            to,
+            Msg::Define {
+                id: def,
+                def: definition.call.clone(),
+                blob,
+            },
+        );
     }
 
     pub(crate) fn handle_done(&mut self, from: ProcId, done: Done, now_ns: u64, out: &mut Out) {
@@ -455,7 +516,10 @@ impl Owner {
             }
         }
         while results.len() < expected {
-            results.push(Value::Inline(Payload::error(ErrorCode::Other, "The worker answered with fewer values than the call returns.")));
+            results.push(Value::Inline(Payload::error(
+                ErrorCode::Other,
+                "The worker answered with fewer values than the call returns.",
+            )));
         }
         let can_repeat = {
             let entry = self.tasks.get_mut(&task).expect("checked by the caller");
@@ -465,14 +529,19 @@ impl Owner {
         };
         let mut stored = 0;
         for (index, value) in results.into_iter().enumerate() {
-            let id = ObjectId { task, index: u32::try_from(index).unwrap_or(u32::MAX) };
+            let id = ObjectId {
+                task,
+                index: u32::try_from(index).unwrap_or(u32::MAX),
+            };
             let is_stored = matches!(value, Value::Stored { .. });
-            if is_stored && can_repeat
+            if is_stored
+                && can_repeat
                 && let Some(entry) = self.objects.entry(id)
-                    && entry.lineage.is_none() {
-                        entry.lineage = Some(task);
-                        stored += 1;
-                    }
+                && entry.lineage.is_none()
+            {
+                entry.lineage = Some(task);
+                stored += 1;
+            }
             self.fulfil(id, value, now_ns, out);
         }
         if returns == Returns::Dynamic {
@@ -526,19 +595,23 @@ impl Owner {
             // The order may keep a few names of tasks that are gone; bounded by what is alive.
             if self.lineage_order.len() > 2 * self.tasks.len() + 64 {
                 let tasks = &self.tasks;
-                self.lineage_order.retain(|t| tasks.get(t).is_some_and(|e| e.place == Place::Finished));
+                self.lineage_order
+                    .retain(|t| tasks.get(t).is_some_and(|e| e.place == Place::Finished));
             }
         }
     }
 
     fn trim_lineage(&mut self, out: &mut Out) {
         while self.lineage_bytes > LINEAGE_BYTES_MAX {
-            let Some(oldest) = self.lineage_order.pop_front() else { return };
+            let Some(oldest) = self.lineage_order.pop_front() else {
+                return;
+            };
             if let Some(entry) = self.tasks.get(&oldest)
-                && entry.place == Place::Finished {
-                    self.lineage_bytes = self.lineage_bytes.saturating_sub(entry.args.data.len() + 256);
-                    self.drop_task(oldest, out);
-                }
+                && entry.place == Place::Finished
+            {
+                self.lineage_bytes = self.lineage_bytes.saturating_sub(entry.args.data.len() + 256);
+                self.drop_task(oldest, out);
+            }
         }
     }
 
@@ -549,7 +622,11 @@ impl Owner {
             self.handle_missing(object, segment, now_ns, out);
             return;
         }
-        if self.objects.location(object).is_some_and(|location| location.segment == segment) {
+        if self
+            .objects
+            .location(object)
+            .is_some_and(|location| location.segment == segment)
+        {
             let mut gone = Gone::default();
             self.objects.forget_value(object, &mut gone, out);
             self.settle(gone, out);
@@ -559,20 +636,33 @@ impl Owner {
 
     /// A stored value is not where it was: it is made again if its task is known.
     pub fn handle_missing(&mut self, object: ObjectId, segment: SegmentId, now_ns: u64, out: &mut Out) {
-        if self.objects.location(object).is_none_or(|location| location.segment != segment) {
+        if self
+            .objects
+            .location(object)
+            .is_none_or(|location| location.segment != segment)
+        {
             return;
         }
         let mut gone = Gone::default();
         self.objects.forget_value(object, &mut gone, out);
         self.settle(gone, out);
         let lineage = self.objects.entry(object).and_then(|entry| entry.lineage);
-        let can = lineage.is_some_and(|task| self.tasks.get(&task).is_some_and(|e| e.place == Place::Finished && e.retries_left != 0));
+        let can = lineage.is_some_and(|task| {
+            self.tasks
+                .get(&task)
+                .is_some_and(|e| e.place == Place::Finished && e.retries_left != 0)
+        });
         let (Some(task), true) = (lineage, can) else {
             let text = format!(
                 "Object {object} was lost with its shared memory, and the task that made it is not known any more \
                  (it was put, its lineage exceeded the budget, or max_retries is 0)."
             );
-            self.fulfil(object, Value::Inline(Payload::error(ErrorCode::ObjectLost, &text)), now_ns, out);
+            self.fulfil(
+                object,
+                Value::Inline(Payload::error(ErrorCode::ObjectLost, &text)),
+                now_ns,
+                out,
+            );
             return;
         };
         let entry = self.tasks.get_mut(&task).expect("checked above");
@@ -592,7 +682,14 @@ impl Owner {
     /// `force` ends the worker process; `recursive` includes the tasks that it submitted.
     pub fn cancel(&mut self, object: ObjectId, force: bool, recursive: bool, now_ns: u64, out: &mut Out) {
         if object.owner() != self.me {
-            out.send(object.owner(), Msg::CancelObject { object, force, recursive });
+            out.send(
+                object.owner(),
+                Msg::CancelObject {
+                    object,
+                    force,
+                    recursive,
+                },
+            );
             return;
         }
         let task = object.task;
@@ -616,7 +713,9 @@ impl Owner {
                 self.flush_calls(actor, now_ns, out);
             }
             Place::Pushed(lease) => {
-                let Some(worker) = self.leases.worker(lease) else { return };
+                let Some(worker) = self.leases.worker(lease) else {
+                    return;
+                };
                 if force {
                     // The node kills the worker; what else it had is given to others.
                     self.finish_with(task, &error, now_ns, out);
@@ -639,7 +738,12 @@ impl Owner {
 
     /// Cancels what `parent`, which runs in this process, has submitted.
     pub fn cancel_children(&mut self, parent: TaskId, now_ns: u64, out: &mut Out) {
-        let mut children: Vec<TaskId> = self.tasks.iter().filter(|(_, e)| e.parent == Some(parent)).map(|(id, _)| *id).collect();
+        let mut children: Vec<TaskId> = self
+            .tasks
+            .iter()
+            .filter(|(_, e)| e.parent == Some(parent))
+            .map(|(id, _)| *id)
+            .collect();
         children.sort_unstable();
         for task in children {
             self.cancel(ObjectId { task, index: 0 }, false, true, now_ns, out);
@@ -650,25 +754,57 @@ impl Owner {
     #[must_use]
     pub fn why(&self, id: ObjectId, now_ns: u64) -> (String, Option<ObjectId>, Option<ClassId>, Option<ActorId>) {
         if let Some(value) = self.objects.value(id) {
-            let what = if value.is_error() { "it is there: an exception" } else { "it is there" };
+            let what = if value.is_error() {
+                "it is there: an exception"
+            } else {
+                "it is there"
+            };
             return (what.into(), None, None, None);
         }
         if id.owner() != self.me {
-            return ("it belongs to another process, which has not sent its value yet".into(), None, None, None);
+            return (
+                "it belongs to another process, which has not sent its value yet".into(),
+                None,
+                None,
+                None,
+            );
         }
         let Some(entry) = self.tasks.get(&id.task) else {
             return ("no task of this process makes it".into(), None, None, None);
         };
         let definition = &self.definitions[entry.def];
         let name = &definition.call.name;
-        let attempt = if entry.attempt > 0 { format!(" (attempt {})", entry.attempt + 1) } else { String::new() };
+        let attempt = if entry.attempt > 0 {
+            format!(" (attempt {})", entry.attempt + 1)
+        } else {
+            String::new()
+        };
         if entry.missing > 0 {
-            let dep = entry.deps.iter().map(|(_, id)| *id).find(|id| !self.objects.is_ready(*id));
-            return (format!("{name}{attempt} waits for {} of its arguments", entry.missing), dep, None, None);
+            let dep = entry
+                .deps
+                .iter()
+                .map(|(_, id)| *id)
+                .find(|id| !self.objects.is_ready(*id));
+            return (
+                format!("{name}{attempt} waits for {} of its arguments", entry.missing),
+                dep,
+                None,
+                None,
+            );
         }
         match entry.place {
-            Place::Waiting | Place::Queued => (format!("{name}{attempt} waits for a worker"), None, definition.class, None),
-            Place::Called => (format!("{name}{attempt} waits in the queue of its actor"), None, None, entry.actor),
+            Place::Waiting | Place::Queued => (
+                format!("{name}{attempt} waits for a worker"),
+                None,
+                definition.class,
+                None,
+            ),
+            Place::Called => (
+                format!("{name}{attempt} waits in the queue of its actor"),
+                None,
+                None,
+                entry.actor,
+            ),
             Place::Pushed(lease) => {
                 let seconds = now_ns.saturating_sub(entry.pushed_ns) as f64 / 1e9;
                 let pid = self.leases.pid(lease).unwrap_or(0);
@@ -677,7 +813,12 @@ impl Owner {
                     0 => "it runs".into(),
                     before => format!("{before} other tasks come first"),
                 };
-                (format!("{name}{attempt} was given to worker pid={pid} {seconds:.1} s ago, where {there}"), None, None, None)
+                (
+                    format!("{name}{attempt} was given to worker pid={pid} {seconds:.1} s ago, where {there}"),
+                    None,
+                    None,
+                    None,
+                )
             }
             Place::Sent { .. } => {
                 let seconds = now_ns.saturating_sub(entry.pushed_ns) as f64 / 1e9;
@@ -686,7 +827,12 @@ impl Owner {
                     0 => "it runs, or waits for calls of others".into(),
                     _ => format!("{before} earlier calls of this process are not done"),
                 };
-                (format!("{name}{attempt} was sent to its actor {seconds:.1} s ago, where {there}"), None, None, entry.actor)
+                (
+                    format!("{name}{attempt} was sent to its actor {seconds:.1} s ago, where {there}"),
+                    None,
+                    None,
+                    entry.actor,
+                )
             }
             Place::Finished => ("its task has ended".into(), None, None, None),
         }

@@ -17,8 +17,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use proptest::prelude::*;
 use skate_proto::actors::{ActorState, Creation};
 use skate_proto::executor::{Executor, Work, WorkKind};
-use skate_proto::ids::{ActorId, FunctionId, LeaseId, NodeKey, ObjectId, ProcId, SegmentId};
 use skate_proto::ids::TaskId;
+use skate_proto::ids::{ActorId, FunctionId, LeaseId, NodeKey, ObjectId, ProcId, SegmentId};
 use skate_proto::leases::{ClassId, ClassSpec};
 use skate_proto::location::Location;
 use skate_proto::msg::{ActorSpec, CallDef, Msg, Returns, Slot};
@@ -68,9 +68,18 @@ struct Process {
 impl Process {
     fn new(number: u64) -> Self {
         let mut owner = Owner::new(ProcId(number), NodeKey(NODE));
-        let class = owner.class(ClassSpec { demand: vec![("CPU".into(), 10_000)], env: vec![], strategy: vec![], label: String::new() });
+        let class = owner.class(ClassSpec {
+            demand: vec![("CPU".into(), 10_000)],
+            env: vec![],
+            strategy: vec![],
+            label: String::new(),
+        });
         let mut define = |returns, backpressure, retries| {
-            let call = CallDef { returns, backpressure, ..call(None) };
+            let call = CallDef {
+                returns,
+                backpressure,
+                ..call(None)
+            };
             owner.define(call, Blob::new(b"f"), Some(class), retries)
         };
         let defs = [
@@ -80,16 +89,30 @@ impl Process {
             define(Returns::Streaming, BACKPRESSURE, -1),
         ];
         Self {
-            owner, executor: Executor::default(), out: Out::default(), held: Vec::new(), streams: Vec::new(), handles: Vec::new(),
-            running: None, defs, alive: true, host: false,
+            owner,
+            executor: Executor::default(),
+            out: Out::default(),
+            held: Vec::new(),
+            streams: Vec::new(),
+            handles: Vec::new(),
+            running: None,
+            defs,
+            alive: true,
+            host: false,
         }
     }
 }
 
 fn call(actor: Option<ActorId>) -> CallDef {
     CallDef {
-        function: FunctionId(if actor.is_none() { [1; 16] } else { [0; 16] }), name: "f".into(), method: String::new(), group: String::new(),
-        returns: Returns::Count(1), retry_exceptions: false, backpressure: 0, actor,
+        function: FunctionId(if actor.is_none() { [1; 16] } else { [0; 16] }),
+        name: "f".into(),
+        method: String::new(),
+        group: String::new(),
+        returns: Returns::Count(1),
+        retry_exceptions: false,
+        backpressure: 0,
+        actor,
     }
 }
 
@@ -124,15 +147,31 @@ fn pick<T: Copy>(from: &[T], choice: usize) -> Option<T> {
 }
 
 fn some<T: Copy>(from: &[T], choice: usize) -> Vec<T> {
-    from.iter().enumerate().filter(|(at, _)| (choice >> (at % 60)) & 1 == 1).map(|(_, item)| *item).take(3).collect()
+    from.iter()
+        .enumerate()
+        .filter(|(at, _)| (choice >> (at % 60)) & 1 == 1)
+        .map(|(_, item)| *item)
+        .take(3)
+        .collect()
 }
 
 impl World {
     fn new() -> Self {
-        let processes = (1..=NAMED).map(|number| (ProcId(number), Process::new(number))).collect();
+        let processes = (1..=NAMED)
+            .map(|number| (ProcId(number), Process::new(number)))
+            .collect();
         Self {
-            processes, links: BTreeMap::new(), leases: BTreeMap::new(), demands: VecDeque::new(), next_lease: 0, actors: BTreeMap::new(),
-            blocks: BTreeMap::new(), lost: BTreeSet::new(), next_segment: 0, doomed: Vec::new(), now: 0,
+            processes,
+            links: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            demands: VecDeque::new(),
+            next_lease: 0,
+            actors: BTreeMap::new(),
+            blocks: BTreeMap::new(),
+            lost: BTreeSet::new(),
+            next_segment: 0,
+            doomed: Vec::new(),
+            now: 0,
         }
     }
 
@@ -145,7 +184,11 @@ impl World {
     }
 
     fn living(&self) -> Vec<ProcId> {
-        self.processes.iter().filter(|(_, p)| p.alive).map(|(id, _)| *id).collect()
+        self.processes
+            .iter()
+            .filter(|(_, p)| p.alive)
+            .map(|(id, _)| *id)
+            .collect()
     }
 
     fn spawn(&mut self) -> ProcId {
@@ -176,7 +219,8 @@ impl World {
                     Effect::Send { to, msg, .. } => self.send(me, to, Packet::Core(msg)),
                     Effect::Node(msg) => self.manage(me, msg),
                     Effect::Free(location) => {
-                        let known = self.blocks.remove(&location.segment).is_some() || self.lost.remove(&location.segment);
+                        let known =
+                            self.blocks.remove(&location.segment).is_some() || self.lost.remove(&location.segment);
                         assert!(known, "{me:?} frees a block that is not in use: {location:?}");
                     }
                     Effect::Notify(_) => {}
@@ -193,7 +237,9 @@ impl World {
 
     fn receive(&mut self, from: ProcId, to: ProcId, packet: Packet) {
         self.step(to, |process, now| {
-            let Process { owner, executor, out, .. } = process;
+            let Process {
+                owner, executor, out, ..
+            } = process;
             match packet {
                 Packet::Gone(dead) => {
                     owner.handle_process_gone(dead, "killed", false, now, out);
@@ -203,7 +249,9 @@ impl World {
                         owner.cancel_children(task, now, out);
                     }
                 }
-                Packet::Granted(class, lease, worker) => owner.handle_lease_granted(class, lease, worker, 1, vec![], now, out),
+                Packet::Granted(class, lease, worker) => {
+                    owner.handle_lease_granted(class, lease, worker, 1, vec![], now, out)
+                }
                 Packet::Actor(actor, state) => owner.handle_actor_state(actor, state, now, out),
                 Packet::Core(Msg::Define { id, def, blob }) => executor.handle_define(from, id, def, blob),
                 Packet::Core(Msg::Forget { ids }) => executor.handle_forget(from, &ids),
@@ -232,8 +280,15 @@ impl World {
     }
 
     fn deliver(&mut self, choice: usize) -> bool {
-        let ready: Vec<_> = self.links.iter().filter(|(_, q)| !q.is_empty()).map(|(k, _)| *k).collect();
-        let Some((from, to)) = pick(&ready, choice) else { return false };
+        let ready: Vec<_> = self
+            .links
+            .iter()
+            .filter(|(_, q)| !q.is_empty())
+            .map(|(k, _)| *k)
+            .collect();
+        let Some((from, to)) = pick(&ready, choice) else {
+            return false;
+        };
         let packet = self.links.get_mut(&(from, to)).unwrap().pop_front().unwrap();
         if self.is_alive(to) {
             self.receive(from, to, packet);
@@ -260,8 +315,13 @@ impl World {
             }
             ToNode::ActorCreate { creation, spec } => {
                 let actor = Actor {
-                    spec: *spec, host: None, incarnation: 0, restarts_left: creation.max_restarts, state: ActorState::Pending,
-                    stopping: false, subscribers: BTreeSet::from([me]),
+                    spec: *spec,
+                    host: None,
+                    incarnation: 0,
+                    restarts_left: creation.max_restarts,
+                    state: ActorState::Pending,
+                    stopping: false,
+                    subscribers: BTreeSet::from([me]),
                 };
                 self.actors.insert(creation.actor, actor);
             }
@@ -276,7 +336,9 @@ impl World {
                 self.send(MANAGER, me, Packet::Actor(actor, state));
             }
             ToNode::ActorRelease { actor } => {
-                let Some(record) = self.actors.get_mut(&actor) else { return };
+                let Some(record) = self.actors.get_mut(&actor) else {
+                    return;
+                };
                 record.stopping = true;
                 if record.host.is_none() {
                     self.end_actor(actor);
@@ -352,7 +414,9 @@ impl World {
                 continue;
             }
             let busy: BTreeSet<ProcId> = self.leases.values().map(|(_, worker)| *worker).collect();
-            let free = |(id, p): &(&ProcId, &Process)| p.alive && !p.host && **id != owner && **id != DRIVER && !busy.contains(id);
+            let free = |(id, p): &(&ProcId, &Process)| {
+                p.alive && !p.host && **id != owner && **id != DRIVER && !busy.contains(id)
+            };
             let worker = self.processes.iter().find(free).map(|(id, _)| *id);
             let worker = match worker {
                 Some(worker) => worker,
@@ -387,8 +451,14 @@ impl World {
         }
         self.links.retain(|(from, to), _| *from != victim && *to != victim);
         // Workers that ran tasks of the dead are ended.
-        self.doomed.extend(self.leases.values().filter(|(owner, _)| *owner == victim).map(|(_, worker)| *worker));
-        self.leases.retain(|_, (owner, worker)| *owner != victim && *worker != victim);
+        self.doomed.extend(
+            self.leases
+                .values()
+                .filter(|(owner, _)| *owner == victim)
+                .map(|(_, worker)| *worker),
+        );
+        self.leases
+            .retain(|_, (owner, worker)| *owner != victim && *worker != victim);
         self.demands.retain(|(owner, ..)| *owner != victim);
         self.blocks.retain(|_, owner| *owner != victim);
         for other in self.living() {
@@ -420,12 +490,23 @@ impl World {
 
     fn value(&mut self, object_owner: ProcId, lessee: ProcId, refs: Vec<ObjectId>, choice: usize) -> Value {
         if !choice.is_multiple_of(3) || !self.is_alive(object_owner) {
-            return Value::Inline(Payload { data: Blob::new(b"v"), refs });
+            return Value::Inline(Payload {
+                data: Blob::new(b"v"),
+                refs,
+            });
         }
         self.next_segment += 1;
         let segment = SegmentId(self.next_segment);
         self.blocks.insert(segment, object_owner);
-        Value::Stored { location: Location { segment, lessee, offset: 0, len: 64 }, refs }
+        Value::Stored {
+            location: Location {
+                segment,
+                lessee,
+                offset: 0,
+                len: 64,
+            },
+            refs,
+        }
     }
 
     fn put(&mut self, me: ProcId, choice: usize) {
@@ -440,14 +521,27 @@ impl World {
         self.step(me, |process, now| {
             let mut refs = some(&process.held, choice);
             refs.extend(pick(&process.handles, choice).filter(|_| choice.is_multiple_of(2)));
-            let deps: Vec<(Slot, ObjectId)> = process.held.get(choice % 7).map(|id| (Slot::Position(0), *id)).into_iter().collect();
+            let deps: Vec<(Slot, ObjectId)> = process
+                .held
+                .get(choice % 7)
+                .map(|id| (Slot::Position(0), *id))
+                .into_iter()
+                .collect();
             let parent = process.running.as_ref().map(|running| running.work.task);
             let def = choice / 3 % process.defs.len();
-            let args = Payload { data: Blob::new(b"a"), refs };
-            let task = process.owner.submit(process.defs[def], args, deps, None, parent, now, &mut process.out).unwrap();
+            let args = Payload {
+                data: Blob::new(b"a"),
+                refs,
+            };
+            let task = process
+                .owner
+                .submit(process.defs[def], args, deps, None, parent, now, &mut process.out)
+                .unwrap();
             match def {
                 0 => process.held.push(ObjectId { task, index: 0 }),
-                1 => process.held.extend([ObjectId { task, index: 0 }, ObjectId { task, index: 1 }]),
+                1 => process
+                    .held
+                    .extend([ObjectId { task, index: 0 }, ObjectId { task, index: 1 }]),
                 _ => process.streams.push(task),
             }
         });
@@ -455,7 +549,9 @@ impl World {
 
     fn stream(&mut self, me: ProcId, choice: usize) {
         self.step(me, |process, now| {
-            let Some(task) = pick(&process.streams, choice) else { return };
+            let Some(task) = pick(&process.streams, choice) else {
+                return;
+            };
             if choice.is_multiple_of(5) {
                 process.streams.retain(|other| *other != task);
                 process.owner.stream_dropped(task, now, &mut process.out);
@@ -471,13 +567,34 @@ impl World {
             let (actor, handle) = process.owner.next_actor_id();
             process.owner.objects.retain(handle);
             let creation = Creation {
-                actor, class: FunctionId([2; 16]), blob: Blob::new(b"c"), place: vec![], run: vec![], env: vec![], strategy: vec![],
-                name: String::new(), namespace: String::new(), class_name: "C".into(), label: "C".into(),
-                max_restarts: i32::try_from(choice % 3).unwrap(), max_pending_calls: -1, max_concurrency: 1, is_async: false, groups: vec![],
+                actor,
+                class: FunctionId([2; 16]),
+                blob: Blob::new(b"c"),
+                place: vec![],
+                run: vec![],
+                env: vec![],
+                strategy: vec![],
+                name: String::new(),
+                namespace: String::new(),
+                class_name: "C".into(),
+                label: "C".into(),
+                max_restarts: i32::try_from(choice % 3).unwrap(),
+                max_pending_calls: -1,
+                max_concurrency: 1,
+                is_async: false,
+                groups: vec![],
                 detached: false,
             };
-            let deps: Vec<(Slot, ObjectId)> = process.held.get(choice % 5).map(|id| (Slot::Position(0), *id)).into_iter().collect();
-            let args = Payload { data: Blob::new(b"a"), refs: some(&process.held, choice) };
+            let deps: Vec<(Slot, ObjectId)> = process
+                .held
+                .get(choice % 5)
+                .map(|id| (Slot::Position(0), *id))
+                .into_iter()
+                .collect();
+            let args = Payload {
+                data: Blob::new(b"a"),
+                refs: some(&process.held, choice),
+            };
             process.owner.create_actor(creation, args, deps, now, &mut process.out);
             process.handles.push(handle);
         });
@@ -485,12 +602,33 @@ impl World {
 
     fn call(&mut self, me: ProcId, choice: usize) {
         self.step(me, |process, now| {
-            let Some(handle) = pick(&process.handles, choice) else { return };
-            let actor = ActorId { proc: handle.task.proc, seq: handle.task.seq };
-            let def = process.owner.define(call(Some(actor)), Blob::empty(), None, i32::try_from(choice / 2 % 2).unwrap() - 1);
-            let args = Payload { data: Blob::new(b"a"), refs: some(&process.held, choice / 4) };
-            let deps: Vec<(Slot, ObjectId)> = process.held.get(choice % 7).map(|id| (Slot::Position(0), *id)).into_iter().collect();
-            let task = process.owner.submit(def, args, deps, Some(handle), None, now, &mut process.out).unwrap();
+            let Some(handle) = pick(&process.handles, choice) else {
+                return;
+            };
+            let actor = ActorId {
+                proc: handle.task.proc,
+                seq: handle.task.seq,
+            };
+            let def = process.owner.define(
+                call(Some(actor)),
+                Blob::empty(),
+                None,
+                i32::try_from(choice / 2 % 2).unwrap() - 1,
+            );
+            let args = Payload {
+                data: Blob::new(b"a"),
+                refs: some(&process.held, choice / 4),
+            };
+            let deps: Vec<(Slot, ObjectId)> = process
+                .held
+                .get(choice % 7)
+                .map(|id| (Slot::Position(0), *id))
+                .into_iter()
+                .collect();
+            let task = process
+                .owner
+                .submit(def, args, deps, Some(handle), None, now, &mut process.out)
+                .unwrap();
             process.owner.undefine(def, &mut process.out);
             process.held.push(ObjectId { task, index: 0 });
         });
@@ -527,7 +665,9 @@ impl World {
             let id = if choice.is_multiple_of(2) { stream } else { None }.or_else(|| pick(&process.held, choice));
             let Some(id) = id else { return };
             let force = choice.is_multiple_of(7) && !process.owner.is_actor_call(id);
-            process.owner.cancel(id, force, choice.is_multiple_of(3), now, &mut process.out);
+            process
+                .owner
+                .cancel(id, force, choice.is_multiple_of(3), now, &mut process.out);
         });
         self.bury();
     }
@@ -535,21 +675,30 @@ impl World {
     /// The memory of a stored value is lost, and a reader notices.
     fn lose(&mut self, me: ProcId, choice: usize) {
         let process = self.process(me);
-        let stored: Vec<ObjectId> = process.held.iter().copied().filter(|id| process.owner.objects.location(*id).is_some()).collect();
+        let stored: Vec<ObjectId> = process
+            .held
+            .iter()
+            .copied()
+            .filter(|id| process.owner.objects.location(*id).is_some())
+            .collect();
         let Some(id) = pick(&stored, choice) else { return };
         let segment = process.owner.objects.location(id).unwrap().segment;
         if self.blocks.remove(&segment).is_some() {
             self.lost.insert(segment);
         }
         if self.lost.contains(&segment) {
-            self.step(me, |process, now| process.owner.report_missing(id, segment, now, &mut process.out));
+            self.step(me, |process, now| {
+                process.owner.report_missing(id, segment, now, &mut process.out)
+            });
         }
     }
 
     /// A worker begins a task, goes on with it, or ends it and returns some of what it saw.
     fn work(&mut self, me: ProcId, choice: usize) -> bool {
         let Some(running) = &self.process(me).running else {
-            let Some(work) = self.process(me).executor.take("") else { return false };
+            let Some(work) = self.process(me).executor.take("") else {
+                return false;
+            };
             if work.kind == WorkKind::CreateActor {
                 // Its references are kept until the process ends.
                 self.process(me).executor.left(work.task);
@@ -560,7 +709,11 @@ impl World {
                     self.publish(actor, ActorState::Alive { proc: me, incarnation });
                 }
             } else {
-                self.process(me).running = Some(Running { work, sent: 0, blocked: false });
+                self.process(me).running = Some(Running {
+                    work,
+                    sent: 0,
+                    blocked: false,
+                });
             }
             return true;
         };
@@ -584,17 +737,26 @@ impl World {
         let results: Vec<Value> = if cancelled {
             vec![Value::Inline(Payload::error(ErrorCode::Cancelled, "cancelled"))]
         } else {
-            (0..count).map(|at| self.value(work.owner, me, given.clone(), if streaming { 1 } else { choice + at })).collect()
+            (0..count)
+                .map(|at| self.value(work.owner, me, given.clone(), if streaming { 1 } else { choice + at }))
+                .collect()
         };
         self.step(me, |process, _| {
             if !process.host {
                 keep(process, &kept);
             }
             for value in &results {
-                process.owner.objects.hand_over(value.refs(), work.owner, &mut process.out);
+                process
+                    .owner
+                    .objects
+                    .hand_over(value.refs(), work.owner, &mut process.out);
             }
-            process.executor.answer(work.owner, work.task, results, false, 1000, sent, &mut process.out);
-            process.owner.release_all(&Executor::counted(&work.args, &work.deps), &mut process.out);
+            process
+                .executor
+                .answer(work.owner, work.task, results, false, 1000, sent, &mut process.out);
+            process
+                .owner
+                .release_all(&Executor::counted(&work.args, &work.deps), &mut process.out);
         });
         true
     }
@@ -608,9 +770,20 @@ impl World {
         process.running.as_mut().unwrap().sent += 1;
         let value = self.value(work.owner, me, work.args.refs.clone(), sent as usize);
         self.step(me, |process, _| {
-            process.owner.objects.hand_over(value.refs(), work.owner, &mut process.out);
-            let msg = Msg::Item { task: work.task, index: sent + 1, value };
-            process.out.effects.push(Effect::Send { to: work.owner, msg, urgent: true });
+            process
+                .owner
+                .objects
+                .hand_over(value.refs(), work.owner, &mut process.out);
+            let msg = Msg::Item {
+                task: work.task,
+                index: sent + 1,
+                value,
+            };
+            process.out.effects.push(Effect::Send {
+                to: work.owner,
+                msg,
+                urgent: true,
+            });
         });
         true
     }
@@ -618,7 +791,9 @@ impl World {
     /// The running task begins to wait for something, or ends to.
     fn block(&mut self, me: ProcId) -> bool {
         self.step(me, |process, _| {
-            let Some(running) = &mut process.running else { return false };
+            let Some(running) = &mut process.running else {
+                return false;
+            };
             running.blocked = !running.blocked;
             if running.blocked {
                 let counted = process.executor.block(&mut process.out);
@@ -635,9 +810,15 @@ impl World {
     fn check_safety(&self) {
         for (me, process) in self.processes.iter().filter(|(_, p)| p.alive) {
             for id in process.held.iter().chain(&process.handles) {
-                assert!(process.owner.objects.is_known(*id), "{me:?} holds {id}, which it does not know");
+                assert!(
+                    process.owner.objects.is_known(*id),
+                    "{me:?} holds {id}, which it does not know"
+                );
                 let owner = &self.processes[&id.owner()];
-                assert!(!owner.alive || owner.owner.objects.is_known(*id), "{me:?} holds {id}, which its owner has freed");
+                assert!(
+                    !owner.alive || owner.owner.objects.is_known(*id),
+                    "{me:?} holds {id}, which its owner has freed"
+                );
                 if let (true, Some(location)) = (owner.alive, process.owner.objects.location(*id)) {
                     let there = self.blocks.contains_key(&location.segment) || self.lost.contains(&location.segment);
                     // A borrower may know the place of a value that was lost and made again since.
@@ -806,24 +987,43 @@ fn finish(mut world: World) {
     world.drain_streams();
     for me in world.living() {
         for id in world.process(me).held.clone() {
-            world.step(me, |process, _| process.owner.objects.watch(id, WATCH, &mut process.out));
+            world.step(me, |process, _| {
+                process.owner.objects.watch(id, WATCH, &mut process.out)
+            });
         }
     }
     world.settle();
     for me in world.living() {
         let process = &world.processes[&me];
         for id in &process.held {
-            assert!(process.owner.objects.is_ready(*id), "{me:?} waits for ever for {id}: {:?}", process.owner.why(*id, world.now));
+            assert!(
+                process.owner.objects.is_ready(*id),
+                "{me:?} waits for ever for {id}: {:?}",
+                process.owner.why(*id, world.now)
+            );
         }
         for task in &process.streams {
-            assert!(process.owner.stream_ready(*task), "{me:?} waits for ever for the next item of {task}");
+            assert!(
+                process.owner.stream_ready(*task),
+                "{me:?} waits for ever for the next item of {task}"
+            );
         }
     }
     world.drop_everything();
     for (id, process) in world.processes.iter().filter(|(_, p)| p.alive) {
         assert!(!process.host, "{id:?} is the process of an actor that nobody can reach");
-        assert_eq!(process.owner.objects.len(), 0, "{id:?} kept objects: {:?}", process.owner.objects);
-        let left: Vec<_> = process.owner.statistics().into_iter().filter(|(name, count)| *count > 0 && EMPTY.contains(name)).collect();
+        assert_eq!(
+            process.owner.objects.len(),
+            0,
+            "{id:?} kept objects: {:?}",
+            process.owner.objects
+        );
+        let left: Vec<_> = process
+            .owner
+            .statistics()
+            .into_iter()
+            .filter(|(name, count)| *count > 0 && EMPTY.contains(name))
+            .collect();
         assert_eq!(left, [], "{id:?} is not empty");
         assert_eq!(process.executor.running_count(), 0, "{id:?} runs something");
     }

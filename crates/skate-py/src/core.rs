@@ -12,8 +12,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 use skate_core::core::{Completions, Core, CoreError, Fetched, Log};
 use skate_core::transport::Address;
-use skate_proto::handshake::Role;
 use skate_proto::actors::{ActorState, Creation};
+use skate_proto::handshake::Role;
 use skate_proto::ids::{ActorId, FunctionId, ObjectId, ProcId};
 use skate_proto::payload::{Blob, ErrorCode};
 
@@ -35,7 +35,9 @@ pub(crate) fn current() -> Option<Arc<Core>> {
 pub(crate) fn deadline(timeout: Option<f64>) -> PyResult<Option<Instant>> {
     let Some(seconds) = timeout else { return Ok(None) };
     if seconds.is_nan() || seconds < 0.0 {
-        return Err(PyValueError::new_err(format!("timeout must not be negative, got {seconds}")));
+        return Err(PyValueError::new_err(format!(
+            "timeout must not be negative, got {seconds}"
+        )));
     }
     // A century is forever, and fits.
     Ok(Some(Instant::now() + Duration::from_secs_f64(seconds.min(3.0e9))))
@@ -81,7 +83,10 @@ pub(crate) struct PyCore {
 fn ids_of(core: &Arc<Core>, refs: &Bound<'_, PyAny>) -> PyResult<Vec<ObjectId>> {
     let id = |item: &Bound<'_, PyAny>| match item.cast::<ObjectRef>() {
         Ok(reference) => reference.get().id_in(core),
-        Err(_) => Err(PyTypeError::new_err(format!("expected ObjectRef, got {}", item.get_type().name()?))),
+        Err(_) => Err(PyTypeError::new_err(format!(
+            "expected ObjectRef, got {}",
+            item.get_type().name()?
+        ))),
     };
     if let Ok(list) = refs.cast::<PyList>() {
         return list.iter().map(|item| id(&item)).collect();
@@ -100,14 +105,35 @@ impl PyCore {
     #[new]
     #[pyo3(signature = (*, address, session, token, node, proc, role, hooks))]
     #[expect(clippy::too_many_arguments, reason = "keyword-only in Python")]
-    fn new(py: Python<'_>, address: String, session: [u8; 16], token: [u8; 32], node: u64, proc: u64, role: u8, hooks: Py<Hooks>) -> PyResult<Self> {
+    fn new(
+        py: Python<'_>,
+        address: String,
+        session: [u8; 16],
+        token: [u8; 32],
+        node: u64,
+        proc: u64,
+        role: u8,
+        hooks: Py<Hooks>,
+    ) -> PyResult<Self> {
         let role = match role {
             crate::ROLE_DRIVER => Role::Driver,
             crate::ROLE_WORKER => Role::Worker,
             other => return Err(PyValueError::new_err(format!("role {other} has no core of this kind"))),
         };
         let minor = py.version_info().minor;
-        let inner = py.detach(|| Core::start(Address::Unix(address.into()), session, token, ProcId(node), ProcId(proc), role, minor)).map_err(to_py)?;
+        let inner = py
+            .detach(|| {
+                Core::start(
+                    Address::Unix(address.into()),
+                    session,
+                    token,
+                    ProcId(node),
+                    ProcId(proc),
+                    role,
+                    minor,
+                )
+            })
+            .map_err(to_py)?;
         if role == Role::Worker {
             inner.set_main_thread();
         } else {
@@ -151,12 +177,20 @@ impl PyCore {
     }
 
     #[pyo3(signature = (refs, timeout = None))]
-    fn get<'py>(&self, py: Python<'py>, refs: &Bound<'py, PyAny>, timeout: Option<f64>) -> PyResult<Bound<'py, PyList>> {
+    fn get<'py>(
+        &self,
+        py: Python<'py>,
+        refs: &Bound<'py, PyAny>,
+        timeout: Option<f64>,
+    ) -> PyResult<Bound<'py, PyList>> {
         let ids = ids_of(&self.inner, refs)?;
         let deadline = deadline(timeout)?;
         let fetched = waiting(py, || self.inner.get(&ids, deadline))?;
         // Every fetched value is taken over before the first may raise, so that none leaks.
-        let bytes: Vec<PyResult<Bytes>> = fetched.into_iter().map(|value| Bytes::of_fetched(&self.inner, value)).collect();
+        let bytes: Vec<PyResult<Bytes>> = fetched
+            .into_iter()
+            .map(|value| Bytes::of_fetched(&self.inner, value))
+            .collect();
         let values = PyList::empty(py);
         for (bytes, id) in bytes.into_iter().zip(&ids) {
             values.append(bytes?.load(py, self.hooks.get(), Some(*id))?)?;
@@ -166,13 +200,20 @@ impl PyCore {
 
     /// One value; the quick way for `ray.get(ref)`.
     #[pyo3(signature = (reference, timeout = None))]
-    fn get_one<'py>(&self, py: Python<'py>, reference: &Bound<'py, ObjectRef>, timeout: Option<f64>) -> PyResult<Bound<'py, PyAny>> {
+    fn get_one<'py>(
+        &self,
+        py: Python<'py>,
+        reference: &Bound<'py, ObjectRef>,
+        timeout: Option<f64>,
+    ) -> PyResult<Bound<'py, PyAny>> {
         let ids = [reference.get().id_in(&self.inner)?];
         let mut fetched = match self.inner.fetch_mapped(ids[0]) {
             Some(fetched) => fetched,
             None => {
                 let deadline = deadline(timeout)?;
-                waiting(py, || self.inner.get(&ids, deadline))?.pop().ok_or_else(|| PyRuntimeError::new_err("no value"))?
+                waiting(py, || self.inner.get(&ids, deadline))?
+                    .pop()
+                    .ok_or_else(|| PyRuntimeError::new_err("no value"))?
             }
         };
         if let Fetched::Inline(payload) = &mut fetched {
@@ -183,10 +224,18 @@ impl PyCore {
 
     /// Splits references into the first `num_returns` that are ready, and the others. `None`: the list
     /// holds something else than references, which is not waited for here.
-    fn wait<'py>(&self, py: Python<'py>, refs: &Bound<'py, PyList>, num_returns: usize, timeout: Option<f64>) -> PyResult<Option<(Bound<'py, PyList>, Bound<'py, PyList>)>> {
+    fn wait<'py>(
+        &self,
+        py: Python<'py>,
+        refs: &Bound<'py, PyList>,
+        num_returns: usize,
+        timeout: Option<f64>,
+    ) -> PyResult<Option<(Bound<'py, PyList>, Bound<'py, PyList>)>> {
         let mut ids = Vec::with_capacity(refs.len());
         for item in refs.iter() {
-            let Ok(reference) = item.cast_exact::<ObjectRef>() else { return Ok(None) };
+            let Ok(reference) = item.cast_exact::<ObjectRef>() else {
+                return Ok(None);
+            };
             ids.push(reference.get().id_in(&self.inner)?);
         }
         if has_duplicates(&ids) {
@@ -222,13 +271,18 @@ impl PyCore {
 
     fn cancel(&self, reference: &Bound<'_, PyAny>, force: bool, recursive: bool) -> PyResult<()> {
         let id = match reference.cast::<StreamRef>() {
-            Ok(stream) => ObjectId { task: stream.get().task, index: 0 },
+            Ok(stream) => ObjectId {
+                task: stream.get().task,
+                index: 0,
+            },
             Err(_) => reference.cast::<ObjectRef>()?.get().id_in(&self.inner)?,
         };
         if self.inner.cancel(id, force, recursive) {
             return Ok(());
         }
-        Err(PyValueError::new_err("force=True is not for calls of actors, as it would end the actor: use ray.kill(actor) for that"))
+        Err(PyValueError::new_err(
+            "force=True is not for calls of actors, as it would end the actor: use ray.kill(actor) for that",
+        ))
     }
 
     /// The chain of reasons why a value is not there: (what, reason), outermost first.
@@ -250,8 +304,19 @@ impl PyCore {
             if let Some((op, args)) = question {
                 let deadline = Some(Instant::now() + Duration::from_secs(5));
                 let (ok, body) = waiting(py, || self.inner.request(op, &args, deadline))?;
-                let text: String = py.import("msgspec.msgpack")?.call_method1("decode", (PyBytes::new(py, &body),))?.str()?.extract()?;
-                chain.push(("node".into(), if ok { text } else { format!("the node could not say: {text}") }));
+                let text: String = py
+                    .import("msgspec.msgpack")?
+                    .call_method1("decode", (PyBytes::new(py, &body),))?
+                    .str()?
+                    .extract()?;
+                chain.push((
+                    "node".into(),
+                    if ok {
+                        text
+                    } else {
+                        format!("the node could not say: {text}")
+                    },
+                ));
             }
         }
         Ok(chain)
@@ -275,19 +340,50 @@ impl PyCore {
     #[pyo3(signature = (actor, *, blob, args, kwargs, place, run, env, strategy, name, namespace, class_name, label, max_restarts, max_task_retries, max_pending_calls, max_concurrency, is_async, concurrency_groups, detached))]
     #[expect(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn create_actor(
-        &self, py: Python<'_>, actor: &[u8], blob: &[u8], args: &Bound<'_, PyTuple>, kwargs: &Bound<'_, PyDict>,
-        place: HashMap<String, i64>, run: HashMap<String, i64>, env: Vec<u8>, strategy: Vec<u8>, name: String, namespace: String,
-        class_name: String, label: String, max_restarts: i32, max_task_retries: i32, max_pending_calls: i32, max_concurrency: u32,
-        is_async: bool, concurrency_groups: HashMap<String, u32>, detached: bool,
+        &self,
+        py: Python<'_>,
+        actor: &[u8],
+        blob: &[u8],
+        args: &Bound<'_, PyTuple>,
+        kwargs: &Bound<'_, PyDict>,
+        place: HashMap<String, i64>,
+        run: HashMap<String, i64>,
+        env: Vec<u8>,
+        strategy: Vec<u8>,
+        name: String,
+        namespace: String,
+        class_name: String,
+        label: String,
+        max_restarts: i32,
+        max_task_retries: i32,
+        max_pending_calls: i32,
+        max_concurrency: u32,
+        is_async: bool,
+        concurrency_groups: HashMap<String, u32>,
+        detached: bool,
     ) -> PyResult<()> {
         let _ = max_task_retries;
         let call = extract_call(py, &self.inner, self.hooks.get(), args, kwargs)?;
         let mut groups: Vec<(String, u32)> = concurrency_groups.into_iter().collect();
         groups.sort_unstable();
         let creation = Creation {
-            actor: actor_id(actor)?, class: FunctionId(function_id(blob)), blob: Blob::new(blob), place: sorted(place), run: sorted(run),
-            env, strategy, name, namespace, class_name, label, max_restarts, max_pending_calls, max_concurrency, is_async,
-            groups, detached,
+            actor: actor_id(actor)?,
+            class: FunctionId(function_id(blob)),
+            blob: Blob::new(blob),
+            place: sorted(place),
+            run: sorted(run),
+            env,
+            strategy,
+            name,
+            namespace,
+            class_name,
+            label,
+            max_restarts,
+            max_pending_calls,
+            max_concurrency,
+            is_async,
+            groups,
+            detached,
         };
         self.inner.create_actor(creation, call.args, call.deps);
         self.inner.release_all(&call.temporary);
@@ -318,22 +414,39 @@ impl PyCore {
     // ---- the node
 
     #[pyo3(signature = (op, args, timeout = Some(30.0)))]
-    fn request<'py>(&self, py: Python<'py>, op: &str, args: &[u8], timeout: Option<f64>) -> PyResult<Bound<'py, PyBytes>> {
+    fn request<'py>(
+        &self,
+        py: Python<'py>,
+        op: &str,
+        args: &[u8],
+        timeout: Option<f64>,
+    ) -> PyResult<Bound<'py, PyBytes>> {
         let deadline = deadline(timeout)?;
         let (ok, body) = waiting(py, || self.inner.request(op, args, deadline))?;
         let body = PyBytes::new(py, &body);
         if ok {
             return Ok(body);
         }
-        let parts: Vec<String> = py.import("msgspec.msgpack")?.call_method1("decode", (body,))?.extract()?;
-        Err(PyErr::new::<PyRuntimeError, _>((parts.first().cloned(), parts.get(1).cloned())))
+        let parts: Vec<String> = py
+            .import("msgspec.msgpack")?
+            .call_method1("decode", (body,))?
+            .extract()?;
+        Err(PyErr::new::<PyRuntimeError, _>((
+            parts.first().cloned(),
+            parts.get(1).cloned(),
+        )))
     }
 
     fn next_log<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         let log = py.detach(|| self.inner.next_log());
         Ok(match log {
             None => None,
-            Some(Log::Lines { name, pid, stream, lines }) => Some((name, pid, stream, lines).into_pyobject(py)?.into_any()),
+            Some(Log::Lines {
+                name,
+                pid,
+                stream,
+                lines,
+            }) => Some((name, pid, stream, lines).into_pyobject(py)?.into_any()),
             Some(Log::Notice { level, text }) => Some((level, text).into_pyobject(py)?.into_any()),
         })
     }
@@ -348,7 +461,9 @@ impl PyCore {
     }
 
     fn poll_task(&self, py: Python<'_>) -> Option<Task> {
-        self.inner.poll_work().map(|work| Task::new(&self.inner, self.hooks.clone_ref(py), work))
+        self.inner
+            .poll_work()
+            .map(|work| Task::new(&self.inner, self.hooks.clone_ref(py), work))
     }
 
     fn task_fd(&self) -> i32 {
@@ -434,7 +549,10 @@ pub(crate) struct PyCompletions {
 impl PyCompletions {
     #[new]
     fn new(core: &Bound<'_, PyCore>) -> PyResult<Self> {
-        Ok(Self { core: core.get().inner.clone(), queue: Completions::new()? })
+        Ok(Self {
+            core: core.get().inner.clone(),
+            queue: Completions::new()?,
+        })
     }
 
     fn fileno(&self) -> i32 {

@@ -24,7 +24,10 @@ pub(crate) struct ObjectRef {
 impl ObjectRef {
     /// Adopts one local count.
     pub(crate) fn adopt(core: &Arc<Core>, id: ObjectId) -> Self {
-        Self { id, core: Some(core.clone()) }
+        Self {
+            id,
+            core: Some(core.clone()),
+        }
     }
 
     /// The id, for use with `core`.
@@ -58,7 +61,9 @@ impl ObjectRef {
     #[new]
     #[pyo3(signature = (id))]
     fn new(id: &[u8]) -> PyResult<Self> {
-        let id = ObjectId::from_bytes(id).ok_or_else(|| PyValueError::new_err(format!("an object id has {} bytes, not {}", ObjectId::LEN, id.len())))?;
+        let id = ObjectId::from_bytes(id).ok_or_else(|| {
+            PyValueError::new_err(format!("an object id has {} bytes, not {}", ObjectId::LEN, id.len()))
+        })?;
         let core = current();
         if let Some(core) = &core {
             core.retain(id);
@@ -84,7 +89,9 @@ impl ObjectRef {
 
     /// The id of the task that makes the value.
     fn task_id<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        py.import("ray._runtime.ids")?.getattr("TaskID")?.call1((self.task_id_binary(py),))
+        py.import("ray._runtime.ids")?
+            .getattr("TaskID")?
+            .call1((self.task_id_binary(py),))
     }
 
     fn owner(&self) -> u64 {
@@ -93,16 +100,22 @@ impl ObjectRef {
 
     /// A `concurrent.futures.Future` of the value.
     fn future<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        slf.py().import("ray._runtime.futures")?.call_method1("future_of", (slf,))
+        slf.py()
+            .import("ray._runtime.futures")?
+            .call_method1("future_of", (slf,))
     }
 
     /// An `asyncio.Future` of the value, in the running loop.
     fn as_future<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        slf.py().import("ray._runtime.futures")?.call_method1("as_asyncio_future", (slf,))
+        slf.py()
+            .import("ray._runtime.futures")?
+            .call_method1("as_asyncio_future", (slf,))
     }
 
     fn __await__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        slf.py().import("ray._runtime.futures")?.call_method1("await_ref", (slf,))
+        slf.py()
+            .import("ray._runtime.futures")?
+            .call_method1("await_ref", (slf,))
     }
 
     fn __hash__(&self) -> u64 {
@@ -118,7 +131,11 @@ impl ObjectRef {
     }
 
     fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Reduced<'py, (Bound<'py, PyBytes>,)>> {
-        if self.core.as_ref().is_some_and(|core| core.is_forked() || !core.is_open()) {
+        if self
+            .core
+            .as_ref()
+            .is_some_and(|core| core.is_forked() || !core.is_open())
+        {
             return Err(stale(self.id));
         }
         leave(self.core.as_ref(), self.id);
@@ -157,7 +174,9 @@ impl ObjectRef {
     }
 
     fn job_id<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        py.import("ray._runtime.ids")?.getattr("JobID")?.call_method1("from_int", (1,))
+        py.import("ray._runtime.ids")?
+            .getattr("JobID")?
+            .call_method1("from_int", (1,))
     }
 
     /// Where the call stood; call sites are not recorded.
@@ -180,7 +199,10 @@ impl ObjectRef {
 
     #[classmethod]
     fn nil(_cls: &Bound<'_, PyType>) -> PyResult<Self> {
-        Ok(Self { id: ObjectId::from_bytes(&[0xff; ObjectId::LEN]).expect("the right length"), core: None })
+        Ok(Self {
+            id: ObjectId::from_bytes(&[0xff; ObjectId::LEN]).expect("the right length"),
+            core: None,
+        })
     }
 }
 
@@ -188,9 +210,10 @@ impl ObjectRef {
 /// object is kept until this process ends.
 fn leave(core: Option<&Arc<Core>>, id: ObjectId) {
     if !collect(id)
-        && let Some(core) = core {
-            core.retain(id);
-        }
+        && let Some(core) = core
+    {
+        core.retain(id);
+    }
 }
 
 #[pyfunction]
@@ -207,7 +230,10 @@ pub(crate) struct ActorHandleRef {
 
 impl ActorHandleRef {
     pub(crate) fn actor(&self) -> ActorId {
-        ActorId { proc: self.object.task.proc, seq: self.object.task.seq }
+        ActorId {
+            proc: self.object.task.proc,
+            seq: self.object.task.seq,
+        }
     }
 }
 
@@ -224,8 +250,15 @@ impl ActorHandleRef {
     #[new]
     fn new(actor: &[u8], owner_node: u64) -> PyResult<Self> {
         let id = ActorId::from_bytes(actor).ok_or_else(|| PyValueError::new_err("an actor id has 16 bytes"))?;
-        let task = TaskId { node: NodeKey(owner_node), proc: ProcId(id.proc.0), seq: id.seq };
-        let object = ObjectId { task, index: ObjectId::ACTOR_INDEX };
+        let task = TaskId {
+            node: NodeKey(owner_node),
+            proc: ProcId(id.proc.0),
+            seq: id.seq,
+        };
+        let object = ObjectId {
+            task,
+            index: ObjectId::ACTOR_INDEX,
+        };
         let core = current();
         if let Some(core) = &core {
             core.hold_handle(object);
@@ -257,7 +290,10 @@ pub(crate) struct StreamRef {
 
 impl StreamRef {
     pub(crate) fn adopt(core: &Arc<Core>, task: TaskId) -> Self {
-        Self { task, core: core.clone() }
+        Self {
+            task,
+            core: core.clone(),
+        }
     }
 }
 
@@ -267,7 +303,10 @@ impl Drop for StreamRef {
             return;
         }
         self.core.stream_dropped(self.task);
-        self.core.release(ObjectId { task: self.task, index: 0 });
+        self.core.release(ObjectId {
+            task: self.task,
+            index: 0,
+        });
     }
 }
 
@@ -285,7 +324,10 @@ impl StreamRef {
     }
 
     fn completed(&self) -> ObjectRef {
-        let id = ObjectId { task: self.task, index: 0 };
+        let id = ObjectId {
+            task: self.task,
+            index: 0,
+        };
         self.core.retain(id);
         ObjectRef::adopt(&self.core, id)
     }

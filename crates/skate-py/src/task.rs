@@ -34,7 +34,12 @@ pub(crate) fn task_id(bytes: &[u8]) -> PyResult<TaskId> {
 }
 
 /// An exception as a payload.
-pub(crate) fn error_payload(py: Python<'_>, hooks: &Hooks, error: &Bound<'_, PyAny>, code: ErrorCode) -> PyResult<Payload> {
+pub(crate) fn error_payload(
+    py: Python<'_>,
+    hooks: &Hooks,
+    error: &Bound<'_, PyAny>,
+    code: ErrorCode,
+) -> PyResult<Payload> {
     Ok(Serialized::pickle(py, hooks, error, TAG_ERROR_PICKLE, code as u8)?.into_payload(py))
 }
 
@@ -53,7 +58,15 @@ pub(crate) struct Task {
 
 impl Task {
     pub(crate) fn new(core: &Arc<Core>, hooks: Py<Hooks>, work: Work) -> Self {
-        Self { core: core.clone(), hooks, work, started: Instant::now(), items: Mutex::new(0), answered: Mutex::new(false), forgotten: AtomicBool::new(false) }
+        Self {
+            core: core.clone(),
+            hooks,
+            work,
+            started: Instant::now(),
+            items: Mutex::new(0),
+            answered: Mutex::new(false),
+            forgotten: AtomicBool::new(false),
+        }
     }
 
     fn run_ns(&self) -> u64 {
@@ -140,7 +153,12 @@ impl Task {
 
     #[getter]
     fn actor<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        let id = self.work.def.actor.map(|actor| actor.to_bytes().to_vec()).unwrap_or_default();
+        let id = self
+            .work
+            .def
+            .actor
+            .map(|actor| actor.to_bytes().to_vec())
+            .unwrap_or_default();
         PyBytes::new(py, &id)
     }
 
@@ -223,7 +241,9 @@ impl Task {
                 Slot::Whole => {}
                 Slot::Keyword(name) => keywords.set_item(name, self.value_of(py, *id, value)?)?,
                 Slot::Position(at) => {
-                    let place = positional.get_mut(*at as usize).ok_or_else(|| PyValueError::new_err("an argument's position is out of range"))?;
+                    let place = positional
+                        .get_mut(*at as usize)
+                        .ok_or_else(|| PyValueError::new_err("an argument's position is out of range"))?;
                     *place = self.value_of(py, *id, value)?;
                 }
             }
@@ -247,19 +267,30 @@ impl Task {
         let hooks = self.hooks.get();
         let results = match self.work.def.returns {
             Returns::Count(0) => Vec::new(),
-            Returns::Count(1) | Returns::Dynamic | Returns::Streaming => vec![Serialized::new(py, hooks, value)?.into_value(py, &self.core)?],
+            Returns::Count(1) | Returns::Dynamic | Returns::Streaming => {
+                vec![Serialized::new(py, hooks, value)?.into_value(py, &self.core)?]
+            }
             Returns::Count(count) => {
                 let wrong = |what: String| {
-                    PyValueError::new_err(format!("{} is declared with num_returns={count}, but returned {what}", self.work.def.name))
+                    PyValueError::new_err(format!(
+                        "{} is declared with num_returns={count}, but returned {what}",
+                        self.work.def.name
+                    ))
                 };
                 let Ok(items) = value.try_iter() else {
-                    return Err(wrong(format!("an object of type {}, which is not iterable", value.get_type().name()?)));
+                    return Err(wrong(format!(
+                        "an object of type {}, which is not iterable",
+                        value.get_type().name()?
+                    )));
                 };
                 let items: Vec<Bound<'_, PyAny>> = items.collect::<PyResult<_>>()?;
                 if items.len() != count as usize {
                     return Err(wrong(format!("{} values", items.len())));
                 }
-                items.iter().map(|item| Serialized::new(py, hooks, item)?.into_value(py, &self.core)).collect::<PyResult<_>>()?
+                items
+                    .iter()
+                    .map(|item| Serialized::new(py, hooks, item)?.into_value(py, &self.core))
+                    .collect::<PyResult<_>>()?
             }
         };
         self.answer(results, false)
@@ -283,7 +314,10 @@ impl Task {
 
     /// A reference to an item that was sent: the owner counts it, this process only names it.
     fn item(&self, index: u32) -> ObjectRef {
-        let id = ObjectId { task: self.work.task, index };
+        let id = ObjectId {
+            task: self.work.task,
+            index,
+        };
         self.core.retain(id);
         ObjectRef::adopt(&self.core, id)
     }
@@ -317,8 +351,19 @@ impl Task {
 
 fn code_of(code: u8) -> ErrorCode {
     use ErrorCode as E;
-    [E::Task, E::WorkerCrashed, E::ActorDied, E::ActorUnavailable, E::Cancelled, E::OwnerDied, E::ObjectLost, E::OutOfMemory, E::PendingCalls, E::Infeasible]
-        .into_iter()
-        .find(|known| *known as u8 == code)
-        .unwrap_or(E::Other)
+    [
+        E::Task,
+        E::WorkerCrashed,
+        E::ActorDied,
+        E::ActorUnavailable,
+        E::Cancelled,
+        E::OwnerDied,
+        E::ObjectLost,
+        E::OutOfMemory,
+        E::PendingCalls,
+        E::Infeasible,
+    ]
+    .into_iter()
+    .find(|known| *known as u8 == code)
+    .unwrap_or(E::Other)
 }

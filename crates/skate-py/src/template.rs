@@ -44,7 +44,13 @@ pub(crate) fn function_id(blob: &[u8]) -> [u8; 16] {
     skate_proto::digest::short(blob)
 }
 
-pub(crate) fn extract_call(py: Python<'_>, core: &Arc<Core>, hooks: &Hooks, args: &Bound<'_, PyTuple>, kwargs: &Bound<'_, PyDict>) -> PyResult<Call> {
+pub(crate) fn extract_call(
+    py: Python<'_>,
+    core: &Arc<Core>,
+    hooks: &Hooks,
+    args: &Bound<'_, PyTuple>,
+    kwargs: &Bound<'_, PyDict>,
+) -> PyResult<Call> {
     let mut deps = Vec::new();
     for (at, item) in args.iter().enumerate() {
         if let Ok(reference) = item.cast::<ObjectRef>() {
@@ -57,28 +63,54 @@ pub(crate) fn extract_call(py: Python<'_>, core: &Arc<Core>, hooks: &Hooks, args
         }
     }
     if let Some(bytes) = encode_args(args, Some(kwargs), |item| item.cast::<ObjectRef>().is_ok())
-        && bytes.len() <= INLINE_BYTES_MAX {
-            return Ok(Call { args: Payload::plain(&bytes), deps, temporary: Vec::new() });
-        }
+        && bytes.len() <= INLINE_BYTES_MAX
+    {
+        return Ok(Call {
+            args: Payload::plain(&bytes),
+            deps,
+            temporary: Vec::new(),
+        });
+    }
     let both = if deps.is_empty() {
         PyTuple::new(py, [args.as_any(), kwargs.as_any()])?
     } else {
         let none = py.None().into_bound(py);
-        let positional = args.iter().map(|item| if item.cast::<ObjectRef>().is_ok() { none.clone() } else { item });
+        let positional = args.iter().map(|item| {
+            if item.cast::<ObjectRef>().is_ok() {
+                none.clone()
+            } else {
+                item
+            }
+        });
         let positional = PyTuple::new(py, positional.collect::<Vec<_>>())?;
         let keywords = PyDict::new(py);
         for (key, item) in kwargs.iter() {
-            keywords.set_item(key, if item.cast::<ObjectRef>().is_ok() { none.clone() } else { item })?;
+            keywords.set_item(
+                key,
+                if item.cast::<ObjectRef>().is_ok() {
+                    none.clone()
+                } else {
+                    item
+                },
+            )?;
         }
         PyTuple::new(py, [positional.as_any(), keywords.as_any()])?
     };
     let serialized = Serialized::pickle(py, hooks, both.as_any(), crate::value::TAG_PICKLE, 0)?;
     if serialized.len() <= INLINE_BYTES_MAX {
-        return Ok(Call { args: serialized.into_payload(py), deps, temporary: Vec::new() });
+        return Ok(Call {
+            args: serialized.into_payload(py),
+            deps,
+            temporary: Vec::new(),
+        });
     }
     let object = core.put(serialized.into_value(py, core)?);
     deps.insert(0, (Slot::Whole, object));
-    Ok(Call { args: Payload::plain(&[crate::value::TAG_NO_ARGS]), deps, temporary: vec![object] })
+    Ok(Call {
+        args: Payload::plain(&[crate::value::TAG_NO_ARGS]),
+        deps,
+        temporary: vec![object],
+    })
 }
 
 impl Drop for Template {
@@ -96,19 +128,36 @@ impl Template {
     #[pyo3(signature = (core, *, blob, name, num_returns, max_retries, retry_exceptions, demand = None, env = Vec::new(), strategy = Vec::new(), actor = None, method = String::new(), concurrency_group = String::new(), backpressure = -1))]
     #[expect(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn new(
-        core: &Bound<'_, PyCore>, blob: &[u8], name: String, num_returns: i64, max_retries: i32, retry_exceptions: bool,
-        demand: Option<HashMap<String, i64>>, env: Vec<u8>, strategy: Vec<u8>, actor: Option<Py<ActorHandleRef>>, method: String,
-        concurrency_group: String, backpressure: i64,
+        core: &Bound<'_, PyCore>,
+        blob: &[u8],
+        name: String,
+        num_returns: i64,
+        max_retries: i32,
+        retry_exceptions: bool,
+        demand: Option<HashMap<String, i64>>,
+        env: Vec<u8>,
+        strategy: Vec<u8>,
+        actor: Option<Py<ActorHandleRef>>,
+        method: String,
+        concurrency_group: String,
+        backpressure: i64,
     ) -> PyResult<Self> {
         let py = core.py();
         let core = core.get();
         let returns = match num_returns {
             -1 => Returns::Streaming,
             -2 => Returns::Dynamic,
-            count => Returns::Count(u32::try_from(count).map_err(|_| PyValueError::new_err("num_returns must not be negative"))?),
+            count => Returns::Count(
+                u32::try_from(count).map_err(|_| PyValueError::new_err("num_returns must not be negative"))?,
+            ),
         };
         let class = match (&actor, demand) {
-            (None, Some(demand)) => Some(ClassSpec { demand: sorted(demand), env, strategy, label: name.clone() }),
+            (None, Some(demand)) => Some(ClassSpec {
+                demand: sorted(demand),
+                env,
+                strategy,
+                label: name.clone(),
+            }),
             (None, None) => return Err(PyValueError::new_err("a task needs a demand")),
             (Some(_), _) => None,
         };
@@ -123,13 +172,26 @@ impl Template {
             actor: actor.as_ref().map(|handle| handle.bind(py).get().actor()),
         };
         let def = core.inner.define(call, Blob::new(blob), class, max_retries);
-        Ok(Self { core: core.inner.clone(), hooks: core.hooks.clone_ref(py), def, returns, handle: actor })
+        Ok(Self {
+            core: core.inner.clone(),
+            hooks: core.hooks.clone_ref(py),
+            def,
+            returns,
+            handle: actor,
+        })
     }
 
-    fn submit<'py>(&self, py: Python<'py>, args: &Bound<'py, PyTuple>, kwargs: &Bound<'py, PyDict>) -> PyResult<Bound<'py, PyAny>> {
+    fn submit<'py>(
+        &self,
+        py: Python<'py>,
+        args: &Bound<'py, PyTuple>,
+        kwargs: &Bound<'py, PyDict>,
+    ) -> PyResult<Bound<'py, PyAny>> {
         let call = extract_call(py, &self.core, self.hooks.get(), args, kwargs)?;
         let handle = self.handle.as_ref().map(|handle| handle.bind(py).get().object);
-        let result = self.core.submit(self.def, call.args, call.deps, handle, crate::task::current_task());
+        let result = self
+            .core
+            .submit(self.def, call.args, call.deps, handle, crate::task::current_task());
         self.core.release_all(&call.temporary);
         let task = result.map_err(to_py)?;
         let reference = |index| ObjectRef::adopt(&self.core, ObjectId { task, index });

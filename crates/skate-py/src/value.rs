@@ -67,7 +67,14 @@ pub(crate) fn collect(id: ObjectId) -> bool {
 /// A value ready to be copied to where it will live.
 pub(crate) enum Serialized {
     Native(Vec<u8>),
-    Pickled { tag: u8, code: u8, pickle: Py<PyBytes>, buffers: Vec<PyBuffer<u8>>, refs: Vec<ObjectId>, len: usize },
+    Pickled {
+        tag: u8,
+        code: u8,
+        pickle: Py<PyBytes>,
+        buffers: Vec<PyBuffer<u8>>,
+        refs: Vec<ObjectId>,
+        len: usize,
+    },
 }
 
 impl Serialized {
@@ -96,7 +103,14 @@ impl Serialized {
         for buffer in &buffers {
             len = len.next_multiple_of(BUFFER_ALIGN) + buffer.len_bytes();
         }
-        Ok(Self::Pickled { tag, code, pickle: pickle.unbind(), buffers, refs, len })
+        Ok(Self::Pickled {
+            tag,
+            code,
+            pickle: pickle.unbind(),
+            buffers,
+            refs,
+            len,
+        })
     }
 
     pub(crate) fn new(py: Python<'_>, hooks: &Hooks, value: &Bound<'_, PyAny>) -> PyResult<Self> {
@@ -111,7 +125,13 @@ impl Serialized {
     fn with_parts<R>(&self, py: Python<'_>, run: impl FnOnce(&[(usize, &[u8])]) -> R) -> R {
         match self {
             Self::Native(bytes) => run(&[(0, bytes)]),
-            Self::Pickled { tag, code, pickle, buffers, .. } => {
+            Self::Pickled {
+                tag,
+                code,
+                pickle,
+                buffers,
+                ..
+            } => {
                 let pickle = pickle.bind(py).as_bytes();
                 let mut header = Vec::with_capacity(HEADER + 8 * buffers.len());
                 header.extend_from_slice(&[*tag, *code, 0, 0]);
@@ -129,7 +149,8 @@ impl Serialized {
                     // SAFETY: the PyBuffer keeps its memory exported and in place; it is contiguous
                     // (pickle's raw() refuses others), and nobody writes while it is copied unless the
                     // user's program races with itself.
-                    let bytes = unsafe { std::slice::from_raw_parts(buffer.buf_ptr().cast::<u8>(), buffer.len_bytes()) };
+                    let bytes =
+                        unsafe { std::slice::from_raw_parts(buffer.buf_ptr().cast::<u8>(), buffer.len_bytes()) };
                     parts.push((at, bytes));
                     at += bytes.len();
                 }
@@ -152,7 +173,10 @@ impl Serialized {
             Self::Pickled { refs, .. } => refs,
             Self::Native(_) => Vec::new(),
         };
-        Payload { data: Blob(Arc::from(data)), refs }
+        Payload {
+            data: Blob(Arc::from(data)),
+            refs,
+        }
     }
 
     /// Inline when small, else copied into a block of shared memory.
@@ -164,7 +188,10 @@ impl Serialized {
         let block = py.detach(|| core.alloc(len)).map_err(to_py)?;
         self.with_parts(py, |parts| {
             // Buffers are plain memory: the copy needs no interpreter.
-            let parts: Vec<(usize, SendSlice)> = parts.iter().map(|(at, bytes)| (*at, SendSlice(bytes.as_ptr(), bytes.len()))).collect();
+            let parts: Vec<(usize, SendSlice)> = parts
+                .iter()
+                .map(|(at, bytes)| (*at, SendSlice(bytes.as_ptr(), bytes.len())))
+                .collect();
             py.detach(|| {
                 let slices: Vec<(u64, &[u8])> = parts.iter().map(|(at, slice)| (*at as u64, slice.get())).collect();
                 copy_into(&block, &slices);
@@ -174,7 +201,10 @@ impl Serialized {
             Self::Pickled { refs, .. } => refs,
             Self::Native(_) => Vec::new(),
         };
-        Ok(Value::Stored { location: block.location(), refs })
+        Ok(Value::Stored {
+            location: block.location(),
+            refs,
+        })
     }
 }
 
@@ -212,7 +242,9 @@ fn encode(value: &Bound<'_, PyAny>, out: &mut Vec<u8>, depth: u32) -> bool {
         out.extend_from_slice(&number.to_le_bytes());
     } else if value.is_exact_instance_of::<PyString>() {
         // SAFETY: an exact str; lone surrogates raise and are pickled instead.
-        let Ok(text) = (unsafe { value.cast_unchecked::<PyString>() }).to_str() else { return false };
+        let Ok(text) = (unsafe { value.cast_unchecked::<PyString>() }).to_str() else {
+            return false;
+        };
         out.push(TAG_STR);
         out.extend_from_slice(&(text.len() as u32).to_le_bytes());
         out.extend_from_slice(text.as_bytes());
@@ -222,7 +254,11 @@ fn encode(value: &Bound<'_, PyAny>, out: &mut Vec<u8>, depth: u32) -> bool {
         out.push(TAG_FLOAT);
         out.extend_from_slice(&number.to_le_bytes());
     } else if value.is_exact_instance_of::<PyBool>() {
-        out.push(if value.is(PyBool::new(py, true)) { TAG_TRUE } else { TAG_FALSE });
+        out.push(if value.is(PyBool::new(py, true)) {
+            TAG_TRUE
+        } else {
+            TAG_FALSE
+        });
     } else if let Ok(bytes) = value.cast_exact::<PyBytes>() {
         let bytes = bytes.as_bytes();
         if bytes.len() > INLINE_BYTES_MAX {
@@ -249,7 +285,8 @@ fn encode(value: &Bound<'_, PyAny>, out: &mut Vec<u8>, depth: u32) -> bool {
         return dict.len() <= NATIVE_ELEMENTS_MAX && {
             out.push(TAG_DICT);
             out.extend_from_slice(&(dict.len() as u32).to_le_bytes());
-            dict.iter().all(|(key, item)| encode(&key, out, depth + 1) && encode(&item, out, depth + 1))
+            dict.iter()
+                .all(|(key, item)| encode(&key, out, depth + 1) && encode(&item, out, depth + 1))
         };
     } else {
         return false;
@@ -258,7 +295,11 @@ fn encode(value: &Bound<'_, PyAny>, out: &mut Vec<u8>, depth: u32) -> bool {
 }
 
 /// A call's arguments, natively; `None` where `skip` says that a reference stands there.
-pub(crate) fn encode_args(args: &Bound<'_, PyTuple>, kwargs: Option<&Bound<'_, PyDict>>, skip: impl Fn(&Bound<'_, PyAny>) -> bool) -> Option<Vec<u8>> {
+pub(crate) fn encode_args(
+    args: &Bound<'_, PyTuple>,
+    kwargs: Option<&Bound<'_, PyDict>>,
+    skip: impl Fn(&Bound<'_, PyAny>) -> bool,
+) -> Option<Vec<u8>> {
     let keywords = kwargs.map_or(0, |k| k.len());
     if args.is_empty() && keywords == 0 {
         return Some(vec![TAG_NO_ARGS]);
@@ -294,7 +335,10 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn take(&mut self, count: usize) -> PyResult<&'a [u8]> {
-        let (head, tail) = self.bytes.split_at_checked(count).ok_or_else(|| PyValueError::new_err("a serialised value ends too early"))?;
+        let (head, tail) = self
+            .bytes
+            .split_at_checked(count)
+            .ok_or_else(|| PyValueError::new_err("a serialised value ends too early"))?;
         self.bytes = tail;
         Ok(head)
     }
@@ -332,7 +376,8 @@ impl<'a> Reader<'a> {
             TAG_FLOAT => PyFloat::new(py, f64::from_le_bytes(self.eight()?)).into_any(),
             TAG_STR => {
                 let len = self.u32()?;
-                let text = std::str::from_utf8(self.take(len)?).map_err(|_| PyValueError::new_err("a serialised str is not UTF-8"))?;
+                let text = std::str::from_utf8(self.take(len)?)
+                    .map_err(|_| PyValueError::new_err("a serialised str is not UTF-8"))?;
                 PyString::new(py, text).into_any()
             }
             TAG_BYTES => {
@@ -349,7 +394,11 @@ impl<'a> Reader<'a> {
                 }
                 dict.into_any()
             }
-            tag => return Err(PyValueError::new_err(format!("a serialised value begins with the unknown tag {tag}"))),
+            tag => {
+                return Err(PyValueError::new_err(format!(
+                    "a serialised value begins with the unknown tag {tag}"
+                )));
+            }
         })
     }
 }
@@ -397,8 +446,21 @@ impl View {
         let this = slf.get();
         // SAFETY: the exporter (`slf`, whose reference FillInfo takes) keeps the memory alive and
         // read-only until the buffer is released.
-        let status = unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), this.start as *mut _, this.len as ffi::Py_ssize_t, 1, flags) };
-        if status == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
+        let status = unsafe {
+            ffi::PyBuffer_FillInfo(
+                view,
+                slf.as_ptr(),
+                this.start as *mut _,
+                this.len as ffi::Py_ssize_t,
+                1,
+                flags,
+            )
+        };
+        if status == 0 {
+            Ok(())
+        } else {
+            Err(PyErr::fetch(slf.py()))
+        }
     }
 
     fn __len__(&self) -> usize {
@@ -422,17 +484,33 @@ pub(crate) struct Bytes {
 
 impl Bytes {
     pub(crate) fn of_blob(blob: &Blob) -> Self {
-        Self { start: blob.as_ptr(), len: blob.len(), hold: Arc::new(Hold::Blob(blob.clone())) }
+        Self {
+            start: blob.as_ptr(),
+            len: blob.len(),
+            hold: Arc::new(Hold::Blob(blob.clone())),
+        }
     }
 
     pub(crate) fn of_fetched(core: &Arc<Core>, fetched: Fetched) -> PyResult<Self> {
         match fetched {
             Fetched::Inline(payload) => Ok(Self::of_blob(&payload.data)),
-            Fetched::Stored { object, mapping, location } => {
+            Fetched::Stored {
+                object,
+                mapping,
+                location,
+            } => {
                 let start = mapping.slice(location.offset, location.len);
-                let hold = StoredHold { core: core.clone(), object, mapping };
+                let hold = StoredHold {
+                    core: core.clone(),
+                    object,
+                    mapping,
+                };
                 let start = start.ok_or_else(|| PyValueError::new_err("a stored value lies outside its segment"))?;
-                Ok(Self { start, len: location.len as usize, hold: Arc::new(Hold::Stored(hold)) })
+                Ok(Self {
+                    start,
+                    len: location.len as usize,
+                    hold: Arc::new(Hold::Stored(hold)),
+                })
             }
         }
     }
@@ -444,12 +522,24 @@ impl Bytes {
     }
 
     fn view(&self, py: Python<'_>, at: usize, len: usize) -> PyResult<Py<View>> {
-        let part = self.bytes().get(at..at.saturating_add(len)).ok_or_else(|| PyValueError::new_err("a serialised value ends too early"))?;
-        Py::new(py, View { start: part.as_ptr(), len, hold: self.hold.clone() })
+        let part = self
+            .bytes()
+            .get(at..at.saturating_add(len))
+            .ok_or_else(|| PyValueError::new_err("a serialised value ends too early"))?;
+        Py::new(
+            py,
+            View {
+                start: part.as_ptr(),
+                len,
+                hold: self.hold.clone(),
+            },
+        )
     }
 
     fn pickle_parts(&self, py: Python<'_>) -> PyResult<(Py<View>, Vec<Py<View>>)> {
-        let mut reader = Reader { bytes: self.bytes().get(4..).unwrap_or_default() };
+        let mut reader = Reader {
+            bytes: self.bytes().get(4..).unwrap_or_default(),
+        };
         let count = reader.u32()?;
         let pickle_len = u64::from_le_bytes(reader.eight()?) as usize;
         let mut lens = Vec::with_capacity(count.min(1024));
@@ -469,7 +559,12 @@ impl Bytes {
     }
 
     /// The value; an exception if the payload stands for one.
-    pub(crate) fn load<'py>(&self, py: Python<'py>, hooks: &Hooks, object: Option<ObjectId>) -> PyResult<Bound<'py, PyAny>> {
+    pub(crate) fn load<'py>(
+        &self,
+        py: Python<'py>,
+        hooks: &Hooks,
+        object: Option<ObjectId>,
+    ) -> PyResult<Bound<'py, PyAny>> {
         let bytes = self.bytes();
         match bytes.first() {
             Some(&TAG_PICKLE) => {
@@ -491,8 +586,19 @@ impl Bytes {
         }
     }
 
-    fn error(&self, py: Python<'_>, hooks: &Hooks, code: u8, body: Bound<'_, PyAny>, buffers: Vec<Py<View>>, object: Option<ObjectId>) -> PyResult<PyErr> {
-        let id = PyBytes::new(py, &object.map(ObjectId::to_bytes).map(|id| id.to_vec()).unwrap_or_default());
+    fn error(
+        &self,
+        py: Python<'_>,
+        hooks: &Hooks,
+        code: u8,
+        body: Bound<'_, PyAny>,
+        buffers: Vec<Py<View>>,
+        object: Option<ObjectId>,
+    ) -> PyResult<PyErr> {
+        let id = PyBytes::new(
+            py,
+            &object.map(ObjectId::to_bytes).map(|id| id.to_vec()).unwrap_or_default(),
+        );
         let error = hooks.load_error.bind(py).call1((code, body, buffers, id))?;
         Ok(PyErr::from_value(error))
     }
@@ -517,7 +623,8 @@ impl Bytes {
                 Ok((positional, Some(keywords)))
             }
             _ => {
-                let (args, kwargs): (Bound<'py, PyTuple>, Bound<'py, PyDict>) = self.load(py, hooks, None)?.extract()?;
+                let (args, kwargs): (Bound<'py, PyTuple>, Bound<'py, PyDict>) =
+                    self.load(py, hooks, None)?.extract()?;
                 Ok((args.iter().collect(), Some(kwargs)))
             }
         }

@@ -118,11 +118,7 @@ mod tests {
                     .iter()
                     .all(|s| s.iter().map(|(_, b)| b.len()).sum::<usize>() <= share)
             );
-            let joined: Vec<u8> = shares
-                .iter()
-                .flatten()
-                .flat_map(|(_, b)| b.iter().copied())
-                .collect();
+            let joined: Vec<u8> = shares.iter().flatten().flat_map(|(_, b)| b.iter().copied()).collect();
             assert_eq!(joined, source);
         }
     }

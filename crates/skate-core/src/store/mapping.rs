@@ -53,12 +53,7 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    pub(super) fn new(
-        segment: SegmentId,
-        size: u64,
-        fd: &OwnedFd,
-        writable: bool,
-    ) -> Result<Self, MapError> {
+    pub(super) fn new(segment: SegmentId, size: u64, fd: &OwnedFd, writable: bool) -> Result<Self, MapError> {
         let system = |source: rustix::io::Errno| MapError::System {
             segment,
             size,
@@ -85,18 +80,8 @@ impl Mapping {
             ProtFlags::READ
         };
         // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
-        let base = unsafe {
-            rustix::mm::mmap(
-                std::ptr::null_mut(),
-                len,
-                protection,
-                MapFlags::SHARED,
-                fd.as_fd(),
-                0,
-            )
-        };
-        let base = NonNull::new(base.map_err(system)?.cast::<u8>())
-            .ok_or_else(|| system(rustix::io::Errno::NOMEM))?;
+        let base = unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, protection, MapFlags::SHARED, fd.as_fd(), 0) };
+        let base = NonNull::new(base.map_err(system)?.cast::<u8>()).ok_or_else(|| system(rustix::io::Errno::NOMEM))?;
         // A forked child of the user's program inherits the mapping: arrays that came from `ray.get` go
         // on to work there. The core itself refuses to be used in it.
         Ok(Self {
@@ -133,11 +118,7 @@ impl Mapping {
 
     /// Like [`Self::slice`], for writing.
     pub(super) fn slice_mut(&self, offset: u64, len: u64) -> Option<*mut u8> {
-        if self.writable {
-            self.pointer(offset, len)
-        } else {
-            None
-        }
+        if self.writable { self.pointer(offset, len) } else { None }
     }
 
     fn pointer(&self, offset: u64, len: u64) -> Option<*mut u8> {

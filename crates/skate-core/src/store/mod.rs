@@ -64,9 +64,7 @@ impl Block {
     /// The block's first byte, for writing `location().len` bytes before it is published.
     #[must_use]
     pub fn as_mut_ptr(&self) -> *mut u8 {
-        let pointer = self
-            .mapping
-            .slice_mut(self.location.offset, self.location.len);
+        let pointer = self.mapping.slice_mut(self.location.offset, self.location.len);
         // A block is made of a writable mapping and an offset that its allocator gave out; only in a
         // forked child is it not there.
         pointer.expect("a block lies in its segment, in the process that leased it")
@@ -139,10 +137,7 @@ impl Store {
             offset,
             len,
         };
-        assert!(
-            mapping.slice_mut(offset, len).is_some(),
-            "a block lies in its segment"
-        );
+        assert!(mapping.slice_mut(offset, len).is_some(), "a block lies in its segment");
         Some(Block { location, mapping })
     }
 
@@ -155,9 +150,7 @@ impl Store {
         let state = self.state.lock();
         let is_shared = |leased: &&Leased| leased.mapping.size() <= SHARED_SEGMENT_BYTES_MAX;
         let doublings = state.leased.iter().filter(is_shared).count().min(4);
-        let fitting = len
-            .next_power_of_two()
-            .max(SHARED_SEGMENT_BYTES_MIN << doublings);
+        let fitting = len.next_power_of_two().max(SHARED_SEGMENT_BYTES_MIN << doublings);
         fitting.min(SHARED_SEGMENT_BYTES_MAX)
     }
 
@@ -176,12 +169,7 @@ impl Store {
     }
 
     /// Maps a segment of another process for reading, or returns its mapping if there is one already.
-    pub fn map_readonly(
-        &self,
-        segment: SegmentId,
-        size: u64,
-        fd: &OwnedFd,
-    ) -> Result<Arc<Mapping>, MapError> {
+    pub fn map_readonly(&self, segment: SegmentId, size: u64, fd: &OwnedFd) -> Result<Arc<Mapping>, MapError> {
         if let Some(mapping) = self.mapping(segment) {
             return Ok(mapping);
         }
@@ -242,25 +230,18 @@ impl Store {
     #[must_use]
     pub fn surplus(&self) -> Vec<SegmentId> {
         let mut state = self.state.lock();
-        let (leased, empty, latest) =
-            state
-                .leased
-                .iter()
-                .fold((0, 0, (0, 0)), |(all, empty, latest), s| {
-                    let size = s.mapping.size();
-                    if s.allocator.is_empty() {
-                        (all + size, empty + size, latest.max((s.emptied_at, size)))
-                    } else {
-                        (all + size, empty, latest)
-                    }
-                });
+        let (leased, empty, latest) = state.leased.iter().fold((0, 0, (0, 0)), |(all, empty, latest), s| {
+            let size = s.mapping.size();
+            if s.allocator.is_empty() {
+                (all + size, empty + size, latest.max((s.emptied_at, size)))
+            } else {
+                (all + size, empty, latest)
+            }
+        });
         let allowed = latest.1.max(leased / 4);
         let taken = take_empty(&mut state, empty.saturating_sub(allowed));
         drop(state);
-        taken
-            .iter()
-            .map(|leased| leased.mapping.segment())
-            .collect()
+        taken.iter().map(|leased| leased.mapping.segment()).collect()
     }
 
     /// Takes out empty segments of together at least `want_bytes`, if there are so many, to be released to
@@ -268,10 +249,7 @@ impl Store {
     #[must_use]
     pub fn take_empty(&self, want_bytes: u64) -> Vec<SegmentId> {
         let taken = take_empty(&mut self.state.lock(), want_bytes);
-        taken
-            .iter()
-            .map(|leased| leased.mapping.segment())
-            .collect()
+        taken.iter().map(|leased| leased.mapping.segment()).collect()
     }
 
     #[must_use]
@@ -305,9 +283,7 @@ pub fn copy_into(block: &Block, parts: &[(u64, &[u8])]) {
         .iter()
         .map(|&(at, bytes)| {
             assert!(at >= end, "parts are in order and do not overlap");
-            end = at
-                .checked_add(bytes.len() as u64)
-                .expect("offsets are inside a block");
+            end = at.checked_add(bytes.len() as u64).expect("offsets are inside a block");
             assert!(end <= block.location.len, "a part lies in its block");
             (base.wrapping_add(at as usize), bytes)
         })
@@ -340,11 +316,7 @@ fn take_empty(state: &mut State, want_bytes: u64) -> Vec<Leased> {
     let mut taken = Vec::new();
     let mut bytes = 0;
     while bytes < want_bytes {
-        let empty = state
-            .leased
-            .iter()
-            .enumerate()
-            .filter(|(_, s)| s.allocator.is_empty());
+        let empty = state.leased.iter().enumerate().filter(|(_, s)| s.allocator.is_empty());
         let Some((at, _)) = empty.min_by_key(|(_, s)| s.emptied_at) else {
             break;
         };
@@ -357,15 +329,10 @@ fn take_empty(state: &mut State, want_bytes: u64) -> Vec<Leased> {
 
 /// Takes out the oldest unused mappings until at most `keep` are left, to be dropped after the lock.
 fn unmap_idle(state: &mut State, keep: usize) -> Vec<Arc<Mapping>> {
-    let State {
-        read, read_order, ..
-    } = state;
-    let is_idle =
-        |segment: &SegmentId| read.get(segment).is_some_and(|m| Arc::strong_count(m) == 1);
+    let State { read, read_order, .. } = state;
+    let is_idle = |segment: &SegmentId| read.get(segment).is_some_and(|m| Arc::strong_count(m) == 1);
     let idle: Vec<SegmentId> = read_order.iter().copied().filter(is_idle).collect();
     let gone = &idle[..idle.len().saturating_sub(keep)];
     read_order.retain(|segment| !gone.contains(segment));
-    gone.iter()
-        .filter_map(|segment| read.remove(segment))
-        .collect()
+    gone.iter().filter_map(|segment| read.remove(segment)).collect()
 }

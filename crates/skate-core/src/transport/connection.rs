@@ -138,12 +138,7 @@ impl Connection {
     }
 
     /// Sends a frame now if the connection is idle, else after what was sent before.
-    pub(super) fn send_now(
-        &self,
-        header: &[u8; HEADER_LEN],
-        body: &[&[u8]],
-        fd: Option<BorrowedFd<'_>>,
-    ) -> Sent {
+    pub(super) fn send_now(&self, header: &[u8; HEADER_LEN], body: &[&[u8]], fd: Option<BorrowedFd<'_>>) -> Sent {
         let mut out = self.out.lock();
         let idle = out.state == State::Open && !out.writing && out.end == out.sent;
         if idle {
@@ -190,13 +185,7 @@ impl Connection {
         }
     }
 
-    fn append(
-        &self,
-        out: &mut Out,
-        header: &[u8; HEADER_LEN],
-        body: &[&[u8]],
-        fd: Option<BorrowedFd<'_>>,
-    ) -> Sent {
+    fn append(&self, out: &mut Out, header: &[u8; HEADER_LEN], body: &[&[u8]], fd: Option<BorrowedFd<'_>>) -> Sent {
         if out.state == State::Closed {
             return Sent::Settled;
         }
@@ -214,8 +203,7 @@ impl Connection {
             }
         }
         out.back.extend_from_slice(header);
-        body.iter()
-            .for_each(|part| out.back.extend_from_slice(part));
+        body.iter().for_each(|part| out.back.extend_from_slice(part));
         out.end += frame_len(body);
         self.note_backlog(out);
         Sent::Settled
@@ -346,8 +334,7 @@ impl Connection {
     }
 
     fn note_backlog(&self, out: &Out) {
-        self.backlog
-            .store((out.end - out.sent) as usize, Ordering::Relaxed);
+        self.backlog.store((out.end - out.sent) as usize, Ordering::Relaxed);
     }
 }
 
@@ -371,10 +358,7 @@ fn turn_over(out: &mut Out) -> bool {
 /// must arrive with the first byte of its frame.
 fn next_chunk(out: &mut Out) -> (Option<OwnedFd>, usize) {
     let unsent = out.front.len() - out.head;
-    let is_next = out
-        .fds
-        .front()
-        .is_some_and(|(position, _)| *position == out.sent);
+    let is_next = out.fds.front().is_some_and(|(position, _)| *position == out.sent);
     let fd = if is_next {
         out.fds.pop_front().map(|(_, fd)| fd)
     } else {
@@ -445,11 +429,7 @@ mod tests {
         let body = vec![7; 10_000];
         let mut filled = false;
         for corr in 0..200 {
-            match connection.send_now(
-                &header(body.len(), corr, false),
-                &[&body[..1], &body[1..]],
-                None,
-            ) {
+            match connection.send_now(&header(body.len(), corr, false), &[&body[..1], &body[1..]], None) {
                 Sent::Full => filled = true,
                 sent => assert_eq!(sent, Sent::Settled),
             }
@@ -487,8 +467,7 @@ mod tests {
     fn a_peer_that_stops_reading_costs_a_bounded_buffer() {
         let (connection, _peer) = pair();
         let body = vec![0; 1 << 20];
-        let outcome =
-            (0..200).map(|_| connection.send_now(&header(body.len(), 0, false), &[&body], None));
+        let outcome = (0..200).map(|_| connection.send_now(&header(body.len(), 0, false), &[&body], None));
         assert_eq!(outcome.filter(|sent| *sent == Sent::Overflow).count(), 1);
         assert_eq!(connection.backlog(), 0);
     }
@@ -496,22 +475,13 @@ mod tests {
     #[test]
     fn a_queued_frame_makes_dirty_once_and_leaves_before_a_later_one() {
         let (connection, peer) = pair();
-        assert_eq!(
-            connection.queue(&header(0, 1, false), &[]),
-            Sent::BecameDirty
-        );
+        assert_eq!(connection.queue(&header(0, 1, false), &[]), Sent::BecameDirty);
         assert_eq!(connection.queue(&header(0, 2, false), &[]), Sent::Settled);
-        assert_eq!(
-            connection.send_now(&header(0, 3, false), &[], None),
-            Sent::Settled
-        );
+        assert_eq!(connection.send_now(&header(0, 3, false), &[], None), Sent::Settled);
         let mut fds = VecDeque::new();
         assert_eq!(corrs(&read_all(&peer, &mut fds)), [1, 2, 3]);
         connection.flush(false);
-        assert_eq!(
-            connection.queue(&header(0, 4, false), &[]),
-            Sent::BecameDirty
-        );
+        assert_eq!(connection.queue(&header(0, 4, false), &[]), Sent::BecameDirty);
     }
 
     #[test]
@@ -519,16 +489,10 @@ mod tests {
         let (a, b) = std::os::unix::net::UnixStream::pair().unwrap();
         a.set_nonblocking(true).unwrap();
         let connection = Connection::new(ProcId(1));
-        assert_eq!(
-            connection.send_now(&header(0, 1, false), &[], None),
-            Sent::Settled
-        );
+        assert_eq!(connection.send_now(&header(0, 1, false), &[], None), Sent::Settled);
         assert_eq!(connection.queue(&header(0, 2, false), &[]), Sent::Settled);
         connection.open(Arc::new(Socket::new(a.into())), 0);
         b.set_nonblocking(true).unwrap();
-        assert_eq!(
-            corrs(&read_all(&Socket::new(b.into()), &mut VecDeque::new())),
-            [1, 2]
-        );
+        assert_eq!(corrs(&read_all(&Socket::new(b.into()), &mut VecDeque::new())), [1, 2]);
     }
 }

@@ -190,12 +190,10 @@ impl Gate {
         let mut signal = self.signal.load(Ordering::Relaxed);
         while signal & STATE_MASK == seen {
             let kicked = signal & !STATE_MASK | KICKED;
-            match self.signal.compare_exchange_weak(
-                signal,
-                kicked,
-                Ordering::SeqCst,
-                Ordering::Relaxed,
-            ) {
+            match self
+                .signal
+                .compare_exchange_weak(signal, kicked, Ordering::SeqCst, Ordering::Relaxed)
+            {
                 Ok(_) => {
                     self.with_poller(Poller::kick);
                     return;
@@ -242,12 +240,7 @@ impl Gate {
     }
 
     /// `None` when the reactor was granted.
-    fn wait_in_queue(
-        &self,
-        word: &AtomicU32,
-        done: &dyn Fn() -> bool,
-        deadline: Option<Instant>,
-    ) -> Option<Driven> {
+    fn wait_in_queue(&self, word: &AtomicU32, done: &dyn Fn() -> bool, deadline: Option<Instant>) -> Option<Driven> {
         loop {
             let seen = word.load(Ordering::Acquire);
             if seen & GRANTED != 0 {
@@ -272,11 +265,7 @@ impl Gate {
 
     fn leave_queue(&self, word: &Arc<AtomicU32>) {
         let mut state = self.state.lock();
-        match state
-            .queue
-            .iter()
-            .position(|queued| Arc::ptr_eq(queued, word))
-        {
+        match state.queue.iter().position(|queued| Arc::ptr_eq(queued, word)) {
             Some(at) => {
                 state.queue.remove(at);
                 self.signal.fetch_sub(ONE_QUEUED, Ordering::SeqCst);
@@ -291,10 +280,7 @@ impl Gate {
 
     /// Gives the reactor to the next user thread, or to nobody.
     fn pass_on(&self, state: &mut State) {
-        assert!(
-            state.holder != Holder::Nobody,
-            "only the holder passes the reactor on"
-        );
+        assert!(state.holder != Holder::Nobody, "only the holder passes the reactor on");
         if let Some(next) = state.queue.pop_front() {
             self.signal.fetch_sub(ONE_QUEUED, Ordering::SeqCst);
             state.holder = Holder::User;

@@ -95,13 +95,7 @@ pub(crate) fn install() {
     ONCE.call_once(|| {
         // SAFETY: the handlers are plain functions that live as long as the process. If there is no
         // memory for them, a child merely keeps its copies.
-        unsafe {
-            libc::pthread_atfork(
-                Some(before_fork),
-                Some(after_fork_in_parent),
-                Some(after_fork_in_child),
-            )
-        };
+        unsafe { libc::pthread_atfork(Some(before_fork), Some(after_fork_in_parent), Some(after_fork_in_child)) };
     });
 }
 

@@ -128,15 +128,9 @@ pub enum CloseReason {
 #[non_exhaustive]
 pub enum StartError {
     #[error("the system refuses {what}: {source}")]
-    System {
-        what: &'static str,
-        source: io::Error,
-    },
+    System { what: &'static str, source: io::Error },
     #[error("the node at {address} could not be joined: {reason}")]
-    Join {
-        address: Address,
-        reason: CloseReason,
-    },
+    Join { address: Address, reason: CloseReason },
     #[error("the node at {address} did not answer within {} s", JOIN_TIMEOUT.as_secs())]
     JoinTimeout { address: Address },
 }
@@ -233,13 +227,8 @@ impl Transport {
         let system = |what| move |source| StartError::System { what, source };
         fork::install();
         let poller = Arc::new(Poller::new().map_err(system("an epoll instance"))?);
-        let listeners = config
-            .listeners
-            .into_iter()
-            .map(Listener::into_private)
-            .collect();
-        let reactor =
-            Reactor::new(Arc::clone(&poller), listeners).map_err(system("to watch a listener"))?;
+        let listeners = config.listeners.into_iter().map(Listener::into_private).collect();
+        let reactor = Reactor::new(Arc::clone(&poller), listeners).map_err(system("to watch a listener"))?;
         let me = Identity {
             proc: config.me,
             role: config.role,
@@ -399,9 +388,7 @@ impl Transport {
         let mut foreign = self.foreign.lock();
         let id = foreign.next_id;
         foreign.next_id = id.wrapping_add(1);
-        let add = |poller: &Poller| {
-            poller.add(&copy, Source::Foreign(id), EventFlags::IN | EventFlags::ET)
-        };
+        let add = |poller: &Poller| poller.add(&copy, Source::Foreign(id), EventFlags::IN | EventFlags::ET);
         self.gate
             .with_poller(add)
             .unwrap_or_else(|| Err(io::ErrorKind::NotConnected.into()))?;
@@ -431,10 +418,7 @@ impl Transport {
     /// Bytes that were sent to a peer and not yet written.
     #[must_use]
     pub fn backlog(&self, peer: ProcId) -> usize {
-        self.peers
-            .read()
-            .get(&peer)
-            .map_or(0, |peer| peer.connection.backlog())
+        self.peers.read().get(&peer).map_or(0, |peer| peer.connection.backlog())
     }
 
     /// Who a peer is, once it is connected.
@@ -446,12 +430,7 @@ impl Transport {
     /// The peers that are connected, in the order of their ids.
     #[must_use]
     pub fn peers(&self) -> Vec<PeerInfo> {
-        let mut peers: Vec<PeerInfo> = self
-            .peers
-            .read()
-            .values()
-            .filter_map(|peer| peer.info)
-            .collect();
+        let mut peers: Vec<PeerInfo> = self.peers.read().values().filter_map(|peer| peer.info).collect();
         peers.sort_by_key(|peer| peer.proc);
         peers
     }
@@ -602,10 +581,7 @@ impl Transport {
                 self.command(Command::Close(Arc::clone(connection), reason));
             }
             Sent::Overflow => {
-                self.command(Command::Close(
-                    Arc::clone(connection),
-                    CloseReason::Overflow,
-                ));
+                self.command(Command::Close(Arc::clone(connection), CloseReason::Overflow));
             }
         }
     }
@@ -620,20 +596,12 @@ impl Transport {
     /// A peer connected. If this process sends to it already, it keeps that connection for sending.
     fn note_joined(&self, info: PeerInfo, connection: Arc<Connection>) {
         let mut peers = self.peers.write();
-        let peer = peers.entry(info.proc).or_insert(Peer {
-            connection,
-            info: None,
-        });
+        let peer = peers.entry(info.proc).or_insert(Peer { connection, info: None });
         peer.info = Some(info);
     }
 }
 
-fn encode_header(
-    kind: u8,
-    flags: u8,
-    corr: u64,
-    body: &[&[u8]],
-) -> [u8; skate_proto::frame::HEADER_LEN] {
+fn encode_header(kind: u8, flags: u8, corr: u64, body: &[&[u8]]) -> [u8; skate_proto::frame::HEADER_LEN] {
     let len: usize = body.iter().map(|part| part.len()).sum();
     assert!(
         len <= BODY_LEN_MAX,

@@ -83,20 +83,10 @@ impl Poller {
     }
 
     pub(super) fn add(&self, fd: impl AsFd, source: Source, flags: EventFlags) -> io::Result<()> {
-        Ok(epoll::add(
-            &self.epoll,
-            fd,
-            EventData::new_u64(source.encode()),
-            flags,
-        )?)
+        Ok(epoll::add(&self.epoll, fd, EventData::new_u64(source.encode()), flags)?)
     }
 
-    pub(super) fn modify(
-        &self,
-        fd: impl AsFd,
-        source: Source,
-        flags: EventFlags,
-    ) -> io::Result<()> {
+    pub(super) fn modify(&self, fd: impl AsFd, source: Source, flags: EventFlags) -> io::Result<()> {
         Ok(epoll::modify(
             &self.epoll,
             fd,
@@ -111,11 +101,7 @@ impl Poller {
     }
 
     /// Waits until something is ready. A timeout is rounded up to the next millisecond.
-    pub(super) fn wait(
-        &self,
-        events: &mut Events,
-        timeout: Option<Duration>,
-    ) -> rustix::io::Result<()> {
+    pub(super) fn wait(&self, events: &mut Events, timeout: Option<Duration>) -> rustix::io::Result<()> {
         events.clear();
         let timeout = timeout.map(|t| {
             let ms = t.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128) as i64;

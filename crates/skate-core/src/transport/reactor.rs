@@ -124,9 +124,7 @@ impl Reactor {
         let events = mem::take(&mut self.events);
         for &event in &events {
             match event {
-                (Source::Connection { index, life }, flags) => {
-                    self.on_socket(t, index, life, flags)
-                }
+                (Source::Connection { index, life }, flags) => self.on_socket(t, index, life, flags),
                 (Source::Kick, _) => {}
                 (Source::Foreign(id), _) => {
                     if let Some(token) = t.foreign.lock().token(id) {
@@ -236,9 +234,7 @@ impl Reactor {
         let Some((socket, token)) = connection.opened() else {
             return;
         };
-        let _ = self
-            .poller
-            .modify(&**socket, Source::decode(*token), EventFlags::IN);
+        let _ = self.poller.modify(&**socket, Source::decode(*token), EventFlags::IN);
         // A sender may have filled the socket again and asked for this notice before it was withdrawn.
         if connection.is_armed() {
             t.see_to(connection, Sent::Full);
@@ -246,12 +242,7 @@ impl Reactor {
     }
 
     /// Reads a connection once. False if nothing was there.
-    fn read_frames(
-        &mut self,
-        t: &Transport,
-        index: u32,
-        peer: ProcId,
-    ) -> Result<bool, CloseReason> {
+    fn read_frames(&mut self, t: &Transport, index: u32, peer: ProcId) -> Result<bool, CloseReason> {
         let Some(slot) = self.slots.at(index) else {
             return Ok(false);
         };
@@ -283,13 +274,7 @@ impl Reactor {
 
     // ---- handshakes
 
-    fn insert(
-        &mut self,
-        socket: Arc<Socket>,
-        phase: Phase,
-        flags: EventFlags,
-        until: Instant,
-    ) -> Option<u32> {
+    fn insert(&mut self, socket: Arc<Socket>, phase: Phase, flags: EventFlags, until: Instant) -> Option<u32> {
         let (index, source) = self.slots.insert(Slot::new(Arc::clone(&socket), phase));
         if self.poller.add(&*socket, source, flags).is_err() {
             self.slots.remove(index);
@@ -344,9 +329,7 @@ impl Reactor {
             EventFlags::empty()
         };
         for (index, listener) in self.listeners.iter().enumerate() {
-            let _ = self
-                .poller
-                .modify(listener, Source::Listener(index as u32), flags);
+            let _ = self.poller.modify(listener, Source::Listener(index as u32), flags);
         }
         self.accepting = accepting;
     }
@@ -360,10 +343,7 @@ impl Reactor {
 
     fn on_passed(&mut self, t: &Transport, from: ProcId, preface: [u8; PREFACE_LEN], fd: OwnedFd) {
         if from != t.node || self.passed.len() >= PASSED_MAX {
-            return self.warn(
-                t,
-                "a passed connection was dropped: too many, or not from the node",
-            );
+            return self.warn(t, "a passed connection was dropped: too many, or not from the node");
         }
         self.passed.push_back((preface, fd));
         self.admit_passed(t);
@@ -436,9 +416,7 @@ impl Reactor {
 
     /// Routes a stranger to the process it wants.
     fn on_preface(&mut self, t: &Transport, index: u32, bytes: &[u8; PREFACE_LEN]) {
-        let preface = match Preface::decode(bytes)
-            .and_then(|p| p.check(&t.credentials.session).map(|()| p))
-        {
+        let preface = match Preface::decode(bytes).and_then(|p| p.check(&t.credentials.session).map(|()| p)) {
             Ok(preface) => preface,
             Err(error) => return self.fail(t, index, CloseReason::Handshake(error)),
         };
@@ -483,11 +461,7 @@ impl Reactor {
         };
         match slot.socket.send(&[IoSlice::new(bytes)], None) {
             Ok(len) if len == bytes.len() => {}
-            Ok(_) => self.fail(
-                t,
-                index,
-                CloseReason::Io(std::io::ErrorKind::WriteZero.into()),
-            ),
+            Ok(_) => self.fail(t, index, CloseReason::Io(std::io::ErrorKind::WriteZero.into())),
             Err(error) => self.fail(t, index, CloseReason::Io(error.into())),
         }
     }
@@ -565,9 +539,7 @@ impl Reactor {
         }
         let (socket, phase, flags) = match Socket::connect(&t.node_address) {
             Ok(Connecting::Done(socket)) => (socket, Phase::Connecting(connection), EventFlags::IN),
-            Ok(Connecting::InProgress(socket)) => {
-                (socket, Phase::Connecting(connection), EventFlags::OUT)
-            }
+            Ok(Connecting::InProgress(socket)) => (socket, Phase::Connecting(connection), EventFlags::OUT),
             Ok(Connecting::Full) => {
                 let again = Instant::now() + CONNECT_PAUSE;
                 if again < until {
@@ -606,10 +578,8 @@ impl Reactor {
         }
         let _ = self.poller.modify(&*socket, source, EventFlags::IN);
         let (machine, first) = Connector::new(&t.me, &t.credentials, connection.peer, nonce());
-        self.slots.set_phase(
-            index,
-            Phase::Greeting(machine, Message::default(), connection),
-        );
+        self.slots
+            .set_phase(index, Phase::Greeting(machine, Message::default(), connection));
         self.say(t, index, &first);
     }
 
@@ -649,8 +619,7 @@ impl Reactor {
         for index in self.slots.of_peer(peer) {
             self.remove(index);
         }
-        self.retries
-            .retain(|(_, _, connection)| connection.peer != peer);
+        self.retries.retain(|(_, _, connection)| connection.peer != peer);
         if peer == t.node && matches!(self.joining, Some(Joining::Pending)) {
             self.joining = Some(Joining::Failed(reason));
             return;
@@ -694,17 +663,12 @@ impl Reactor {
             self.deadlines.pop_front();
             match self.slots.get(index, life) {
                 Some(slot) if matches!(slot.phase, Phase::Draining) => self.remove(index),
-                Some(slot) if slot.phase.is_handshake() => {
-                    self.fail(t, index, CloseReason::HandshakeTimeout)
-                }
+                Some(slot) if slot.phase.is_handshake() => self.fail(t, index, CloseReason::HandshakeTimeout),
                 _ => {}
             }
         }
         self.admit_passed(t);
-        let due = self
-            .retries
-            .extract_if(.., |(at, ..)| *at <= now)
-            .collect::<Vec<_>>();
+        let due = self.retries.extract_if(.., |(at, ..)| *at <= now).collect::<Vec<_>>();
         for (_, until, connection) in due {
             self.connect(t, connection, until);
         }
@@ -734,10 +698,7 @@ fn read_once(
     passed: &mut Vec<([u8; PREFACE_LEN], OwnedFd)>,
 ) -> Result<Read, CloseReason> {
     let Slot {
-        socket,
-        assembler,
-        fds,
-        ..
+        socket, assembler, fds, ..
     } = slot;
     let mut read = Read {
         bytes: false,
@@ -751,11 +712,7 @@ fn read_once(
         let (room, complete) = assembler.room();
         let room_len = room.len();
         let len = if complete {
-            receive(
-                socket,
-                &mut [IoSliceMut::new(room), IoSliceMut::new(buffer)],
-                fds,
-            )?
+            receive(socket, &mut [IoSliceMut::new(room), IoSliceMut::new(buffer)], fds)?
         } else {
             receive(socket, &mut [IoSliceMut::new(room)], fds)?
         };
@@ -823,9 +780,7 @@ fn deliver(
         passed.extend(fd.map(|fd| (preface, fd)));
         return Ok(());
     }
-    let Header {
-        kind, flags, corr, ..
-    } = header;
+    let Header { kind, flags, corr, .. } = header;
     t.handler.on_frame(
         from,
         Frame {

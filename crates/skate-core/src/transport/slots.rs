@@ -33,10 +33,7 @@ pub(super) enum Phase {
 impl Phase {
     /// Whether it counts among the strangers, whose number is limited.
     pub(super) fn is_stranger(&self) -> bool {
-        matches!(
-            self,
-            Self::Preface(_) | Self::Accepting(..) | Self::Draining
-        )
+        matches!(self, Self::Preface(_) | Self::Accepting(..) | Self::Draining)
     }
 
     pub(super) fn is_handshake(&self) -> bool {
@@ -47,9 +44,7 @@ impl Phase {
     pub(super) fn peer(&self) -> Option<ProcId> {
         match self {
             Self::Open { peer, .. } => Some(*peer),
-            Self::Connecting(connection) | Self::Greeting(_, _, connection) => {
-                Some(connection.peer)
-            }
+            Self::Connecting(connection) | Self::Greeting(_, _, connection) => Some(connection.peer),
             Self::Preface(_) | Self::Accepting(..) | Self::Draining => None,
         }
     }
@@ -179,9 +174,6 @@ impl Slots {
     fn matching(&self, test: impl Fn(&Slot) -> bool) -> Vec<u32> {
         let numbered = self.entries.iter().enumerate();
         let slots = numbered.filter_map(|(index, (_, slot))| Some((index as u32, slot.as_ref()?)));
-        slots
-            .filter(|(_, slot)| test(slot))
-            .map(|(index, _)| index)
-            .collect()
+        slots.filter(|(_, slot)| test(slot)).map(|(index, _)| index).collect()
     }
 }

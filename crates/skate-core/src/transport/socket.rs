@@ -9,9 +9,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
-    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
-    sockopt,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, sockopt,
 };
 
 use super::fork::PrivateFd;
@@ -61,9 +60,7 @@ impl Listener {
     pub fn bind_tcp(address: SocketAddr) -> io::Result<Self> {
         let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
-        Ok(Self {
-            fd: listener.into(),
-        })
+        Ok(Self { fd: listener.into() })
     }
 
     /// Takes over a socket that listens already.
@@ -95,10 +92,7 @@ pub(super) fn accept(listener: &PrivateFd) -> rustix::io::Result<Socket> {
 
 pub(super) fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
     let flags = rustix::fs::fcntl_getfl(&fd)?;
-    Ok(rustix::fs::fcntl_setfl(
-        &fd,
-        flags | rustix::fs::OFlags::NONBLOCK,
-    )?)
+    Ok(rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK)?)
 }
 
 /// A connected (or connecting) stream socket that never blocks.
@@ -117,9 +111,7 @@ pub(super) enum Connecting {
 
 impl Socket {
     pub(super) fn new(fd: OwnedFd) -> Self {
-        Self {
-            fd: PrivateFd::new(fd),
-        }
+        Self { fd: PrivateFd::new(fd) }
     }
 
     pub(super) fn connect(address: &Address) -> io::Result<Connecting> {
@@ -127,8 +119,7 @@ impl Socket {
         let (fd, connected) = match address {
             Address::Unix(path) => {
                 let address = SocketAddrUnix::new(path)?;
-                let fd =
-                    rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+                let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
                 let connected = rustix::net::connect(&fd, &address);
                 (fd, connected)
             }
@@ -161,19 +152,10 @@ impl Socket {
     }
 
     /// Writes what fits. With a descriptor, it goes along if at least one byte does.
-    pub(super) fn send(
-        &self,
-        parts: &[IoSlice<'_>],
-        fd: Option<BorrowedFd<'_>>,
-    ) -> rustix::io::Result<usize> {
+    pub(super) fn send(&self, parts: &[IoSlice<'_>], fd: Option<BorrowedFd<'_>>) -> rustix::io::Result<usize> {
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
         let Some(fd) = fd else {
-            return rustix::net::sendmsg(
-                &self.fd,
-                parts,
-                &mut SendAncillaryBuffer::default(),
-                flags,
-            );
+            return rustix::net::sendmsg(&self.fd, parts, &mut SendAncillaryBuffer::default(), flags);
         };
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);

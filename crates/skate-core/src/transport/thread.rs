@@ -24,9 +24,7 @@ impl Blocked {
 impl Drop for Blocked {
     fn drop(&mut self) {
         // SAFETY: the set was filled by `all`.
-        unsafe {
-            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, std::ptr::null_mut())
-        };
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, std::ptr::null_mut()) };
     }
 }
 
@@ -35,10 +33,7 @@ pub(crate) fn block_signals() -> Blocked {
 }
 
 /// Starts a thread in which all signals are blocked from its first instruction.
-pub(crate) fn spawn_without_signals(
-    name: &str,
-    work: impl FnOnce() + Send + 'static,
-) -> io::Result<JoinHandle<()>> {
+pub(crate) fn spawn_without_signals(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
     let _blocked = block_signals();
     Builder::new().name(name.to_owned()).spawn(work)
 }
