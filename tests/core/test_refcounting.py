@@ -324,3 +324,25 @@ def test_an_actor_keeps_nothing_of_its_constructor_s_arguments(small_store):
     gc.collect()
     held = [ray.put(block(value)) for value in range(3)]
     assert [ray.get(reference)[0] for reference in held] == [0, 1, 2]
+
+
+def test_what_a_constructor_keeps_outlives_its_creator_s_references(cluster):
+    @ray.remote(num_cpus=0)
+    class Keeper:
+        def __init__(self, keepers, references):
+            self.keepers, self.references = keepers, references
+
+        def count(self):
+            return len(self.keepers) + sum(ray.get(keeper.count.remote()) for keeper in self.keepers)
+
+        def values(self):
+            return ray.get(self.references)
+
+    inner = [Keeper.remote([], []) for _ in range(2)]
+    outer = Keeper.remote(inner, [ray.put("kept"), ray.remote(lambda x: x).remote("too")])
+    ray.get([actor.count.remote() for actor in [*inner, outer]])
+    del inner
+    gc.collect()
+    for _ in range(3):
+        assert ray.get(outer.count.remote()) == 2
+        assert ray.get(outer.values.remote()) == ["kept", "too"]

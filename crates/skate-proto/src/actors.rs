@@ -334,8 +334,8 @@ impl Owner {
             self.calls_interrupted(actor, sent, &state, now_ns, out);
         }
         match state {
-            ActorState::Alive { .. } => {
-                self.forget_creation_without_restarts(actor, out);
+            ActorState::Alive { proc, .. } => {
+                self.forget_creation_without_restarts(actor, proc, out);
                 self.flush_calls(actor, now_ns, out);
             }
             ActorState::Dead(error) => {
@@ -400,14 +400,29 @@ impl Owner {
     }
 
     /// The constructor has run and will not run again: its arguments are not needed any more.
-    fn forget_creation_without_restarts(&mut self, actor: ActorId, out: &mut Out) {
+    ///
+    /// A specification travels through the node to a worker that is not known yet, so its references were
+    /// handed over to nobody: this process's counts protected them. What the worker keeps is handed over
+    /// now, before those go.
+    fn forget_creation_without_restarts(&mut self, actor: ActorId, proc: ProcId, out: &mut Out) {
         let creation = self.actors.get(&actor).and_then(|client| client.creation);
-        if creation
-            .and_then(|task| self.creations.get(&task))
-            .is_some_and(|(creation, _)| creation.max_restarts == 0)
-        {
-            self.forget_creation(actor, out);
+        let Some((creation, entry)) = creation.and_then(|task| self.creations.get(&task)) else {
+            return;
+        };
+        if creation.max_restarts != 0 {
+            return;
         }
+        let mut ids = entry.args.refs.clone();
+        for (_, id) in &entry.deps {
+            if let Some(value) = self.objects.value(*id) {
+                ids.extend_from_slice(value.refs());
+                if matches!(value, Value::Stored { .. }) {
+                    ids.push(*id);
+                }
+            }
+        }
+        self.objects.hand_over(&ids, proc, out);
+        self.forget_creation(actor, out);
     }
 
     fn forget_creation(&mut self, actor: ActorId, out: &mut Out) {
