@@ -46,10 +46,7 @@ impl Handler for Counter {
         match frame.kind {
             PING => self.pings.store(frame.corr, Ordering::Release),
             COUNT => self.asked.store(frame.corr, Ordering::Release),
-            ECHO_QUEUED => self
-                .transport
-                .wait()
-                .send(from, ONE_WAY, frame.corr, &[frame.body], SendMode::Queue),
+            ECHO_QUEUED => self.transport.wait().send(from, ONE_WAY, frame.corr, &[frame.body], SendMode::Queue),
             _ => drop(self.frames.fetch_add(1, Ordering::Release)),
         }
     }
@@ -183,10 +180,7 @@ fn main() {
     };
     let begin = Instant::now();
     call(&transport, &handler, next());
-    println!(
-        "first call, with connecting   {:8.0} us",
-        begin.elapsed().as_secs_f64() * 1e6
-    );
+    println!("first call, with connecting   {:8.0} us", begin.elapsed().as_secs_f64() * 1e6);
 
     let begin = Instant::now();
     let mut rounds = 0u32;
@@ -212,10 +206,7 @@ fn main() {
         longest.push(begin.elapsed());
     }
     longest.sort();
-    println!(
-        "call after a pause of 2 ms    {:8.1} us median",
-        longest[100].as_secs_f64() * 1e6
-    );
+    println!("call after a pause of 2 ms    {:8.1} us median", longest[100].as_secs_f64() * 1e6);
 
     let mut total = 0;
     let begin = Instant::now();

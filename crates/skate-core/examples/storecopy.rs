@@ -56,8 +56,5 @@ fn main() {
         let block = store.alloc(100_000 + n % 1000).unwrap();
         store.free(block.location().segment, block.location().offset).unwrap();
     }
-    println!(
-        "alloc and free: {:.0} ns",
-        begin.elapsed().as_nanos() as f64 / rounds as f64
-    );
+    println!("alloc and free: {:.0} ns", begin.elapsed().as_nanos() as f64 / rounds as f64);
 }

@@ -112,10 +112,7 @@ pub struct Completions {
 impl Completions {
     pub fn new() -> std::io::Result<Arc<Self>> {
         let fd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Arc::new(Self {
-            fd,
-            done: Mutex::new(Vec::new()),
-        }))
+        Ok(Arc::new(Self { fd, done: Mutex::new(Vec::new()) }))
     }
 
     pub fn as_fd(&self) -> BorrowedFd<'_> {
@@ -147,16 +144,8 @@ enum Watch {
 /// What a driver prints.
 #[derive(Debug)]
 pub enum Log {
-    Lines {
-        name: String,
-        pid: u32,
-        stream: u8,
-        lines: Vec<String>,
-    },
-    Notice {
-        level: String,
-        text: String,
-    },
+    Lines { name: String, pid: u32, stream: u8, lines: Vec<String> },
+    Notice { level: String, text: String },
 }
 
 struct State {
@@ -234,11 +223,9 @@ impl Core {
         role: Role,
         python_minor: u8,
     ) -> Result<Arc<Self>, CoreError> {
-        let timer = rustix::time::timerfd_create(
-            TimerfdClockId::Monotonic,
-            TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
-        )
-        .map_err(|e| CoreError::Store(format!("no timer: {e}")))?;
+        let timer =
+            rustix::time::timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)
+                .map_err(|e| CoreError::Store(format!("no timer: {e}")))?;
         let task_event = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|e| CoreError::Store(format!("no event descriptor: {e}")))?;
         let state = State {
@@ -330,9 +317,7 @@ impl Core {
     /// Whether this process is a forked child of the one that joined: then nothing here is its own, and a
     /// lock may have been copied while a thread that is not here held it.
     pub fn is_forked(&self) -> bool {
-        self.transport
-            .get()
-            .is_some_and(|transport| transport.is_foreign_process())
+        self.transport.get().is_some_and(|transport| transport.is_foreign_process())
     }
 
     pub fn is_open(&self) -> bool {
@@ -408,15 +393,9 @@ impl Core {
 
     fn arm_timer(&self, after_ns: u64) {
         let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let value = Timespec {
-            tv_sec: (after_ns / 1_000_000_000) as i64,
-            tv_nsec: (after_ns % 1_000_000_000) as i64,
-        };
+        let value = Timespec { tv_sec: (after_ns / 1_000_000_000) as i64, tv_nsec: (after_ns % 1_000_000_000) as i64 };
         if let Some(descriptors) = &*self.descriptors.lock() {
-            let spec = Itimerspec {
-                it_interval: zero,
-                it_value: value,
-            };
+            let spec = Itimerspec { it_interval: zero, it_value: value };
             let _ = rustix::time::timerfd_settime(&descriptors.timer, TimerfdTimerFlags::empty(), &spec);
         }
     }
@@ -451,10 +430,9 @@ impl Core {
 
     fn send_node(&self, state: &State, msg: ToNode) {
         let (kind, body) = match msg {
-            ToNode::LeaseDemand { class, count } => (
-                node_wire::LEASE_DEMAND,
-                node_wire::lease_demand(class.0, count, state.owner.class_spec(class)),
-            ),
+            ToNode::LeaseDemand { class, count } => {
+                (node_wire::LEASE_DEMAND, node_wire::lease_demand(class.0, count, state.owner.class_spec(class)))
+            }
             ToNode::LeaseReturn { lease, reusable } => {
                 (node_wire::LEASE_RETURN, node_wire::lease_return(lease, reusable))
             }
@@ -491,18 +469,11 @@ impl Core {
                     state.adopted.remove(&location.segment);
                 }
             }
-            self.tell_node(
-                node_wire::BLOCKS_FREED,
-                0,
-                &node_wire::blocks_freed(location.segment, &[location.offset]),
-            );
+            self.tell_node(node_wire::BLOCKS_FREED, 0, &node_wire::blocks_freed(location.segment, &[location.offset]));
         } else {
-            let msg = Msg::FreeBlocks {
-                blocks: vec![(location.segment, location.offset)],
-            };
+            let msg = Msg::FreeBlocks { blocks: vec![(location.segment, location.offset)] };
             let body = postcard::to_stdvec(&msg).expect("plain data always encodes");
-            self.transport()
-                .send(location.lessee, node_wire::CORE, 0, &[&body], SendMode::Queue);
+            self.transport().send(location.lessee, node_wire::CORE, 0, &[&body], SendMode::Queue);
         }
     }
 
@@ -515,10 +486,8 @@ impl Core {
         }
         let main = self.is_main_thread();
         // Workers are told by `interrupted` what a signal was for.
-        let look = self
-            .signals
-            .get()
-            .filter(|_| self.role == Role::Driver && thread_id() == u64::from(std::process::id()));
+        let look =
+            self.signals.get().filter(|_| self.role == Role::Driver && thread_id() == u64::from(std::process::id()));
         let signalled = || main && self.interrupted.load(Ordering::Acquire);
         let transport = self.transport().clone();
         let outcome = |driven: Driven| match driven {
@@ -530,11 +499,7 @@ impl Core {
         let mut blocked = false;
         let result = loop {
             let soon = Instant::now() + BLOCK_AFTER;
-            let wake_at = if blocks && !blocked {
-                Some(soon)
-            } else {
-                look.map(|_| Instant::now() + LOOK_FOR_SIGNALS)
-            };
+            let wake_at = if blocks && !blocked { Some(soon) } else { look.map(|_| Instant::now() + LOOK_FOR_SIGNALS) };
             let until = [wake_at, deadline].into_iter().flatten().min();
             match outcome(transport.drive(&|| done() || signalled(), until)) {
                 Some(Ok(())) if main && self.interrupted.swap(false, Ordering::AcqRel) => {
@@ -575,9 +540,7 @@ impl Core {
     fn begin_block(&self) {
         self.tell_node(node_wire::BLOCKED, 0, &node_wire::empty());
         self.step(|state, _| {
-            let State {
-                executor, owner, out, ..
-            } = state;
+            let State { executor, owner, out, .. } = state;
             let counted = executor.block(out);
             owner.release_all(&counted, out);
         });
@@ -601,9 +564,7 @@ impl Core {
             }
             state.next_watch += 1;
             let watch = WaiterId(state.next_watch);
-            let waiter = Arc::new(Waiter {
-                missing: AtomicI64::new((count - ready) as i64),
-            });
+            let waiter = Arc::new(Waiter { missing: AtomicI64::new((count - ready) as i64) });
             state.watches.insert(watch, Watch::Thread(waiter.clone()));
             let State { owner, out, .. } = &mut *state;
             for &id in ids {
@@ -658,11 +619,7 @@ impl Core {
                 let location = *location;
                 let mapping = self.store.mapping(location.segment)?;
                 state.owner.objects.retain(id);
-                Some(Fetched::Stored {
-                    object: id,
-                    mapping,
-                    location,
-                })
+                Some(Fetched::Stored { object: id, mapping, location })
             }
         }
     }
@@ -693,11 +650,7 @@ impl Core {
         match self.map(location.segment) {
             Ok(mapping) => {
                 self.retain(object);
-                Ok(Fetched::Stored {
-                    object,
-                    mapping,
-                    location,
-                })
+                Ok(Fetched::Stored { object, mapping, location })
             }
             Err(CoreError::SegmentGone(_)) => {
                 self.report_missing(object, location.segment);
@@ -727,11 +680,7 @@ impl Core {
                         let location = *location;
                         state.owner.objects.retain(id);
                         match self.store.mapping(location.segment) {
-                            Some(mapping) => fetched.push(Fetched::Stored {
-                                object: id,
-                                mapping,
-                                location,
-                            }),
+                            Some(mapping) => fetched.push(Fetched::Stored { object: id, mapping, location }),
                             None => {
                                 unmapped.push((at, id, location));
                                 fetched.push(Fetched::Inline(Payload::plain(&[])));
@@ -749,13 +698,7 @@ impl Core {
         }
         for (at, object, location) in unmapped {
             match self.map(location.segment) {
-                Ok(mapping) => {
-                    fetched[at] = Fetched::Stored {
-                        object,
-                        mapping,
-                        location,
-                    }
-                }
+                Ok(mapping) => fetched[at] = Fetched::Stored { object, mapping, location },
                 Err(error) => {
                     if matches!(error, CoreError::SegmentGone(_)) {
                         self.report_missing(object, location.segment);
@@ -816,9 +759,7 @@ impl Core {
     /// Forgets what `completions` waits for.
     pub fn unwatch_all(&self, completions: &Arc<Completions>) {
         let mut state = self.state.lock();
-        state
-            .watches
-            .retain(|_, watch| !matches!(watch, Watch::Event(c, _) if Arc::ptr_eq(c, completions)));
+        state.watches.retain(|_, watch| !matches!(watch, Watch::Event(c, _) if Arc::ptr_eq(c, completions)));
     }
 
     // ---- calls ---------------------------------------------------------------------------------
@@ -849,12 +790,9 @@ impl Core {
             if let Some(why) = &state.closed {
                 return Err(CoreError::Closed(why.clone()));
             }
-            state
-                .owner
-                .submit(def, args, deps, handle, parent, now, &mut state.out)
-                .map_err(|refused| match refused {
-                    Refused::TooManyPendingCalls(limit) => CoreError::TooManyPendingCalls(limit),
-                })
+            state.owner.submit(def, args, deps, handle, parent, now, &mut state.out).map_err(|refused| match refused {
+                Refused::TooManyPendingCalls(limit) => CoreError::TooManyPendingCalls(limit),
+            })
         })
     }
 
@@ -895,9 +833,7 @@ impl Core {
                 }
                 state.next_watch += 1;
                 let watch = WaiterId(state.next_watch);
-                let waiter = Arc::new(Waiter {
-                    missing: AtomicI64::new(1),
-                });
+                let waiter = Arc::new(Waiter { missing: AtomicI64::new(1) });
                 state.watches.insert(watch, Watch::Thread(waiter.clone()));
                 state.owner.stream_watch(task, watch);
                 (waiter, watch)
@@ -984,9 +920,7 @@ impl Core {
     /// Gives back what was not started, before this worker ends by its own will.
     pub fn leave(&self, answered: bool) {
         self.step(|state, _| {
-            let State {
-                executor, owner, out, ..
-            } = state;
+            let State { executor, owner, out, .. } = state;
             let counted = executor.leave(answered, out);
             owner.release_all(&counted, out);
         });
@@ -1002,9 +936,7 @@ impl Core {
     pub fn request(&self, op: &str, args: &[u8], deadline: Option<Instant>) -> Result<(bool, Vec<u8>), CoreError> {
         match self.ask(node_wire::REQUEST, &node_wire::request(op, args), deadline)? {
             Answer::Reply { ok, body } => Ok((ok, body)),
-            _ => Err(CoreError::Store(
-                "the node answered a request with something else".into(),
-            )),
+            _ => Err(CoreError::Store("the node answered a request with something else".into())),
         }
     }
 
@@ -1017,9 +949,7 @@ impl Core {
             state.next_corr += 1;
             let corr = state.next_corr;
             state.answers.insert(corr, Answer::Waiting);
-            let waiter = Arc::new(Waiter {
-                missing: AtomicI64::new(1),
-            });
+            let waiter = Arc::new(Waiter { missing: AtomicI64::new(1) });
             state.watches.insert(answer_watch(corr), Watch::Thread(waiter.clone()));
             (corr, waiter)
         };
@@ -1036,9 +966,9 @@ impl Core {
         let answer = state.answers.remove(&corr);
         result?;
         match answer {
-            Some(Answer::Waiting) | None => Err(CoreError::Closed(
-                state.closed.clone().unwrap_or_else(|| "no answer".into()),
-            )),
+            Some(Answer::Waiting) | None => {
+                Err(CoreError::Closed(state.closed.clone().unwrap_or_else(|| "no answer".into())))
+            }
             Some(answer) => Ok(answer),
         }
     }
@@ -1054,16 +984,12 @@ impl Core {
             let min_bytes = self.store.request_bytes(len);
             match self.ask(node_wire::SEGMENT_REQUEST, &node_wire::segment_request(min_bytes), None)? {
                 Answer::Segment { segment, size, fd } => {
-                    self.store
-                        .add_segment(segment, size, &fd)
-                        .map_err(|e| CoreError::Store(e.to_string()))?;
+                    self.store.add_segment(segment, size, &fd).map_err(|e| CoreError::Store(e.to_string()))?;
                 }
                 Answer::Denied(message) => return Err(CoreError::StoreFull(message)),
                 Answer::NoDescriptor => return Err(CoreError::Store(NO_DESCRIPTOR.into())),
                 _ => {
-                    return Err(CoreError::Store(
-                        "the node answered a segment request with something else".into(),
-                    ));
+                    return Err(CoreError::Store("the node answered a segment request with something else".into()));
                 }
             }
         }
@@ -1080,15 +1006,12 @@ impl Core {
             return Ok(mapping);
         }
         match self.ask(node_wire::SEGMENT_MAP, &node_wire::segment(segment), None)? {
-            Answer::Segment { segment, size, fd } => self
-                .store
-                .map_readonly(segment, size, &fd)
-                .map_err(|e| CoreError::Store(e.to_string())),
+            Answer::Segment { segment, size, fd } => {
+                self.store.map_readonly(segment, size, &fd).map_err(|e| CoreError::Store(e.to_string()))
+            }
             Answer::Denied(message) => Err(CoreError::SegmentGone(message)),
             Answer::NoDescriptor => Err(CoreError::Store(NO_DESCRIPTOR.into())),
-            _ => Err(CoreError::Store(
-                "the node answered a map request with something else".into(),
-            )),
+            _ => Err(CoreError::Store("the node answered a map request with something else".into())),
         }
     }
 
@@ -1139,10 +1062,7 @@ impl Core {
     }
 
     pub fn task_event_fd(&self) -> i32 {
-        self.descriptors
-            .lock()
-            .as_ref()
-            .map_or(-1, |descriptors| descriptors.task_event.as_raw_fd())
+        self.descriptors.lock().as_ref().map_or(-1, |descriptors| descriptors.task_event.as_raw_fd())
     }
 
     pub fn tasks_over(&self) -> bool {
@@ -1162,9 +1082,7 @@ impl Core {
     /// Sends the results of a piece of work and drops its counts.
     pub fn answer(&self, work: &Work, results: Vec<Value>, retryable: bool, run_ns: u64, items: u32) {
         self.step(|state, _| {
-            let State {
-                owner, executor, out, ..
-            } = state;
+            let State { owner, executor, out, .. } = state;
             for value in &results {
                 owner.objects.hand_over(value.refs(), work.owner, out);
             }
@@ -1179,11 +1097,7 @@ impl Core {
             owner.objects.hand_over(value.refs(), work.owner, out);
             out.effects.push(Effect::Send {
                 to: work.owner,
-                msg: Msg::Item {
-                    task: work.task,
-                    index,
-                    value,
-                },
+                msg: Msg::Item { task: work.task, index, value },
                 urgent: true,
             });
         });
@@ -1195,10 +1109,7 @@ impl Core {
             let state = self.state.lock();
             state.closed.is_some()
                 || state.executor.is_cancelled(task)
-                || state
-                    .executor
-                    .items_taken(task)
-                    .is_none_or(|taken| sent < taken + limit)
+                || state.executor.items_taken(task).is_none_or(|taken| sent < taken + limit)
         };
         self.wait_for(&done, None, self.holds_cpus())
     }
@@ -1229,10 +1140,7 @@ impl Core {
             let dropped = self.logs_dropped.swap(0, Ordering::Relaxed);
             if dropped > 0 {
                 let text = format!("{dropped} batches of worker output were dropped: the driver printed too slowly.");
-                return Some(Log::Notice {
-                    level: "warning".into(),
-                    text,
-                });
+                return Some(Log::Notice { level: "warning".into(), text });
             }
             if let Some(log) = logs.pop_front() {
                 return Some(log);
@@ -1263,10 +1171,7 @@ impl Core {
         let mut all: Vec<_> = state.owner.statistics().to_vec();
         all.push(("watches", state.watches.len() as u64));
         all.push(("answers", state.answers.len() as u64));
-        all.push((
-            "deferred",
-            (state.deferred.len() + state.waiting_adoptions.len()) as u64,
-        ));
+        all.push(("deferred", (state.deferred.len() + state.waiting_adoptions.len()) as u64));
         all.push(("adopted_segments", state.adopted.len() as u64));
         let (definitions, functions) = state.executor.known();
         all.push(("known_definitions", definitions as u64));
@@ -1282,9 +1187,7 @@ impl Core {
     // ---- incoming ------------------------------------------------------------------------------
 
     fn handle_core_message(&self, state: &mut State, from: ProcId, msg: Msg, now: u64) {
-        let State {
-            owner, executor, out, ..
-        } = state;
+        let State { owner, executor, out, .. } = state;
         match msg {
             // Of an owner whose end is known nothing more is learned: it would never be forgotten.
             Msg::Define { id, def, blob } if !owner.objects.is_dead(from) => {
@@ -1350,13 +1253,7 @@ impl Core {
 
     fn handle_node_message(&self, state: &mut State, corr: u64, msg: FromNode, fd: Option<OwnedFd>, now: u64) {
         match msg {
-            FromNode::LeaseGranted {
-                class,
-                lease,
-                worker,
-                pid,
-                gpu_ids,
-            } => {
+            FromNode::LeaseGranted { class, lease, worker, pid, gpu_ids } => {
                 let State { owner, out, .. } = state;
                 owner.handle_lease_granted(ClassId(class), lease, worker, pid, gpu_ids, now, out);
             }
@@ -1371,20 +1268,13 @@ impl Core {
             FromNode::Deaths(dead) => {
                 for (proc, cause) in dead {
                     if !state.owner.objects.is_dead(ProcId(proc)) {
-                        let died = FromNode::WorkerDied {
-                            proc: ProcId(proc),
-                            cause,
-                            oom: false,
-                        };
+                        let died = FromNode::WorkerDied { proc: ProcId(proc), cause, oom: false };
                         self.handle_node_message(state, 0, died, None, now);
                     }
                 }
             }
             FromNode::WorkerDied { proc, cause, oom } => self.process_gone(state, proc, &cause, oom, now),
-            FromNode::ActorState {
-                actor,
-                state: actor_state,
-            } => {
+            FromNode::ActorState { actor, state: actor_state } => {
                 let State { owner, out, .. } = state;
                 owner.handle_actor_state(actor, actor_state, now, out);
             }
@@ -1405,37 +1295,16 @@ impl Core {
                 if !blocks.is_empty() {
                     state.adopted.insert(segment, blocks.len());
                 }
-                self.tell_node(
-                    node_wire::SEGMENT_CLAIMS,
-                    0,
-                    &node_wire::segment_claims(segment, &blocks),
-                );
+                self.tell_node(node_wire::SEGMENT_CLAIMS, 0, &node_wire::segment_claims(segment, &blocks));
             }
-            FromNode::ActorInit {
-                actor,
-                incarnation,
-                spec,
-                gpu_ids,
-            } => {
+            FromNode::ActorInit { actor, incarnation, spec, gpu_ids } => {
                 state.actor = Some((actor, incarnation));
                 let owner_proc = spec.actor.proc;
                 state.owner.objects.arrive(&Executor::counted(&spec.args, &spec.deps));
-                state
-                    .executor
-                    .handle_actor_init(*spec, incarnation, gpu_ids, owner_proc);
+                state.executor.handle_actor_init(*spec, incarnation, gpu_ids, owner_proc);
                 self.work_arrived(state);
             }
-            FromNode::LogLines {
-                name,
-                pid,
-                stream,
-                lines,
-            } => self.add_log(Log::Lines {
-                name,
-                pid,
-                stream,
-                lines,
-            }),
+            FromNode::LogLines { name, pid, stream, lines } => self.add_log(Log::Lines { name, pid, stream, lines }),
             FromNode::Notice { level, text } => self.add_log(Log::Notice { level, text }),
             FromNode::LeaseFailed { class, reason } => {
                 let State { owner, out, .. } = state;
@@ -1463,15 +1332,11 @@ impl Core {
     }
 
     fn is_connected(&self, proc: ProcId) -> bool {
-        self.transport
-            .get()
-            .is_some_and(|transport| transport.peer_info(proc).is_some())
+        self.transport.get().is_some_and(|transport| transport.peer_info(proc).is_some())
     }
 
     fn process_gone(&self, state: &mut State, proc: ProcId, cause: &str, oom: bool, now: u64) {
-        let State {
-            owner, executor, out, ..
-        } = state;
+        let State { owner, executor, out, .. } = state;
         owner.handle_process_gone(proc, cause, oom, now, out);
         let (counted, interrupted) = executor.handle_process_gone(proc);
         owner.release_all(&counted, out);

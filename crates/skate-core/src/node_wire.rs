@@ -65,14 +65,7 @@ impl Serialize for Demand<'_> {
 }
 
 pub fn lease_demand(class: u32, count: u32, spec: &ClassSpec) -> Vec<u8> {
-    encode(&(
-        class,
-        Demand(&spec.demand),
-        count,
-        Bytes::new(&spec.env),
-        Bytes::new(&spec.strategy),
-        &spec.label,
-    ))
+    encode(&(class, Demand(&spec.demand), count, Bytes::new(&spec.env), Bytes::new(&spec.strategy), &spec.label))
 }
 
 pub fn lease_return(lease: LeaseId, reusable: bool) -> Vec<u8> {
@@ -149,67 +142,21 @@ pub fn request(op: &str, args: &[u8]) -> Vec<u8> {
 /// What the node says.
 #[derive(Debug)]
 pub enum FromNode {
-    LeaseGranted {
-        class: u32,
-        lease: LeaseId,
-        worker: ProcId,
-        pid: u32,
-        gpu_ids: Vec<u32>,
-    },
-    LeaseReclaim {
-        lease: LeaseId,
-    },
-    WorkerDied {
-        proc: ProcId,
-        cause: String,
-        oom: bool,
-    },
+    LeaseGranted { class: u32, lease: LeaseId, worker: ProcId, pid: u32, gpu_ids: Vec<u32> },
+    LeaseReclaim { lease: LeaseId },
+    WorkerDied { proc: ProcId, cause: String, oom: bool },
     Deaths(Vec<(u64, String)>),
-    SegmentGranted {
-        segment: SegmentId,
-        size: u64,
-    },
-    SegmentDenied {
-        message: String,
-    },
-    SegmentMapped {
-        segment: SegmentId,
-        size: u64,
-    },
-    SegmentTrim {
-        bytes: u64,
-    },
-    SegmentAdopted {
-        segment: SegmentId,
-    },
-    ActorState {
-        actor: ActorId,
-        state: ActorState,
-    },
-    ActorInit {
-        actor: ActorId,
-        incarnation: u32,
-        spec: Box<ActorSpec>,
-        gpu_ids: Vec<u32>,
-    },
-    Reply {
-        ok: bool,
-        body: Vec<u8>,
-    },
-    LogLines {
-        name: String,
-        pid: u32,
-        stream: u8,
-        lines: Vec<String>,
-    },
-    Notice {
-        level: String,
-        text: String,
-    },
-    LeaseFailed {
-        class: u32,
-        reason: String,
-    },
+    SegmentGranted { segment: SegmentId, size: u64 },
+    SegmentDenied { message: String },
+    SegmentMapped { segment: SegmentId, size: u64 },
+    SegmentTrim { bytes: u64 },
+    SegmentAdopted { segment: SegmentId },
+    ActorState { actor: ActorId, state: ActorState },
+    ActorInit { actor: ActorId, incarnation: u32, spec: Box<ActorSpec>, gpu_ids: Vec<u32> },
+    Reply { ok: bool, body: Vec<u8> },
+    LogLines { name: String, pid: u32, stream: u8, lines: Vec<String> },
+    Notice { level: String, text: String },
+    LeaseFailed { class: u32, reason: String },
     ActorStop,
     Exit,
 }
@@ -222,49 +169,25 @@ pub fn decode(kind: u8, body: &[u8]) -> Option<FromNode> {
     Some(match kind {
         LEASE_GRANTED => {
             let (class, lease, worker, _node, pid, gpu_ids): (u32, u64, u64, u64, u32, Vec<u32>) = get(body)?;
-            FromNode::LeaseGranted {
-                class,
-                lease: LeaseId(lease),
-                worker: ProcId(worker),
-                pid,
-                gpu_ids,
-            }
+            FromNode::LeaseGranted { class, lease: LeaseId(lease), worker: ProcId(worker), pid, gpu_ids }
         }
-        LEASE_RECLAIM => FromNode::LeaseReclaim {
-            lease: LeaseId(get::<(u64,)>(body)?.0),
-        },
+        LEASE_RECLAIM => FromNode::LeaseReclaim { lease: LeaseId(get::<(u64,)>(body)?.0) },
         WORKER_DIED => {
             let (proc, _lease, cause, _code, _intended, oom): (u64, u64, String, i32, bool, bool) = get(body)?;
-            FromNode::WorkerDied {
-                proc: ProcId(proc),
-                cause,
-                oom,
-            }
+            FromNode::WorkerDied { proc: ProcId(proc), cause, oom }
         }
         DEATHS => FromNode::Deaths(get::<(Vec<(u64, String)>,)>(body)?.0),
         SEGMENT_GRANTED => {
             let (segment, size): (u64, u64) = get(body)?;
-            FromNode::SegmentGranted {
-                segment: SegmentId(segment),
-                size,
-            }
+            FromNode::SegmentGranted { segment: SegmentId(segment), size }
         }
-        SEGMENT_DENIED => FromNode::SegmentDenied {
-            message: get::<(String,)>(body)?.0,
-        },
+        SEGMENT_DENIED => FromNode::SegmentDenied { message: get::<(String,)>(body)?.0 },
         SEGMENT_MAPPED => {
             let (segment, size, _lessee): (u64, u64, u64) = get(body)?;
-            FromNode::SegmentMapped {
-                segment: SegmentId(segment),
-                size,
-            }
+            FromNode::SegmentMapped { segment: SegmentId(segment), size }
         }
-        SEGMENT_TRIM => FromNode::SegmentTrim {
-            bytes: get::<(u64,)>(body)?.0,
-        },
-        SEGMENT_ADOPTED => FromNode::SegmentAdopted {
-            segment: SegmentId(get::<(u64,)>(body)?.0),
-        },
+        SEGMENT_TRIM => FromNode::SegmentTrim { bytes: get::<(u64,)>(body)?.0 },
+        SEGMENT_ADOPTED => FromNode::SegmentAdopted { segment: SegmentId(get::<(u64,)>(body)?.0) },
         ACTOR_STATE => decode_actor_state(body)?,
         ACTOR_INIT => {
             let (actor, incarnation, spec, gpu_ids, _namespace, _name): (
@@ -284,19 +207,11 @@ pub fn decode(kind: u8, body: &[u8]) -> Option<FromNode> {
         }
         REPLY => {
             let (ok, body): (bool, ByteBuf) = get(body)?;
-            FromNode::Reply {
-                ok,
-                body: body.into_vec(),
-            }
+            FromNode::Reply { ok, body: body.into_vec() }
         }
         LOG_LINES => {
             let (name, pid, stream, lines): (String, u32, u8, Vec<String>) = get(body)?;
-            FromNode::LogLines {
-                name,
-                pid,
-                stream,
-                lines,
-            }
+            FromNode::LogLines { name, pid, stream, lines }
         }
         NOTICE => {
             let (level, text): (String, String) = get(body)?;
@@ -319,15 +234,9 @@ fn decode_actor_state(body: &[u8]) -> Option<FromNode> {
     let actor = ActorId::from_bytes(&actor)?;
     let state = match state {
         0 => ActorState::Pending,
-        1 => ActorState::Alive {
-            proc: ProcId(proc),
-            incarnation,
-        },
+        1 => ActorState::Alive { proc: ProcId(proc), incarnation },
         2 => ActorState::Restarting,
-        3 if cause_kind == 1 => ActorState::Dead(Payload {
-            data: Blob::new(&cause),
-            refs: Vec::new(),
-        }),
+        3 if cause_kind == 1 => ActorState::Dead(Payload { data: Blob::new(&cause), refs: Vec::new() }),
         3 => ActorState::Dead(Payload::error(ErrorCode::ActorDied, &String::from_utf8_lossy(&cause))),
         _ => return None,
     };

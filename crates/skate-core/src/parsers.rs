@@ -24,11 +24,7 @@ pub fn frames(bytes: &[u8]) {
         let (mut found, mut rest) = (Vec::new(), stream);
         loop {
             match split(rest) {
-                Ok(Split::Frame {
-                    header,
-                    body,
-                    rest: after,
-                }) => {
+                Ok(Split::Frame { header, body, rest: after }) => {
                     found.push((header, body.to_vec()));
                     rest = after;
                 }
@@ -49,11 +45,7 @@ fn in_pieces(mut stream: &[u8], piece: usize) -> Frames {
         let mut rest = &pending[..];
         loop {
             match split(rest) {
-                Ok(Split::Frame {
-                    header,
-                    body,
-                    rest: after,
-                }) => {
+                Ok(Split::Frame { header, body, rest: after }) => {
                     found.push((header, body.to_vec()));
                     rest = after;
                 }
@@ -92,27 +84,14 @@ fn in_pieces(mut stream: &[u8], piece: usize) -> Frames {
 }
 
 fn identity(proc: u64, role: Role) -> Identity {
-    Identity {
-        proc: ProcId(proc),
-        role,
-        pid: 7,
-        python_minor: 12,
-    }
+    Identity { proc: ProcId(proc), role, pid: 7, python_minor: 12 }
 }
 
 /// Both ends of a handshake against a peer that says anything, with a right preface or with none.
 pub fn handshake(bytes: &[u8]) {
-    let credentials = Credentials {
-        session: [3; 16],
-        token: [4; 32],
-    };
+    let credentials = Credentials { session: [3; 16], token: [4; 32] };
     let node = identity(1, Role::Node);
-    let right = Preface {
-        version: PROTOCOL_VERSION,
-        session: credentials.session,
-        target: node.proc,
-    }
-    .encode();
+    let right = Preface { version: PROTOCOL_VERSION, session: credentials.session, target: node.proc }.encode();
     let said = bytes.first_chunk::<PREFACE_LEN>().copied().unwrap_or(right);
     for preface in [right, said] {
         match Acceptor::new(&node, &credentials, &preface, [5; 32]) {

@@ -11,22 +11,14 @@ pub fn interrupt_thread(thread: u64) {
     let pid = std::process::id();
     // SAFETY: a plain system call on numbers; a thread that is gone makes it fail with ESRCH.
     unsafe {
-        libc::syscall(
-            libc::SYS_tgkill,
-            pid as libc::pid_t,
-            thread as libc::pid_t,
-            libc::SIGINT,
-        );
+        libc::syscall(libc::SYS_tgkill, pid as libc::pid_t, thread as libc::pid_t, libc::SIGINT);
     }
 }
 
 /// Waits until a descriptor is readable, or the timeout passes.
 pub fn wait_readable(fd: std::os::fd::BorrowedFd<'_>, timeout_s: Option<f64>) {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let timeout = timeout_s.map(|s| Timespec {
-        tv_sec: s as i64,
-        tv_nsec: (s.fract() * 1e9) as i64,
-    });
+    let timeout = timeout_s.map(|s| Timespec { tv_sec: s as i64, tv_nsec: (s.fract() * 1e9) as i64 });
     let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
     let _ = poll(&mut fds, timeout.as_ref());
 }

@@ -11,37 +11,23 @@ use skate_proto::payload::{Payload, Value};
 /// Streams that are frames for the most part.
 fn stream() -> impl Strategy<Value = Vec<u8>> {
     let frame = (1_u8.., any::<u64>(), prop::collection::vec(any::<u8>(), 0..300)).prop_map(|(kind, corr, body)| {
-        let mut bytes = Header {
-            body_len: body.len() as u32,
-            kind,
-            flags: 0,
-            corr,
-        }
-        .encode()
-        .to_vec();
+        let mut bytes = Header { body_len: body.len() as u32, kind, flags: 0, corr }.encode().to_vec();
         bytes.extend(body);
         bytes
     });
-    (
-        any::<u8>(),
-        prop::collection::vec(frame, 0..6),
-        prop::collection::vec(any::<u8>(), 0..40),
-    )
-        .prop_map(|(piece, frames, tail)| {
+    (any::<u8>(), prop::collection::vec(frame, 0..6), prop::collection::vec(any::<u8>(), 0..40)).prop_map(
+        |(piece, frames, tail)| {
             let mut bytes = vec![piece];
             bytes.extend(frames.concat());
             bytes.extend(tail);
             bytes
-        })
+        },
+    )
 }
 
 /// A message, with a few bytes changed.
 fn damaged_message() -> impl Strategy<Value = Vec<u8>> {
-    let task = TaskId {
-        node: NodeKey(1),
-        proc: ProcId(2),
-        seq: 3,
-    };
+    let task = TaskId { node: NodeKey(1), proc: ProcId(2), seq: 3 };
     let object = ObjectId { task, index: 0 };
     let messages = vec![
         Msg::Done(Done {
@@ -53,13 +39,7 @@ fn damaged_message() -> impl Strategy<Value = Vec<u8>> {
         }),
         Msg::Returned { tasks: vec![task; 3] },
         Msg::Forget { ids: vec![1, 2] },
-        Msg::Resolved {
-            object,
-            value: Value::Inline(Payload {
-                data: Payload::plain(b"v").data,
-                refs: vec![object],
-            }),
-        },
+        Msg::Resolved { object, value: Value::Inline(Payload { data: Payload::plain(b"v").data, refs: vec![object] }) },
     ];
     let hits = prop::collection::vec((any::<usize>(), any::<u8>()), 0..4);
     (prop::sample::select(messages), hits).prop_map(|(msg, hits)| {
@@ -81,15 +61,11 @@ fn array() -> impl Strategy<Value = Vec<u8>> {
         prop::collection::vec(any::<u8>(), 0..24).prop_map(|b| rmp_serde::to_vec(serde_bytes::Bytes::new(&b)).unwrap()),
         prop::collection::vec(any::<u32>(), 0..3).prop_map(|v| rmp_serde::to_vec(&v).unwrap()),
     ];
-    (
-        node_wire::LEASE_GRANTED..=node_wire::DEATHS,
-        prop::collection::vec(value, 0..10),
-    )
-        .prop_map(|(kind, values)| {
-            let mut bytes = vec![kind, 0x90 | values.len() as u8];
-            bytes.extend(values.concat());
-            bytes
-        })
+    (node_wire::LEASE_GRANTED..=node_wire::DEATHS, prop::collection::vec(value, 0..10)).prop_map(|(kind, values)| {
+        let mut bytes = vec![kind, 0x90 | values.len() as u8];
+        bytes.extend(values.concat());
+        bytes
+    })
 }
 
 proptest! {

@@ -29,10 +29,7 @@ fn a_reader_sees_what_the_lessee_wrote() {
     let block = lessee.alloc(100).unwrap();
     copy_into(&block, &[(0, b"hello"), (64, b"world")]);
     let location = block.location();
-    assert_eq!(
-        (location.segment, location.lessee, location.len),
-        (SegmentId(7), ProcId(1), 100)
-    );
+    assert_eq!((location.segment, location.lessee, location.len), (SegmentId(7), ProcId(1), 100));
     let mapping = reader.map_readonly(SegmentId(7), size, &fd).unwrap();
     let pointer = mapping.slice(location.offset, location.len).unwrap();
     // SAFETY: the block was published by the test and nobody writes any more.
@@ -56,14 +53,7 @@ fn numbers_from_a_peer_never_make_a_pointer_outside_the_segment() {
 fn a_segment_of_another_size_or_that_could_shrink_is_not_mapped() {
     let store = Store::new(ProcId(1));
     let wrong = store.map_readonly(SegmentId(1), 8192, &sealed(4096));
-    assert!(matches!(
-        wrong,
-        Err(MapError::Size {
-            actual: 4096,
-            announced: 8192,
-            ..
-        })
-    ));
+    assert!(matches!(wrong, Err(MapError::Size { actual: 4096, announced: 8192, .. })));
     let loose = store.map_readonly(SegmentId(1), 4096, &segment(4096, SealFlags::GROW));
     assert!(matches!(loose, Err(MapError::NotSealed { .. })));
 }
@@ -102,11 +92,7 @@ fn segments_double_and_large_objects_have_their_own() {
     // A small object does not go where it would keep so much.
     assert_ne!(store.alloc(10).unwrap().location().segment, SegmentId(100));
     // The next of its size finds it warm, a much smaller one does not take it.
-    assert!(
-        store
-            .alloc(large / 3)
-            .is_none_or(|b| b.location().segment != SegmentId(100))
-    );
+    assert!(store.alloc(large / 3).is_none_or(|b| b.location().segment != SegmentId(100)));
     assert_eq!(store.alloc(large).unwrap().location().segment, SegmentId(100));
 }
 

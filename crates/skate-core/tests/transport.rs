@@ -1,10 +1,7 @@
 //! The transport on the real kernel. Several transports live in this process and find each other through
 //! a node as processes would; what needs a process of its own runs this test again in a child.
 
-#![expect(
-    clippy::iter_over_hash_type,
-    reason = "what is looked at in any order is looked at as a whole"
-)]
+#![expect(clippy::iter_over_hash_type, reason = "what is looked at in any order is looked at as a whole")]
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -59,9 +56,7 @@ impl Handler for Recorder {
             return transport.send(from, COUNTED, frame.corr, &[frame.body], SendMode::Queue);
         }
         if frame.kind != COUNTED {
-            self.frames
-                .lock()
-                .push((from, frame.kind, frame.corr, frame.body.to_vec()));
+            self.frames.lock().push((from, frame.kind, frame.corr, frame.body.to_vec()));
         }
         if frame.flags != 0 {
             self.fds.lock().push(fd);
@@ -200,10 +195,7 @@ fn processes_find_each_other_through_the_node_and_frames_keep_their_order() {
     a.drive_until(|h| h.count() == 1);
     let info = b.transport.peer_info(A).unwrap();
     assert_eq!((info.proc, info.role, info.pid), (A, Role::Worker, std::process::id()));
-    assert_eq!(
-        a.transport.peers().iter().map(|p| p.proc).collect::<Vec<_>>(),
-        [NODE, B]
-    );
+    assert_eq!(a.transport.peers().iter().map(|p| p.proc).collect::<Vec<_>>(), [NODE, B]);
     assert_eq!(b.handler.joined.lock().len(), 1);
     assert!(a.handler.joined.lock().is_empty());
     assert_eq!(cluster.node.handler.joined.lock().len(), 2);
@@ -214,10 +206,7 @@ fn two_processes_that_call_each_other_at_once_keep_order_in_both_directions() {
     let _shared = ALONE.read();
     let cluster = Cluster::new();
     for round in 0..20 {
-        let (a, b) = (
-            cluster.join(ProcId(100 + 2 * round)),
-            cluster.join(ProcId(101 + 2 * round)),
-        );
+        let (a, b) = (cluster.join(ProcId(100 + 2 * round)), cluster.join(ProcId(101 + 2 * round)));
         let (a_id, b_id) = (a.transport.me().proc, b.transport.me().proc);
         std::thread::scope(|scope| {
             scope.spawn(|| (0..200).for_each(|n| a.transport.send(b_id, 9, n, &[], SendMode::Now)));
@@ -291,23 +280,13 @@ fn another_version_is_answered_with_ours() {
     let _shared = ALONE.read();
     let cluster = Cluster::new();
     let mut stream = UnixStream::connect(cluster.path()).unwrap();
-    let preface = Preface {
-        version: 900,
-        session: [1; 16],
-        target: NODE,
-    };
+    let preface = Preface { version: 900, session: [1; 16], target: NODE };
     stream.write_all(&preface.encode()).unwrap();
     let mut answer = [0; ANSWER_LEN];
     stream.read_exact(&mut answer).unwrap();
     let told = u16::from_le_bytes([answer[2], answer[3]]);
     assert_eq!(told, skate_proto::handshake::PROTOCOL_VERSION);
-    assert_eq!(
-        preface.check(&[1; 16]),
-        Err(HandshakeError::Version {
-            ours: told,
-            theirs: 900
-        })
-    );
+    assert_eq!(preface.check(&[1; 16]), Err(HandshakeError::Version { ours: told, theirs: 900 }));
 }
 
 #[test]
@@ -315,11 +294,7 @@ fn garbage_ends_only_the_connection_on_which_it_came() {
     let _shared = ALONE.read();
     let cluster = Cluster::new();
     let (a, b) = (cluster.join(A), cluster.join(B));
-    for garbage in [
-        &[0u8; 4096][..],
-        &[0xff; 31],
-        b"GET / HTTP/1.1\r\n\r\nxxxxxxxxxxxxxxxxxxxxxxx",
-    ] {
+    for garbage in [&[0u8; 4096][..], &[0xff; 31], b"GET / HTTP/1.1\r\n\r\nxxxxxxxxxxxxxxxxxxxxxxx"] {
         let mut stream = UnixStream::connect(cluster.path()).unwrap();
         let _ = stream.write_all(garbage);
         let _ = stream.shutdown(std::net::Shutdown::Write);
@@ -329,11 +304,7 @@ fn garbage_ends_only_the_connection_on_which_it_came() {
     }
     // A good preface for another process, then rubbish end to end.
     let mut stream = UnixStream::connect(cluster.path()).unwrap();
-    let preface = Preface {
-        version: skate_proto::handshake::PROTOCOL_VERSION,
-        session: [1; 16],
-        target: B,
-    };
+    let preface = Preface { version: skate_proto::handshake::PROTOCOL_VERSION, session: [1; 16], target: B };
     stream.write_all(&preface.encode()).unwrap();
     stream.write_all(&[0xaa; 500]).unwrap();
     let mut rest = Vec::new();
@@ -416,16 +387,8 @@ fn a_frame_to_a_peer_that_has_ended_does_not_cost_its_last_words() {
 /// A peer that knows the token and is then free to misbehave.
 fn raw_peer(cluster: &Cluster, me: ProcId) -> UnixStream {
     let mut stream = UnixStream::connect(cluster.path()).unwrap();
-    let me = PeerInfo {
-        proc: me,
-        role: Role::Tool,
-        pid: 1,
-        python_minor: 0,
-    };
-    let credentials = Credentials {
-        session: [1; 16],
-        token: [2; 32],
-    };
+    let me = PeerInfo { proc: me, role: Role::Tool, pid: 1, python_minor: 0 };
+    let credentials = Credentials { session: [1; 16], token: [2; 32] };
     let (mut connector, first) = Connector::new(&me, &credentials, NODE, [3; 32]);
     stream.write_all(&first).unwrap();
     loop {
@@ -443,15 +406,7 @@ fn a_proven_peer_that_breaks_the_protocol_is_closed_alone() {
     let _shared = ALONE.read();
     let cluster = Cluster::new();
     let a = cluster.join(A);
-    let header = |len, kind, flags| {
-        Header {
-            body_len: len,
-            kind,
-            flags,
-            corr: 0,
-        }
-        .encode()
-    };
+    let header = |len, kind, flags| Header { body_len: len, kind, flags, corr: 0 }.encode();
     let breaches = [
         (header(u32::MAX, 9, 0), "a body of"),
         (header(0, 0, 0), "kind 0"),
@@ -627,8 +582,7 @@ fn foreign_descriptors_are_watched() {
     wait_for("the I/O thread to tell", || a.handler.ready.lock().len() == 2);
     a.transport.unregister_fd(u64::MAX);
     drop(writer);
-    a.transport
-        .drive(&|| false, Some(Instant::now() + Duration::from_millis(5)));
+    a.transport.drive(&|| false, Some(Instant::now() + Duration::from_millis(5)));
     assert_eq!(a.handler.ready.lock().len(), 2);
 }
 
@@ -640,8 +594,7 @@ fn queued_frames_leave_although_nobody_drives() {
     for n in 0..200 {
         // Vary where the I/O threads are: in epoll, lingering, asleep.
         if n % 4 == 0 {
-            a.transport
-                .drive(&|| false, Some(Instant::now() + Duration::from_micros(100)));
+            a.transport.drive(&|| false, Some(Instant::now() + Duration::from_micros(100)));
         }
         a.transport.send(B, 9, n, &[], SendMode::Queue);
         wait_for("the frame", || b.handler.count() == n as usize + 1);
@@ -678,11 +631,7 @@ fn no_wake_up_is_lost_when_many_threads_send_and_drive() {
                 scope.spawn(move || {
                     for n in 0..rounds {
                         let before = me.handler.count();
-                        let mode = if (n + thread) % 3 == 0 {
-                            SendMode::Queue
-                        } else {
-                            SendMode::Now
-                        };
+                        let mode = if (n + thread) % 3 == 0 { SendMode::Queue } else { SendMode::Now };
                         me.transport.send(other, ECHO, n, &[&[7; 40]], mode);
                         if n % 7 == thread {
                             std::thread::yield_now();
@@ -839,25 +788,17 @@ fn without_descriptors_accepting_pauses_and_recovers() {
     let base = descriptors();
     let waiting: Vec<UnixStream> = (0..8).map(|_| UnixStream::connect(cluster.path()).unwrap()).collect();
     wait_for("their acceptance", || descriptors() >= base + 16);
-    let limit = libc::rlimit {
-        rlim_cur: 64,
-        rlim_max: 64,
-    };
+    let limit = libc::rlimit { rlim_cur: 64, rlim_max: 64 };
     // SAFETY: lowers this process's own limit.
     assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0);
     let mut spare: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
     // The connector's end takes the last one; none is left for the node's.
     spare.pop();
     let _late = UnixStream::connect(cluster.path()).unwrap();
-    wait_for("the warning", || {
-        cluster.node.handler.warnings.load(Ordering::Acquire) > 0
-    });
+    wait_for("the warning", || cluster.node.handler.warnings.load(Ordering::Acquire) > 0);
     let before = cpu_time();
     std::thread::sleep(Duration::from_millis(250));
-    assert!(
-        cpu_time() - before < Duration::from_millis(50),
-        "accepting must not spin"
-    );
+    assert!(cpu_time() - before < Duration::from_millis(50), "accepting must not spin");
     a.transport.send(NODE, 9, 1, &[], SendMode::Now);
     wait_for("a frame on an old connection", || cluster.node.handler.count() == 1);
     drop(spare);
@@ -884,10 +825,7 @@ fn an_idle_transport_sleeps() {
         let mut total = 0;
         for task in std::fs::read_dir("/proc/self/task").unwrap().flatten() {
             let status = std::fs::read_to_string(task.path().join("status")).unwrap();
-            let line = status
-                .lines()
-                .find_map(|l| l.strip_prefix("voluntary_ctxt_switches:"))
-                .unwrap();
+            let line = status.lines().find_map(|l| l.strip_prefix("voluntary_ctxt_switches:")).unwrap();
             total += line.trim().parse::<u64>().unwrap();
         }
         total

@@ -7,10 +7,7 @@ use skate_proto::ids::{ActorId, LeaseId, ProcId, SegmentId};
 use skate_proto::leases::ClassSpec;
 
 const GOLDEN: &str = include_str!("../../../tests/golden/wire.txt");
-const ACTOR: ActorId = ActorId {
-    proc: ProcId(11),
-    seq: 12,
-};
+const ACTOR: ActorId = ActorId { proc: ProcId(11), seq: 12 };
 
 /// The bodies by name, with the kinds that they travel as.
 fn golden() -> BTreeMap<&'static str, (u8, Vec<u8>)> {
@@ -18,21 +15,9 @@ fn golden() -> BTreeMap<&'static str, (u8, Vec<u8>)> {
         let mut words = line.split_whitespace();
         let kind = words.next()?.parse().ok()?;
         let name = words.next()?;
-        Some((
-            name,
-            (
-                kind,
-                words
-                    .map(|word| u8::from_str_radix(word, 16).expect("two digits"))
-                    .collect(),
-            ),
-        ))
+        Some((name, (kind, words.map(|word| u8::from_str_radix(word, 16).expect("two digits")).collect())))
     };
-    GOLDEN
-        .lines()
-        .filter(|text| !text.starts_with('#'))
-        .filter_map(line)
-        .collect()
+    GOLDEN.lines().filter(|text| !text.starts_with('#')).filter_map(line).collect()
 }
 
 #[test]
@@ -49,11 +34,7 @@ fn what_is_sent_to_the_node_is_as_agreed() {
         ("LeaseReturn", wire::LEASE_RETURN, wire::lease_return(LeaseId(9), true)),
         ("Blocked", wire::BLOCKED, wire::empty()),
         ("SegmentRequest", wire::SEGMENT_REQUEST, wire::segment_request(4 << 20)),
-        (
-            "SegmentClaims",
-            wire::SEGMENT_CLAIMS,
-            wire::segment_claims(SegmentId(5), &[(0, 64), (4096, 256)]),
-        ),
+        ("SegmentClaims", wire::SEGMENT_CLAIMS, wire::segment_claims(SegmentId(5), &[(0, 64), (4096, 256)])),
         ("ActorKill", wire::ACTOR_KILL, wire::actor_kill(ACTOR, true)),
         ("ActorExit", wire::ACTOR_EXIT, wire::actor_exit(ACTOR, 2, "bye")),
         ("Request", wire::REQUEST, wire::request("kv.get", &[0x91, 0xc0])),
@@ -70,28 +51,16 @@ fn what_comes_from_the_node_is_understood() {
             "LeaseGranted",
             "LeaseGranted { class: 7, lease: LeaseId(4294967297), worker: ProcId(18446744073709551615), pid: 1000, gpu_ids: [0, 1] }",
         ),
-        (
-            "WorkerDied",
-            "WorkerDied { proc: ProcId(5), cause: \"gone\", oom: true }",
-        ),
-        (
-            "SegmentGranted",
-            "SegmentGranted { segment: SegmentId(5), size: 4194304 }",
-        ),
+        ("WorkerDied", "WorkerDied { proc: ProcId(5), cause: \"gone\", oom: true }"),
+        ("SegmentGranted", "SegmentGranted { segment: SegmentId(5), size: 4194304 }"),
         ("SegmentDenied", "SegmentDenied { message: \"full\" }"),
-        (
-            "SegmentMapped",
-            "SegmentMapped { segment: SegmentId(5), size: 4194304 }",
-        ),
+        ("SegmentMapped", "SegmentMapped { segment: SegmentId(5), size: 4194304 }"),
         (
             "ActorState",
             "ActorState { actor: ActorId { proc: ProcId(11), seq: 12 }, state: Alive { proc: ProcId(5), incarnation: 2 } }",
         ),
         ("Reply", "Reply { ok: false, body: [192] }"),
-        (
-            "LogLines",
-            "LogLines { name: \"f\", pid: 1000, stream: 2, lines: [\"hi\"] }",
-        ),
+        ("LogLines", "LogLines { name: \"f\", pid: 1000, stream: 2, lines: [\"hi\"] }"),
         ("Notice", "Notice { level: \"warning\", text: \"hi\" }"),
         ("LeaseFailed", "LeaseFailed { class: 7, reason: \"no\" }"),
         ("Exit", "Exit"),

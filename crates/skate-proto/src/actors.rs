@@ -79,16 +79,7 @@ impl Owner {
     /// A new actor's id, and the object that will count its handles.
     pub fn next_actor_id(&mut self) -> (ActorId, ObjectId) {
         let task = self.next_task_id();
-        (
-            ActorId {
-                proc: self.me,
-                seq: task.seq,
-            },
-            ObjectId {
-                task,
-                index: ObjectId::ACTOR_INDEX,
-            },
-        )
+        (ActorId { proc: self.me, seq: task.seq }, ObjectId { task, index: ObjectId::ACTOR_INDEX })
     }
 
     /// Counts a handle that came from the node (`get_actor`) or from pickled bytes. If no message handed
@@ -99,13 +90,7 @@ impl Owner {
         self.objects.retain(handle);
         if !known && !self.objects.is_owned(handle) {
             self.objects.adopt_token(handle);
-            out.send(
-                handle.owner(),
-                Msg::AddBorrower {
-                    object: handle,
-                    proc: self.me,
-                },
-            );
+            out.send(handle.owner(), Msg::AddBorrower { object: handle, proc: self.me });
         }
     }
 
@@ -152,12 +137,8 @@ impl Owner {
     pub(crate) fn start_creation(&mut self, task: TaskId, now_ns: u64, out: &mut Out) {
         let (creation, entry) = &self.creations[&task];
         let actor = creation.actor;
-        let lost: Vec<ObjectId> = entry
-            .deps
-            .iter()
-            .map(|(_, id)| *id)
-            .filter(|id| !self.objects.is_ready(*id))
-            .collect();
+        let lost: Vec<ObjectId> =
+            entry.deps.iter().map(|(_, id)| *id).filter(|id| !self.objects.is_ready(*id)).collect();
         if !lost.is_empty() {
             let mut missing = 0;
             for id in lost {
@@ -193,10 +174,7 @@ impl Owner {
             groups: creation.groups.clone(),
         };
         let creation = Box::new(creation.clone());
-        out.node(ToNode::ActorCreate {
-            creation,
-            spec: Box::new(spec),
-        });
+        out.node(ToNode::ActorCreate { creation, spec: Box::new(spec) });
         self.subscribe(actor, out);
     }
 
@@ -291,10 +269,7 @@ impl Owner {
 
     /// How many earlier calls of this process the actor has and has not answered.
     pub(crate) fn calls_before(&self, actor: ActorId, task: TaskId) -> usize {
-        self.actors
-            .get(&actor)
-            .and_then(|client| client.sent.iter().position(|t| *t == task))
-            .unwrap_or(0)
+        self.actors.get(&actor).and_then(|client| client.sent.iter().position(|t| *t == task)).unwrap_or(0)
     }
 
     pub(crate) fn call_left(&mut self, actor: ActorId, task: TaskId) {
@@ -339,11 +314,8 @@ impl Owner {
                 self.flush_calls(actor, now_ns, out);
             }
             ActorState::Dead(error) => {
-                let queue = self
-                    .actors
-                    .get_mut(&actor)
-                    .map(|client| std::mem::take(&mut client.queue))
-                    .unwrap_or_default();
+                let queue =
+                    self.actors.get_mut(&actor).map(|client| std::mem::take(&mut client.queue)).unwrap_or_default();
                 for task in queue {
                     self.finish_with(task, &error, now_ns, out);
                 }
@@ -432,13 +404,7 @@ impl Owner {
         let Some((_, entry)) = self.creations.remove(&task) else {
             return;
         };
-        let ids: Vec<ObjectId> = entry
-            .args
-            .refs
-            .iter()
-            .copied()
-            .chain(entry.deps.iter().map(|(_, id)| *id))
-            .collect();
+        let ids: Vec<ObjectId> = entry.args.refs.iter().copied().chain(entry.deps.iter().map(|(_, id)| *id)).collect();
         self.release_all(&ids, out);
     }
 
@@ -463,22 +429,11 @@ impl Owner {
     /// Whether an actor of our own still waits for its arguments, so that the node does not know it.
     fn is_unborn(&self, actor: ActorId) -> bool {
         let creation = self.actors.get(&actor).and_then(|client| client.creation);
-        creation.is_some_and(|creation| {
-            self.creations
-                .get(&creation)
-                .is_some_and(|(_, entry)| entry.missing > 0)
-        })
+        creation.is_some_and(|creation| self.creations.get(&creation).is_some_and(|(_, entry)| entry.missing > 0))
     }
 
     /// The object that counts the handles of an actor of our own.
     fn handle_object(&self, actor: ActorId) -> ObjectId {
-        ObjectId {
-            task: TaskId {
-                node: self.node,
-                proc: actor.proc,
-                seq: actor.seq,
-            },
-            index: ObjectId::ACTOR_INDEX,
-        }
+        ObjectId { task: TaskId { node: self.node, proc: actor.proc, seq: actor.seq }, index: ObjectId::ACTOR_INDEX }
     }
 }

@@ -113,10 +113,7 @@ impl BlockAllocator {
         self.remove_free(index);
         self.cut(index, units);
         let block = &mut self.blocks[index as usize];
-        assert!(
-            !block.used && block.len == units,
-            "a free block of the right length was chosen"
-        );
+        assert!(!block.used && block.len == units, "a free block of the right length was chosen");
         block.used = true;
         let offset = block.offset;
         self.used_units += units;
@@ -134,10 +131,7 @@ impl BlockAllocator {
         let key = u32::try_from(offset / UNIT_BYTES).map_err(|_| wrong)?;
         let index = self.by_offset.remove(&key).ok_or(wrong)?;
         let block = &mut self.blocks[index as usize];
-        assert!(
-            block.used && block.offset == key,
-            "the table of used blocks names used blocks"
-        );
+        assert!(block.used && block.offset == key, "the table of used blocks names used blocks");
         block.used = false;
         let len = block.len;
         self.used_units -= len;
@@ -149,9 +143,7 @@ impl BlockAllocator {
     /// Length in bytes of the used block at `offset`, as it was rounded up.
     #[must_use]
     pub fn block_bytes(&self, offset: u64) -> Option<u64> {
-        let key = u32::try_from(offset / UNIT_BYTES)
-            .ok()
-            .filter(|_| offset.is_multiple_of(UNIT_BYTES))?;
+        let key = u32::try_from(offset / UNIT_BYTES).ok().filter(|_| offset.is_multiple_of(UNIT_BYTES))?;
         let index = *self.by_offset.get(&key)?;
         Some(u64::from(self.blocks[index as usize].len) * UNIT_BYTES)
     }
@@ -213,11 +205,7 @@ impl BlockAllocator {
         if here != 0 {
             return Some((power * STEPS + here.trailing_zeros()) as usize);
         }
-        let above = if power == 31 {
-            0
-        } else {
-            self.powers & (u32::MAX << (power + 1))
-        };
+        let above = if power == 31 { 0 } else { self.powers & (u32::MAX << (power + 1)) };
         (above != 0).then(|| {
             let power = above.trailing_zeros();
             (power * STEPS + self.steps[power as usize].trailing_zeros()) as usize
@@ -292,13 +280,7 @@ impl BlockAllocator {
     }
 
     fn remove_free(&mut self, index: u32) {
-        let Block {
-            len,
-            newer,
-            older,
-            used,
-            ..
-        } = self.blocks[index as usize];
+        let Block { len, newer, older, used, .. } = self.blocks[index as usize];
         assert!(!used, "only free blocks are in bins");
         if older != NONE {
             self.blocks[older as usize].newer = newer;
@@ -338,12 +320,7 @@ impl BlockAllocator {
     /// If one does not hold.
     pub fn check_invariants(&self) {
         let is_first = |b: &(usize, &Block)| b.1.offset == 0 && !self.vacant.contains(&(b.0 as u32));
-        let mut at = self
-            .blocks
-            .iter()
-            .enumerate()
-            .find(is_first)
-            .map_or(NONE, |(i, _)| i as u32);
+        let mut at = self.blocks.iter().enumerate().find(is_first).map_or(NONE, |(i, _)| i as u32);
         let (mut below, mut end, mut used, mut used_count, mut free_count) = (NONE, 0, 0, 0, 0);
         let mut free_before = false;
         while at != NONE {

@@ -135,28 +135,17 @@ impl Executor {
     /// Takes a task or call; the caller has counted its references.
     /// Returns the group whose queue it joined.
     pub fn handle_push(&mut self, from: ProcId, push: Push, out: &mut Out) -> Option<String> {
-        let Some((def, blob)) = self
-            .defs
-            .get(&(from, push.def))
-            .map(|known| (known.def.clone(), known.blob.clone()))
+        let Some((def, blob)) = self.defs.get(&(from, push.def)).map(|known| (known.def.clone(), known.blob.clone()))
         else {
             let error = Payload::error(ErrorCode::Other, "The worker was sent a call that it does not know.");
             self.answer(from, push.task, vec![Value::Inline(error)], false, 0, 0, out);
             return None;
         };
         if (self.blocked > 0 || self.exiting) && !self.is_actor {
-            out.push(Effect::Send {
-                to: from,
-                msg: Msg::Returned { tasks: vec![push.task] },
-                urgent: true,
-            });
+            out.push(Effect::Send { to: from, msg: Msg::Returned { tasks: vec![push.task] }, urgent: true });
             return None;
         }
-        let kind = if def.actor.is_some() {
-            WorkKind::Call
-        } else {
-            WorkKind::Task
-        };
+        let kind = if def.actor.is_some() { WorkKind::Call } else { WorkKind::Task };
         let group = def.group.clone();
         let work = Work {
             kind,
@@ -228,34 +217,21 @@ impl Executor {
     /// The next piece of work for a thread of `group`; it counts as running from now on.
     pub fn take(&mut self, group: &str) -> Option<Work> {
         let work = self.queues.get_mut(group)?.pop_front()?;
-        let running = Running {
-            owner: work.owner,
-            cancelled: false,
-            items_taken: 0,
-            consumer_gone: false,
-        };
+        let running = Running { owner: work.owner, cancelled: false, items_taken: 0, consumer_gone: false };
         self.running.insert(work.task, running);
         Some(work)
     }
 
     /// Any group's work, for event loops, which run them all on one thread.
     pub fn take_any(&mut self) -> Option<Work> {
-        let mut groups: Vec<&String> = self
-            .queues
-            .iter()
-            .filter(|(_, q)| !q.is_empty())
-            .map(|(g, _)| g)
-            .collect();
+        let mut groups: Vec<&String> = self.queues.iter().filter(|(_, q)| !q.is_empty()).map(|(g, _)| g).collect();
         groups.sort_unstable();
         let group = groups.first().map(|g| (*g).clone())?;
         self.take(&group)
     }
 
     /// A running task ended; sends its results (references handed over by the caller).
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the fields of a `Done`, which only this function makes"
-    )]
+    #[expect(clippy::too_many_arguments, reason = "the fields of a `Done`, which only this function makes")]
     pub fn answer(
         &mut self,
         owner: ProcId,
@@ -268,18 +244,8 @@ impl Executor {
     ) {
         self.running.remove(&task);
         let urgent = !self.has_any_work();
-        let done = Done {
-            task,
-            results,
-            retryable,
-            run_ns,
-            items,
-        };
-        out.push(Effect::Send {
-            to: owner,
-            msg: Msg::Done(done),
-            urgent,
-        });
+        let done = Done { task, results, retryable, run_ns, items };
+        out.push(Effect::Send { to: owner, msg: Msg::Done(done), urgent });
     }
 
     /// A running task ended without an answer of its own.
@@ -328,11 +294,7 @@ impl Executor {
         by_owner.sort_unstable_by_key(|(owner, _)| *owner);
         self.told_blocked = by_owner.iter().map(|(owner, _)| *owner).collect();
         for (to, tasks) in by_owner {
-            out.push(Effect::Send {
-                to,
-                msg: Msg::Blocked { tasks },
-                urgent: true,
-            });
+            out.push(Effect::Send { to, msg: Msg::Blocked { tasks }, urgent: true });
         }
         counted
     }
@@ -346,11 +308,7 @@ impl Executor {
         if !self.is_actor {
             for work in self.queues.get_mut("").map(std::mem::take).unwrap_or_default() {
                 counted.extend(Self::counted(&work.args, &work.deps));
-                out.push(Effect::Send {
-                    to: work.owner,
-                    msg: Msg::Returned { tasks: vec![work.task] },
-                    urgent: true,
-                });
+                out.push(Effect::Send { to: work.owner, msg: Msg::Returned { tasks: vec![work.task] }, urgent: true });
             }
         }
         if answered && !self.is_actor {
@@ -358,11 +316,7 @@ impl Executor {
             owners.sort_unstable();
             owners.dedup();
             for to in owners {
-                out.push(Effect::Send {
-                    to,
-                    msg: Msg::Leaving,
-                    urgent: true,
-                });
+                out.push(Effect::Send { to, msg: Msg::Leaving, urgent: true });
             }
         }
         counted
@@ -375,11 +329,7 @@ impl Executor {
         }
         // Not those whose tasks run now: one whose task had only been queued waits to hear of it as well.
         for to in std::mem::take(&mut self.told_blocked) {
-            out.push(Effect::Send {
-                to,
-                msg: Msg::Unblocked,
-                urgent: false,
-            });
+            out.push(Effect::Send { to, msg: Msg::Unblocked, urgent: false });
         }
     }
 
@@ -395,11 +345,7 @@ impl Executor {
             }
         }
         tasks.reverse();
-        out.push(Effect::Send {
-            to: from,
-            msg: Msg::Returned { tasks },
-            urgent: true,
-        });
+        out.push(Effect::Send { to: from, msg: Msg::Returned { tasks }, urgent: true });
         counted
     }
 
@@ -408,10 +354,8 @@ impl Executor {
         for queue in self.queues.values_mut() {
             if let Some(at) = queue.iter().position(|w| w.task == task) {
                 let Some(work) = queue.remove(at) else { continue };
-                let error = Payload::error(
-                    ErrorCode::Cancelled,
-                    &format!("Task {task} was cancelled before it started."),
-                );
+                let error =
+                    Payload::error(ErrorCode::Cancelled, &format!("Task {task} was cancelled before it started."));
                 let counted = Self::counted(&work.args, &work.deps);
                 self.answer(work.owner, task, vec![Value::Inline(error)], false, 0, 0, out);
                 return (CancelStep::Dequeued, counted);
@@ -454,12 +398,7 @@ impl Executor {
                 keep
             });
         }
-        let mut ids: Vec<u32> = self
-            .defs
-            .keys()
-            .filter(|(from, _)| *from == proc)
-            .map(|(_, id)| *id)
-            .collect();
+        let mut ids: Vec<u32> = self.defs.keys().filter(|(from, _)| *from == proc).map(|(_, id)| *id).collect();
         ids.sort_unstable();
         self.handle_forget(proc, &ids);
         let mut tasks = Vec::new();

@@ -75,12 +75,7 @@ impl Header {
         if reserved != 0 {
             return Err(FrameError::ReservedNotZero { kind, value: reserved });
         }
-        Ok(Self {
-            body_len: len,
-            kind,
-            flags,
-            corr: u64::from_le_bytes(corr),
-        })
+        Ok(Self { body_len: len, kind, flags, corr: u64::from_le_bytes(corr) })
     }
 
     /// Bytes of the whole frame.
@@ -99,11 +94,7 @@ impl Header {
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum Split<'a> {
     /// A whole frame, and what follows it.
-    Frame {
-        header: Header,
-        body: &'a [u8],
-        rest: &'a [u8],
-    },
+    Frame { header: Header, body: &'a [u8], rest: &'a [u8] },
     /// Not yet a frame: it is known to be at least `total` bytes long.
     Need { total: usize },
 }
@@ -117,9 +108,7 @@ pub fn split(buffer: &[u8]) -> Result<Split<'_>, FrameError> {
     let header = Header::decode(head)?;
     Ok(match after.split_at_checked(header.body_len as usize) {
         Some((body, rest)) => Split::Frame { header, body, rest },
-        None => Split::Need {
-            total: header.frame_len(),
-        },
+        None => Split::Need { total: header.frame_len() },
     })
 }
 
@@ -175,10 +164,7 @@ impl Assembler {
             self.partial.resize(grown, 0);
         }
         let end = self.partial.len().min(self.total);
-        (
-            &mut self.partial[self.filled..end],
-            end == self.total && self.filled >= HEADER_LEN,
-        )
+        (&mut self.partial[self.filled..end], end == self.total && self.filled >= HEADER_LEN)
     }
 
     /// Records that `len` bytes were put into [`Self::room`].
@@ -221,12 +207,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn frame(kind: u8, corr: u64, body: &[u8]) -> Vec<u8> {
-        let header = Header {
-            body_len: body.len() as u32,
-            kind,
-            flags: 0,
-            corr,
-        };
+        let header = Header { body_len: body.len() as u32, kind, flags: 0, corr };
         [&header.encode()[..], body].concat()
     }
 
@@ -274,19 +255,8 @@ mod tests {
 
     #[test]
     fn a_body_above_the_cap_is_refused_from_its_header() {
-        let header = Header {
-            body_len: BODY_LEN_MAX as u32 + 1,
-            kind: 9,
-            flags: 0,
-            corr: 0,
-        };
-        assert_eq!(
-            split(&header.encode()),
-            Err(FrameError::TooLong {
-                kind: 9,
-                len: BODY_LEN_MAX as u32 + 1
-            })
-        );
+        let header = Header { body_len: BODY_LEN_MAX as u32 + 1, kind: 9, flags: 0, corr: 0 };
+        assert_eq!(split(&header.encode()), Err(FrameError::TooLong { kind: 9, len: BODY_LEN_MAX as u32 + 1 }));
     }
 
     #[test]
@@ -296,22 +266,14 @@ mod tests {
         assert_eq!(split(&bytes), Err(FrameError::UnknownFlags { kind: 3, flags: 0x80 }));
         bytes[5] = FLAG_FD;
         bytes[7] = 1;
-        assert_eq!(
-            split(&bytes),
-            Err(FrameError::ReservedNotZero { kind: 3, value: 0x100 })
-        );
+        assert_eq!(split(&bytes), Err(FrameError::ReservedNotZero { kind: 3, value: 0x100 }));
         bytes[4] = 0;
         assert_eq!(split(&bytes), Err(FrameError::NoKind));
     }
 
     #[test]
     fn memory_follows_what_arrived_and_not_what_was_announced() {
-        let header = Header {
-            body_len: BODY_LEN_MAX as u32,
-            kind: 1,
-            flags: 0,
-            corr: 0,
-        };
+        let header = Header { body_len: BODY_LEN_MAX as u32, kind: 1, flags: 0, corr: 0 };
         let mut assembler = Assembler::default();
         assembler.keep(&header.encode()).unwrap();
         assert_eq!(assembler.room().0.len(), ROOM_FIRST - HEADER_LEN);

@@ -94,12 +94,7 @@ impl Identity {
             return Err(HandshakeError::Malformed("process id"));
         }
         let pid = u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]);
-        Ok(Self {
-            proc: ProcId(proc),
-            role,
-            pid,
-            python_minor: bytes[13],
-        })
+        Ok(Self { proc: ProcId(proc), role, pid, python_minor: bytes[13] })
     }
 }
 
@@ -113,9 +108,7 @@ pub struct Credentials {
 impl std::fmt::Debug for Credentials {
     /// Shows the session and hides the token: this ends up in logs.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Credentials")
-            .field("session", &self.session)
-            .finish_non_exhaustive()
+        f.debug_struct("Credentials").field("session", &self.session).finish_non_exhaustive()
     }
 }
 
@@ -210,20 +203,13 @@ impl Preface {
         }
         let mut session = [0; 16];
         session.copy_from_slice(&bytes[8..24]);
-        Ok(Self {
-            version: u16::from_le_bytes([bytes[4], bytes[5]]),
-            session,
-            target: ProcId(u64_at(bytes, 24)),
-        })
+        Ok(Self { version: u16::from_le_bytes([bytes[4], bytes[5]]), session, target: ProcId(u64_at(bytes, 24)) })
     }
 
     /// Whether its sender may be heard in `session`.
     pub fn check(&self, session: &[u8; 16]) -> Result<(), HandshakeError> {
         if self.version != PROTOCOL_VERSION {
-            return Err(HandshakeError::Version {
-                ours: PROTOCOL_VERSION,
-                theirs: self.version,
-            });
+            return Err(HandshakeError::Version { ours: PROTOCOL_VERSION, theirs: self.version });
         }
         if self.session != *session {
             return Err(HandshakeError::Session);
@@ -256,23 +242,12 @@ impl Connector {
     /// Begins; the bytes are to be sent at once. `nonce` must be random and never used before.
     #[must_use]
     pub fn new(me: &Identity, credentials: &Credentials, target: ProcId, nonce: [u8; NONCE_LEN]) -> (Self, Message) {
-        let preface = Preface {
-            version: PROTOCOL_VERSION,
-            session: credentials.session,
-            target,
-        }
-        .encode();
+        let preface = Preface { version: PROTOCOL_VERSION, session: credentials.session, target }.encode();
         let mut hello = [0; HELLO_LEN];
         hello[..NONCE_LEN].copy_from_slice(&nonce);
         hello[NONCE_LEN..].copy_from_slice(&me.encode());
         let first = preface.iter().chain(&hello).copied().collect();
-        let new = Self {
-            credentials: credentials.clone(),
-            target,
-            preface,
-            hello,
-            peer: None,
-        };
+        let new = Self { credentials: credentials.clone(), target, preface, hello, peer: None };
         (new, first)
     }
 
@@ -290,10 +265,7 @@ impl Connector {
         assert_eq!(bytes.len(), self.wants());
         match (self.peer, <&[u8; ANSWER_LEN]>::try_from(bytes)) {
             (None, Ok(answer)) => self.handle_answer(answer),
-            (Some(peer), _) if bytes == WELCOME => Ok(Step::Done {
-                peer,
-                send: Message::new(),
-            }),
+            (Some(peer), _) if bytes == WELCOME => Ok(Step::Done { peer, send: Message::new() }),
             _ => Err(HandshakeError::Malformed("welcome")),
         }
     }
@@ -313,24 +285,18 @@ impl Connector {
         identity.copy_from_slice(&challenge[4 + NONCE_LEN..]);
         let peer = Identity::decode(&identity)?;
         if peer.proc != self.target {
-            return Err(HandshakeError::WrongTarget {
-                wanted: self.target,
-                reached: peer.proc,
-            });
+            return Err(HandshakeError::WrongTarget { wanted: self.target, reached: peer.proc });
         }
         self.peer = Some(peer);
         let said = [&self.preface[..], &self.hello, answer];
-        Ok(Step::Send(
-            prove(&self.credentials, Side::Connector, &said).as_slice().into(),
-        ))
+        Ok(Step::Send(prove(&self.credentials, Side::Connector, &said).as_slice().into()))
     }
 
     fn refused(&self, answer: &[u8; ANSWER_LEN]) -> HandshakeError {
         match RefusalCode::from_wire(answer[1]) {
-            Some(RefusalCode::Version) => HandshakeError::Version {
-                ours: PROTOCOL_VERSION,
-                theirs: u16::from_le_bytes([answer[2], answer[3]]),
-            },
+            Some(RefusalCode::Version) => {
+                HandshakeError::Version { ours: PROTOCOL_VERSION, theirs: u16::from_le_bytes([answer[2], answer[3]]) }
+            }
             Some(RefusalCode::Session) => HandshakeError::Session,
             Some(RefusalCode::UnknownTarget) => HandshakeError::UnknownTarget { target: self.target },
             Some(RefusalCode::Busy) => HandshakeError::Busy,
@@ -361,19 +327,10 @@ impl Acceptor {
         let read = Preface::decode(preface)?;
         read.check(&credentials.session)?;
         if read.target != me.proc {
-            return Err(HandshakeError::WrongTarget {
-                wanted: read.target,
-                reached: me.proc,
-            });
+            return Err(HandshakeError::WrongTarget { wanted: read.target, reached: me.proc });
         }
         let credentials = credentials.clone();
-        Ok(Self {
-            me: *me,
-            credentials,
-            nonce,
-            preface: *preface,
-            asked: None,
-        })
+        Ok(Self { me: *me, credentials, nonce, preface: *preface, asked: None })
     }
 
     /// Length of the message that comes next.
@@ -402,10 +359,7 @@ impl Acceptor {
                 if !is_proof(&self.credentials, Side::Connector, &said, bytes) {
                     return Err(HandshakeError::WrongProof);
                 }
-                Ok(Step::Done {
-                    peer: identity_in(hello)?,
-                    send: WELCOME.as_slice().into(),
-                })
+                Ok(Step::Done { peer: identity_in(hello)?, send: WELCOME.as_slice().into() })
             }
         }
     }
@@ -475,19 +429,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn credentials(token: u8) -> Credentials {
-        Credentials {
-            session: [7; 16],
-            token: [token; 32],
-        }
+        Credentials { session: [7; 16], token: [token; 32] }
     }
 
     fn identity(proc: u64, role: Role) -> Identity {
-        Identity {
-            proc: ProcId(proc),
-            role,
-            pid: 4000 + proc as u32,
-            python_minor: 12,
-        }
+        Identity { proc: ProcId(proc), role, pid: 4000 + proc as u32, python_minor: 12 }
     }
 
     /// Runs a handshake in which `tamper` may change each message on its way.
@@ -501,25 +447,13 @@ mod tests {
         tamper(0, &mut first);
         let (preface, hello) = first.split_first_chunk::<PREFACE_LEN>().unwrap();
         let mut acceptor = Acceptor::new(&b, &credentials(acceptor_token), preface, [2; 32])?;
-        let Step::Send(mut challenge) = acceptor.handle(hello)? else {
-            panic!()
-        };
+        let Step::Send(mut challenge) = acceptor.handle(hello)? else { panic!() };
         tamper(1, &mut challenge);
-        let Step::Send(mut proof) = connector.handle(&challenge)? else {
-            panic!()
-        };
+        let Step::Send(mut proof) = connector.handle(&challenge)? else { panic!() };
         tamper(2, &mut proof);
-        let Step::Done {
-            peer: seen_a,
-            send: mut welcome,
-        } = acceptor.handle(&proof)?
-        else {
-            panic!()
-        };
+        let Step::Done { peer: seen_a, send: mut welcome } = acceptor.handle(&proof)? else { panic!() };
         tamper(3, &mut welcome);
-        let Step::Done { peer: seen_b, .. } = connector.handle(&welcome)? else {
-            panic!()
-        };
+        let Step::Done { peer: seen_b, .. } = connector.handle(&welcome)? else { panic!() };
         Ok((seen_a, seen_b))
     }
 
@@ -540,55 +474,30 @@ mod tests {
         let (mut connector, first) = Connector::new(&me, &credentials(9), me.proc, [1; 32]);
         let (preface, hello) = first.split_first_chunk::<PREFACE_LEN>().unwrap();
         let mut acceptor = Acceptor::new(&me, &credentials(9), preface, [2; 32]).unwrap();
-        let Step::Send(challenge) = acceptor.handle(hello).unwrap() else {
-            panic!()
-        };
-        let Step::Send(proof) = connector.handle(&challenge).unwrap() else {
-            panic!()
-        };
+        let Step::Send(challenge) = acceptor.handle(hello).unwrap() else { panic!() };
+        let Step::Send(proof) = connector.handle(&challenge).unwrap() else { panic!() };
         assert_ne!(proof[..], challenge[ANSWER_LEN - PROOF_LEN..]);
-        assert_eq!(
-            acceptor.handle(&challenge[ANSWER_LEN - PROOF_LEN..]),
-            Err(HandshakeError::WrongProof)
-        );
+        assert_eq!(acceptor.handle(&challenge[ANSWER_LEN - PROOF_LEN..]), Err(HandshakeError::WrongProof));
     }
 
     #[test]
     fn a_mismatch_of_versions_names_both() {
         let (mut connector, _) = Connector::new(&identity(1, Role::Tool), &credentials(9), ProcId(2), [1; 32]);
-        let preface = Preface {
-            version: 77,
-            session: [7; 16],
-            target: ProcId(2),
-        };
+        let preface = Preface { version: 77, session: [7; 16], target: ProcId(2) };
         let error = preface.check(&[7; 16]).unwrap_err();
-        assert_eq!(
-            error,
-            HandshakeError::Version {
-                ours: PROTOCOL_VERSION,
-                theirs: 77
-            }
-        );
+        assert_eq!(error, HandshakeError::Version { ours: PROTOCOL_VERSION, theirs: 77 });
         let mut refusal = error.refusal().unwrap();
         refusal[2] = 78;
         let heard = connector.handle(&refusal).unwrap_err();
-        assert_eq!(
-            heard,
-            HandshakeError::Version {
-                ours: PROTOCOL_VERSION,
-                theirs: 78
-            }
-        );
+        assert_eq!(heard, HandshakeError::Version { ours: PROTOCOL_VERSION, theirs: 78 });
         assert!(heard.to_string().contains("78"));
     }
 
     #[test]
     fn another_session_and_an_unknown_target_are_told_apart() {
-        for error in [
-            HandshakeError::Session,
-            HandshakeError::UnknownTarget { target: ProcId(2) },
-            HandshakeError::Busy,
-        ] {
+        for error in
+            [HandshakeError::Session, HandshakeError::UnknownTarget { target: ProcId(2) }, HandshakeError::Busy]
+        {
             let (mut connector, _) = Connector::new(&identity(1, Role::Tool), &credentials(9), ProcId(2), [1; 32]);
             assert_eq!(connector.handle(&error.refusal().unwrap()), Err(error));
         }

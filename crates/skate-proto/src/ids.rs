@@ -110,10 +110,7 @@ impl ActorId {
 
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        (bytes.len() == Self::LEN).then(|| Self {
-            proc: ProcId(word(bytes, 0)),
-            seq: word(bytes, 8),
-        })
+        (bytes.len() == Self::LEN).then(|| Self { proc: ProcId(word(bytes, 0)), seq: word(bytes, 8) })
     }
 }
 

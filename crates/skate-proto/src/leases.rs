@@ -109,10 +109,7 @@ impl Leases {
 
     /// How many tasks the worker runs before this one.
     pub(crate) fn tasks_before(&self, lease: LeaseId, task: TaskId) -> usize {
-        self.leases
-            .get(&lease)
-            .and_then(|l| l.in_flight.iter().position(|t| *t == task))
-            .unwrap_or(0)
+        self.leases.get(&lease).and_then(|l| l.in_flight.iter().position(|t| *t == task)).unwrap_or(0)
     }
 
     pub(crate) fn is_blocked(&self, lease: LeaseId) -> bool {
@@ -120,9 +117,7 @@ impl Leases {
     }
 
     fn class(&mut self, id: ClassId) -> &mut Class {
-        self.classes
-            .get_mut(&id)
-            .expect("a class lives as long as its definitions and leases")
+        self.classes.get_mut(&id).expect("a class lives as long as its definitions and leases")
     }
 
     pub(crate) fn class_used(&mut self, id: ClassId) {
@@ -138,8 +133,7 @@ impl Leases {
         if self.classes.len() < self.classes_swept_at.max(CLASSES_SWEPT_AT_MIN) {
             return;
         }
-        self.classes
-            .retain(|_, c| c.definitions > 0 || !c.leases.is_empty() || !c.queue.is_empty() || c.requested > 0);
+        self.classes.retain(|_, c| c.definitions > 0 || !c.leases.is_empty() || !c.queue.is_empty() || c.requested > 0);
         let classes = &self.classes;
         self.by_spec.retain(|_, id| classes.contains_key(id));
         self.classes_swept_at = 2 * self.classes.len();
@@ -176,13 +170,8 @@ impl Owner {
         self.leases.make_room_for_class();
         let id = ClassId(self.leases.next_class);
         self.leases.next_class = id.0.checked_add(1).expect("fewer than 2^32 classes");
-        let class = Class {
-            spec: spec.clone(),
-            queue: VecDeque::new(),
-            leases: Vec::new(),
-            requested: 0,
-            definitions: 0,
-        };
+        let class =
+            Class { spec: spec.clone(), queue: VecDeque::new(), leases: Vec::new(), requested: 0, definitions: 0 };
         self.leases.classes.insert(id, class);
         self.leases.by_spec.insert(spec, id);
         id
@@ -260,11 +249,7 @@ impl Owner {
         entry.place = Place::Pushed(id);
         entry.pushed_ns = now_ns;
         let msg = self.push_message(task, worker, &gpu_ids, out);
-        out.push(Effect::Send {
-            to: worker,
-            msg,
-            urgent,
-        });
+        out.push(Effect::Send { to: worker, msg, urgent });
     }
 
     /// Leases without work: they steal, or wait a while for more, or go back.
@@ -303,19 +288,10 @@ impl Owner {
 
     fn update_demand(&mut self, class_id: ClassId, out: &mut Out) {
         let class = &self.leases.classes[&class_id];
-        let ahead: usize = class
-            .leases
-            .iter()
-            .map(|id| self.leases.leases[id].in_flight.len().saturating_sub(1))
-            .sum();
-        let idle = class
-            .leases
-            .iter()
-            .filter(|id| self.leases.leases[*id].idle_since_ns.is_some())
-            .count();
-        let want = u32::try_from((class.queue.len() + ahead).saturating_sub(idle))
-            .unwrap_or(DEMAND_MAX)
-            .min(DEMAND_MAX);
+        let ahead: usize = class.leases.iter().map(|id| self.leases.leases[id].in_flight.len().saturating_sub(1)).sum();
+        let idle = class.leases.iter().filter(|id| self.leases.leases[*id].idle_since_ns.is_some()).count();
+        let want =
+            u32::try_from((class.queue.len() + ahead).saturating_sub(idle)).unwrap_or(DEMAND_MAX).min(DEMAND_MAX);
         let class = self.leases.class(class_id);
         let tell = if want == 0 {
             class.requested > 0
@@ -324,10 +300,7 @@ impl Owner {
         };
         if tell {
             class.requested = want;
-            out.node(ToNode::LeaseDemand {
-                class: class_id,
-                count: want,
-            });
+            out.node(ToNode::LeaseDemand { class: class_id, count: want });
         }
     }
 
@@ -344,10 +317,7 @@ impl Owner {
         out: &mut Out,
     ) {
         if !self.leases.classes.contains_key(&class) {
-            out.node(ToNode::LeaseReturn {
-                lease: id,
-                reusable: true,
-            });
+            out.node(ToNode::LeaseReturn { lease: id, reusable: true });
             return;
         }
         let lease = Lease {
@@ -406,10 +376,7 @@ impl Owner {
 
     fn return_lease(&mut self, id: LeaseId, out: &mut Out) {
         self.remove_lease(id);
-        out.node(ToNode::LeaseReturn {
-            lease: id,
-            reusable: true,
-        });
+        out.node(ToNode::LeaseReturn { lease: id, reusable: true });
     }
 
     fn remove_lease(&mut self, id: LeaseId) -> Option<Lease> {
@@ -514,11 +481,7 @@ impl Owner {
     }
 
     fn reassign(&mut self, mut lease: Lease, death: Option<(&str, bool)>, now_ns: u64, out: &mut Out) {
-        let ran = if death.is_some() {
-            lease.in_flight.pop_front()
-        } else {
-            None
-        };
+        let ran = if death.is_some() { lease.in_flight.pop_front() } else { None };
         while let Some(task) = lease.in_flight.pop_back() {
             let Some(entry) = self.tasks.get_mut(&task) else {
                 continue;
@@ -553,11 +516,7 @@ impl Owner {
                 entry.attempt + 1,
                 definition.max_retries
             );
-            let code = if oom {
-                ErrorCode::OutOfMemory
-            } else {
-                ErrorCode::WorkerCrashed
-            };
+            let code = if oom { ErrorCode::OutOfMemory } else { ErrorCode::WorkerCrashed };
             self.finish_with(task, &Payload::error(code, &text), now_ns, out);
         }
     }
@@ -565,11 +524,7 @@ impl Owner {
     /// When [`Owner::handle_timeout`] is due.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<u64> {
-        self.leases
-            .leases
-            .values()
-            .filter_map(|lease| lease.idle_since_ns.map(|since| since + IDLE_NS))
-            .min()
+        self.leases.leases.values().filter_map(|lease| lease.idle_since_ns.map(|since| since + IDLE_NS)).min()
     }
 
     pub fn handle_timeout(&mut self, now_ns: u64, out: &mut Out) {

@@ -32,12 +32,7 @@ mod tests {
 
     #[test]
     fn an_end_beyond_the_number_range_is_none() {
-        let at = |offset, len| Location {
-            segment: SegmentId(1),
-            lessee: ProcId(2),
-            offset,
-            len,
-        };
+        let at = |offset, len| Location { segment: SegmentId(1), lessee: ProcId(2), offset, len };
         assert_eq!(at(64, 10).end(), Some(74));
         assert_eq!(at(u64::MAX, 1).end(), None);
     }

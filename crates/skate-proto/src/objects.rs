@@ -79,12 +79,7 @@ pub(crate) struct Gone {
 impl Objects {
     #[must_use]
     pub fn new(me: ProcId) -> Self {
-        Self {
-            me,
-            entries: HashMap::default(),
-            dead: HashMap::default(),
-            dead_order: VecDeque::new(),
-        }
+        Self { me, entries: HashMap::default(), dead: HashMap::default(), dead_order: VecDeque::new() }
     }
 
     #[must_use]
@@ -140,12 +135,7 @@ impl Objects {
     /// A new owned object with one local count.
     pub(crate) fn create(&mut self, id: ObjectId, value: Option<Value>, lineage: Option<TaskId>) {
         debug_assert!(self.is_owned(id));
-        let entry = Entry {
-            value,
-            local: 1,
-            lineage,
-            ..Entry::default()
-        };
+        let entry = Entry { value, local: 1, lineage, ..Entry::default() };
         let before = self.entries.insert(id, entry);
         assert!(before.is_none(), "object {id} was created twice");
     }
@@ -235,13 +225,7 @@ impl Objects {
                 continue;
             };
             if entry.tokens > 0 {
-                out.send(
-                    id.owner(),
-                    Msg::Release {
-                        object: id,
-                        tokens: entry.tokens,
-                    },
-                );
+                out.send(id.owner(), Msg::Release { object: id, tokens: entry.tokens });
             }
             if id.index == ObjectId::ACTOR_INDEX {
                 gone.actors.push(id);
@@ -473,11 +457,8 @@ impl Objects {
         ids.sort_unstable();
         let line = |id: &ObjectId| {
             let entry = &self.entries[id];
-            let borrowers: Vec<_> = entry
-                .borrowers
-                .iter()
-                .map(|(p, n)| (format!("{:x}", p.0), *n, self.dead.contains_key(p)))
-                .collect();
+            let borrowers: Vec<_> =
+                entry.borrowers.iter().map(|(p, n)| (format!("{:x}", p.0), *n, self.dead.contains_key(p))).collect();
             format!(
                 "{id}: local {}, borrowers (process, tokens, dead) {borrowers:?}, value {:?}, lineage {:?}",
                 entry.local,

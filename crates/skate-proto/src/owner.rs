@@ -37,31 +37,13 @@ pub enum Effect {
 /// Messages to the node manager; the shell encodes them.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ToNode {
-    LeaseDemand {
-        class: ClassId,
-        count: u32,
-    },
-    LeaseReturn {
-        lease: LeaseId,
-        reusable: bool,
-    },
-    ActorCreate {
-        creation: Box<Creation>,
-        spec: Box<ActorSpec>,
-    },
-    ActorSubscribe {
-        actor: ActorId,
-    },
-    ActorRelease {
-        actor: ActorId,
-    },
-    ActorKill {
-        actor: ActorId,
-        no_restart: bool,
-    },
-    PeerLost {
-        proc: ProcId,
-    },
+    LeaseDemand { class: ClassId, count: u32 },
+    LeaseReturn { lease: LeaseId, reusable: bool },
+    ActorCreate { creation: Box<Creation>, spec: Box<ActorSpec> },
+    ActorSubscribe { actor: ActorId },
+    ActorRelease { actor: ActorId },
+    ActorKill { actor: ActorId, no_restart: bool },
+    PeerLost { proc: ProcId },
 }
 
 /// Effects in the order in which they must be performed.
@@ -140,19 +122,12 @@ impl Owner {
     #[must_use]
     pub fn next_task_id(&mut self) -> TaskId {
         self.next_seq += 1;
-        TaskId {
-            node: self.node,
-            proc: self.me,
-            seq: self.next_seq,
-        }
+        TaskId { node: self.node, proc: self.me, seq: self.next_seq }
     }
 
     /// A new object with a value; its references must be reachable by the caller now.
     pub fn put(&mut self, value: Value) -> ObjectId {
-        let id = ObjectId {
-            task: self.next_task_id(),
-            index: 0,
-        };
+        let id = ObjectId { task: self.next_task_id(), index: 0 };
         for &inner in value.refs() {
             self.objects.retain(inner);
         }
@@ -198,11 +173,7 @@ impl Owner {
                     self.objects.discard(&value, &mut gone, out);
                 }
             }
-            Msg::CancelObject {
-                object,
-                force,
-                recursive,
-            } => self.cancel(object, force, recursive, now_ns, out),
+            Msg::CancelObject { object, force, recursive } => self.cancel(object, force, recursive, now_ns, out),
             Msg::Missing { object, segment } => self.handle_missing(object, segment, now_ns, out),
             Msg::Define { .. }
             | Msg::Forget { .. }
@@ -246,13 +217,7 @@ impl Owner {
             self.lineage_unneeded(task, out);
         }
         for handle in gone.actors {
-            self.last_handle_gone(
-                ActorId {
-                    proc: handle.task.proc,
-                    seq: handle.task.seq,
-                },
-                out,
-            );
+            self.last_handle_gone(ActorId { proc: handle.task.proc, seq: handle.task.seq }, out);
         }
     }
 

@@ -59,10 +59,7 @@ pub struct Payload {
 impl Payload {
     #[must_use]
     pub fn plain(data: &[u8]) -> Self {
-        Self {
-            data: Blob::new(data),
-            refs: Vec::new(),
-        }
+        Self { data: Blob::new(data), refs: Vec::new() }
     }
 
     /// A value that stands for an exception; readers raise it.

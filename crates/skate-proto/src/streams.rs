@@ -42,26 +42,16 @@ impl Owner {
                 && self.definitions[entry.def].call.backpressure > 0
                 && let Some(worker) = self.runs_at(entry.place)
             {
-                out.push(Effect::Send {
-                    to: worker,
-                    msg: Msg::ItemsTaken { task, taken },
-                    urgent: true,
-                });
+                out.push(Effect::Send { to: worker, msg: Msg::ItemsTaken { task, taken }, urgent: true });
             }
             return Next::Item(ObjectId { task, index: taken });
         }
-        if stream.total.is_some() {
-            Next::End
-        } else {
-            Next::NotYet
-        }
+        if stream.total.is_some() { Next::End } else { Next::NotYet }
     }
 
     #[must_use]
     pub fn stream_ready(&self, task: TaskId) -> bool {
-        self.streams
-            .get(&task)
-            .is_none_or(|s| s.taken < s.received || s.total.is_some())
+        self.streams.get(&task).is_none_or(|s| s.taken < s.received || s.total.is_some())
     }
 
     /// True if there is something to take now; otherwise the waiter is told.
@@ -98,29 +88,17 @@ impl Owner {
 
     pub(crate) fn handle_item(&mut self, from: ProcId, task: TaskId, index: u32, value: Value, out: &mut Out) {
         self.objects.arrive(value.refs());
-        let wanted = self
-            .streams
-            .get(&task)
-            .is_some_and(|s| index == s.received + 1 && s.total.is_none());
+        let wanted = self.streams.get(&task).is_some_and(|s| index == s.received + 1 && s.total.is_none());
         if !wanted {
             let mut gone = Gone::default();
             self.objects.discard(&value, &mut gone, out);
             self.settle(gone, out);
             // A new attempt begins with no item taken, and would wait for the consumer to take again
             // what it took from the attempt before.
-            let holds_back = self
-                .tasks
-                .get(&task)
-                .is_some_and(|entry| self.definitions[entry.def].call.backpressure > 0);
+            let holds_back =
+                self.tasks.get(&task).is_some_and(|entry| self.definitions[entry.def].call.backpressure > 0);
             if let Some(stream) = self.streams.get(&task).filter(|s| holds_back && index <= s.received) {
-                out.push(Effect::Send {
-                    to: from,
-                    msg: Msg::ItemsTaken {
-                        task,
-                        taken: stream.taken,
-                    },
-                    urgent: true,
-                });
+                out.push(Effect::Send { to: from, msg: Msg::ItemsTaken { task, taken: stream.taken }, urgent: true });
             }
             return;
         }
@@ -132,10 +110,7 @@ impl Owner {
             return;
         };
         stream.received += 1;
-        let id = ObjectId {
-            task,
-            index: stream.received,
-        };
+        let id = ObjectId { task, index: stream.received };
         for waiter in stream.waiters.drain(..) {
             out.push(Effect::Notify(waiter));
         }

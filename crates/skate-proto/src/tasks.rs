@@ -188,9 +188,7 @@ impl Owner {
             known_at: SmallVec::new(),
         };
         let old = std::mem::replace(&mut self.definitions[number], vacant);
-        self.definitions
-            .by_content
-            .remove(&(old.call.clone(), old.class, old.max_retries));
+        self.definitions.by_content.remove(&(old.call.clone(), old.class, old.max_retries));
         self.definitions.vacant.push(number);
         for proc in old.known_at {
             if let Some(known) = self.functions_at.get_mut(&proc) {
@@ -204,11 +202,7 @@ impl Owner {
                     self.functions_at.remove(&proc);
                 }
             }
-            out.push(Effect::Send {
-                to: proc,
-                msg: Msg::Forget { ids: vec![number] },
-                urgent: false,
-            });
+            out.push(Effect::Send { to: proc, msg: Msg::Forget { ids: vec![number] }, urgent: false });
         }
         if let Some(class) = old.class {
             self.leases.class_unused(class);
@@ -340,9 +334,7 @@ impl Owner {
     /// Whether the values of all arguments are there, as they were when it was started: one may have been
     /// lost since.
     pub(crate) fn has_arguments(&self, task: TaskId) -> bool {
-        self.tasks
-            .get(&task)
-            .is_none_or(|entry| entry.deps.iter().all(|(_, id)| self.objects.is_ready(*id)))
+        self.tasks.get(&task).is_none_or(|entry| entry.deps.iter().all(|(_, id)| self.objects.is_ready(*id)))
     }
 
     /// Waits anew for arguments that were lost.
@@ -380,11 +372,7 @@ impl Owner {
         self.objects.hand_over(&args.refs, to, out);
         let mut deps = Vec::with_capacity(dep_ids.len());
         for (slot, id) in dep_ids {
-            let value = self
-                .objects
-                .value(id)
-                .cloned()
-                .expect("a started task has all its arguments");
+            let value = self.objects.value(id).cloned().expect("a started task has all its arguments");
             self.objects.hand_over(value.refs(), to, out);
             // The reader of a stored argument holds the object itself, which keeps the block.
             if matches!(value, Value::Stored { .. }) {
@@ -392,14 +380,7 @@ impl Owner {
             }
             deps.push((slot, id, value));
         }
-        Msg::Push(Push {
-            task,
-            def,
-            attempt,
-            args,
-            deps,
-            gpu_ids: gpu_ids.to_vec(),
-        })
+        Msg::Push(Push { task, def, attempt, args, deps, gpu_ids: gpu_ids.to_vec() })
     }
 
     fn introduce(&mut self, def: u32, to: ProcId, out: &mut Out) {
@@ -417,14 +398,7 @@ impl Owner {
             *known += 1;
             (*known == 1).then(|| definition.blob.clone())
         };
-        out.send(
-            to,
-            Msg::Define {
-                id: def,
-                def: definition.call.clone(),
-                blob,
-            },
-        );
+        out.send(to, Msg::Define { id: def, def: definition.call.clone(), blob });
     }
 
     pub(crate) fn handle_done(&mut self, from: ProcId, done: Done, now_ns: u64, out: &mut Out) {
@@ -529,10 +503,7 @@ impl Owner {
         };
         let mut stored = 0;
         for (index, value) in results.into_iter().enumerate() {
-            let id = ObjectId {
-                task,
-                index: u32::try_from(index).unwrap_or(u32::MAX),
-            };
+            let id = ObjectId { task, index: u32::try_from(index).unwrap_or(u32::MAX) };
             let is_stored = matches!(value, Value::Stored { .. });
             if is_stored
                 && can_repeat
@@ -595,8 +566,7 @@ impl Owner {
             // The order may keep a few names of tasks that are gone; bounded by what is alive.
             if self.lineage_order.len() > 2 * self.tasks.len() + 64 {
                 let tasks = &self.tasks;
-                self.lineage_order
-                    .retain(|t| tasks.get(t).is_some_and(|e| e.place == Place::Finished));
+                self.lineage_order.retain(|t| tasks.get(t).is_some_and(|e| e.place == Place::Finished));
             }
         }
     }
@@ -622,11 +592,7 @@ impl Owner {
             self.handle_missing(object, segment, now_ns, out);
             return;
         }
-        if self
-            .objects
-            .location(object)
-            .is_some_and(|location| location.segment == segment)
-        {
+        if self.objects.location(object).is_some_and(|location| location.segment == segment) {
             let mut gone = Gone::default();
             self.objects.forget_value(object, &mut gone, out);
             self.settle(gone, out);
@@ -636,11 +602,7 @@ impl Owner {
 
     /// A stored value is not where it was: it is made again if its task is known.
     pub fn handle_missing(&mut self, object: ObjectId, segment: SegmentId, now_ns: u64, out: &mut Out) {
-        if self
-            .objects
-            .location(object)
-            .is_none_or(|location| location.segment != segment)
-        {
+        if self.objects.location(object).is_none_or(|location| location.segment != segment) {
             return;
         }
         let mut gone = Gone::default();
@@ -648,21 +610,14 @@ impl Owner {
         self.settle(gone, out);
         let lineage = self.objects.entry(object).and_then(|entry| entry.lineage);
         let can = lineage.is_some_and(|task| {
-            self.tasks
-                .get(&task)
-                .is_some_and(|e| e.place == Place::Finished && e.retries_left != 0)
+            self.tasks.get(&task).is_some_and(|e| e.place == Place::Finished && e.retries_left != 0)
         });
         let (Some(task), true) = (lineage, can) else {
             let text = format!(
                 "Object {object} was lost with its shared memory, and the task that made it is not known any more \
                  (it was put, its lineage exceeded the budget, or max_retries is 0)."
             );
-            self.fulfil(
-                object,
-                Value::Inline(Payload::error(ErrorCode::ObjectLost, &text)),
-                now_ns,
-                out,
-            );
+            self.fulfil(object, Value::Inline(Payload::error(ErrorCode::ObjectLost, &text)), now_ns, out);
             return;
         };
         let entry = self.tasks.get_mut(&task).expect("checked above");
@@ -682,14 +637,7 @@ impl Owner {
     /// `force` ends the worker process; `recursive` includes the tasks that it submitted.
     pub fn cancel(&mut self, object: ObjectId, force: bool, recursive: bool, now_ns: u64, out: &mut Out) {
         if object.owner() != self.me {
-            out.send(
-                object.owner(),
-                Msg::CancelObject {
-                    object,
-                    force,
-                    recursive,
-                },
-            );
+            out.send(object.owner(), Msg::CancelObject { object, force, recursive });
             return;
         }
         let task = object.task;
@@ -738,12 +686,8 @@ impl Owner {
 
     /// Cancels what `parent`, which runs in this process, has submitted.
     pub fn cancel_children(&mut self, parent: TaskId, now_ns: u64, out: &mut Out) {
-        let mut children: Vec<TaskId> = self
-            .tasks
-            .iter()
-            .filter(|(_, e)| e.parent == Some(parent))
-            .map(|(id, _)| *id)
-            .collect();
+        let mut children: Vec<TaskId> =
+            self.tasks.iter().filter(|(_, e)| e.parent == Some(parent)).map(|(id, _)| *id).collect();
         children.sort_unstable();
         for task in children {
             self.cancel(ObjectId { task, index: 0 }, false, true, now_ns, out);
@@ -754,57 +698,27 @@ impl Owner {
     #[must_use]
     pub fn why(&self, id: ObjectId, now_ns: u64) -> (String, Option<ObjectId>, Option<ClassId>, Option<ActorId>) {
         if let Some(value) = self.objects.value(id) {
-            let what = if value.is_error() {
-                "it is there: an exception"
-            } else {
-                "it is there"
-            };
+            let what = if value.is_error() { "it is there: an exception" } else { "it is there" };
             return (what.into(), None, None, None);
         }
         if id.owner() != self.me {
-            return (
-                "it belongs to another process, which has not sent its value yet".into(),
-                None,
-                None,
-                None,
-            );
+            return ("it belongs to another process, which has not sent its value yet".into(), None, None, None);
         }
         let Some(entry) = self.tasks.get(&id.task) else {
             return ("no task of this process makes it".into(), None, None, None);
         };
         let definition = &self.definitions[entry.def];
         let name = &definition.call.name;
-        let attempt = if entry.attempt > 0 {
-            format!(" (attempt {})", entry.attempt + 1)
-        } else {
-            String::new()
-        };
+        let attempt = if entry.attempt > 0 { format!(" (attempt {})", entry.attempt + 1) } else { String::new() };
         if entry.missing > 0 {
-            let dep = entry
-                .deps
-                .iter()
-                .map(|(_, id)| *id)
-                .find(|id| !self.objects.is_ready(*id));
-            return (
-                format!("{name}{attempt} waits for {} of its arguments", entry.missing),
-                dep,
-                None,
-                None,
-            );
+            let dep = entry.deps.iter().map(|(_, id)| *id).find(|id| !self.objects.is_ready(*id));
+            return (format!("{name}{attempt} waits for {} of its arguments", entry.missing), dep, None, None);
         }
         match entry.place {
-            Place::Waiting | Place::Queued => (
-                format!("{name}{attempt} waits for a worker"),
-                None,
-                definition.class,
-                None,
-            ),
-            Place::Called => (
-                format!("{name}{attempt} waits in the queue of its actor"),
-                None,
-                None,
-                entry.actor,
-            ),
+            Place::Waiting | Place::Queued => {
+                (format!("{name}{attempt} waits for a worker"), None, definition.class, None)
+            }
+            Place::Called => (format!("{name}{attempt} waits in the queue of its actor"), None, None, entry.actor),
             Place::Pushed(lease) => {
                 let seconds = now_ns.saturating_sub(entry.pushed_ns) as f64 / 1e9;
                 let pid = self.leases.pid(lease).unwrap_or(0);

@@ -45,21 +45,11 @@ impl Bench {
             strategy: vec![],
             label: String::new(),
         });
-        Self {
-            owner,
-            out: Out::default(),
-            class,
-            now: 1_000_000_000,
-        }
+        Self { owner, out: Out::default(), class, now: 1_000_000_000 }
     }
 
     fn function(&mut self, max_retries: i32) -> u32 {
-        self.owner.define(
-            call(Returns::Count(1), None),
-            Blob::new(b"code"),
-            Some(self.class),
-            max_retries,
-        )
+        self.owner.define(call(Returns::Count(1), None), Blob::new(b"code"), Some(self.class), max_retries)
     }
 
     fn submit(&mut self, def: u32) -> TaskId {
@@ -67,26 +57,17 @@ impl Bench {
     }
 
     fn submit_with(&mut self, def: u32, deps: Vec<(Slot, ObjectId)>) -> TaskId {
-        self.owner
-            .submit(def, Payload::plain(b"args"), deps, None, None, self.now, &mut self.out)
-            .unwrap()
+        self.owner.submit(def, Payload::plain(b"args"), deps, None, None, self.now, &mut self.out).unwrap()
     }
 
     fn lend(&mut self, lease: u64, worker: ProcId) {
-        self.owner
-            .handle_lease_granted(self.class, LeaseId(lease), worker, 42, vec![], self.now, &mut self.out);
+        self.owner.handle_lease_granted(self.class, LeaseId(lease), worker, 42, vec![], self.now, &mut self.out);
     }
 
     fn done(&mut self, worker: ProcId, task: TaskId, run_ns: u64) {
-        let done = Done {
-            task,
-            results: vec![Value::Inline(Payload::plain(b"r"))],
-            retryable: false,
-            run_ns,
-            items: 0,
-        };
-        self.owner
-            .handle_message(worker, Msg::Done(done), self.now, &mut self.out);
+        let done =
+            Done { task, results: vec![Value::Inline(Payload::plain(b"r"))], retryable: false, run_ns, items: 0 };
+        self.owner.handle_message(worker, Msg::Done(done), self.now, &mut self.out);
     }
 
     fn effects(&mut self) -> Vec<Effect> {
@@ -97,11 +78,7 @@ impl Bench {
         self.effects()
             .into_iter()
             .filter_map(|effect| match effect {
-                Effect::Send {
-                    to,
-                    msg: Msg::Push(push),
-                    ..
-                } => Some((to, push.task)),
+                Effect::Send { to, msg: Msg::Push(push), .. } => Some((to, push.task)),
                 _ => None,
             })
             .collect()
@@ -112,9 +89,7 @@ impl Bench {
     }
 
     fn error(&self, task: TaskId) -> ErrorCode {
-        let Some(Value::Inline(payload)) = self.value(task) else {
-            panic!("no value")
-        };
+        let Some(Value::Inline(payload)) = self.value(task) else { panic!("no value") };
         assert!(payload.is_error());
         [
             ErrorCode::WorkerCrashed,
@@ -135,47 +110,20 @@ fn a_task_asks_for_a_worker_and_is_pushed_with_its_function_once() {
     let mut bench = Bench::new();
     let f = bench.function(3);
     let first = bench.submit(f);
-    assert_eq!(
-        bench.effects(),
-        [Effect::Node(ToNode::LeaseDemand {
-            class: bench.class,
-            count: 1
-        })]
-    );
+    assert_eq!(bench.effects(), [Effect::Node(ToNode::LeaseDemand { class: bench.class, count: 1 })]);
     bench.lend(1, WORKER);
     let effects = bench.effects();
     assert!(
-        matches!(
-            &effects[0],
-            Effect::Send {
-                to: WORKER,
-                msg: Msg::Define { blob: Some(_), .. },
-                ..
-            }
-        ),
+        matches!(&effects[0], Effect::Send { to: WORKER, msg: Msg::Define { blob: Some(_), .. }, .. }),
         "{effects:?}"
     );
-    assert!(
-        matches!(
-            &effects[1],
-            Effect::Send {
-                to: WORKER,
-                msg: Msg::Push(_),
-                urgent: true
-            }
-        ),
-        "{effects:?}"
-    );
+    assert!(matches!(&effects[1], Effect::Send { to: WORKER, msg: Msg::Push(_), urgent: true }), "{effects:?}");
     bench.done(WORKER, first, 1000);
     assert!(bench.value(first).is_some());
     bench.effects();
     bench.submit(f);
     let effects = bench.effects();
-    assert_eq!(
-        effects.len(),
-        1,
-        "the worker knows the function, and no lease is needed: {effects:?}"
-    );
+    assert_eq!(effects.len(), 1, "the worker knows the function, and no lease is needed: {effects:?}");
 }
 
 #[test]
@@ -187,11 +135,7 @@ fn an_unmeasured_function_is_not_pipelined_and_a_short_one_is() {
     bench.lend(1, WORKER);
     assert_eq!(bench.pushes(), [(WORKER, tasks[0])]);
     bench.done(WORKER, tasks[0], 10_000);
-    assert_eq!(
-        bench.pushes().len(),
-        9,
-        "ten microseconds each: all fit into the pipeline"
-    );
+    assert_eq!(bench.pushes().len(), 9, "ten microseconds each: all fit into the pipeline");
 }
 
 #[test]
@@ -218,24 +162,10 @@ fn an_idle_worker_steals_what_waits_behind_another() {
     bench.lend(2, OTHER);
     let effects = bench.effects();
     assert!(
-        effects.iter().any(|e| matches!(
-            e,
-            Effect::Send {
-                to: WORKER,
-                msg: Msg::Steal { max: 2 },
-                ..
-            }
-        )),
+        effects.iter().any(|e| matches!(e, Effect::Send { to: WORKER, msg: Msg::Steal { max: 2 }, .. })),
         "{effects:?}"
     );
-    bench.owner.handle_message(
-        WORKER,
-        Msg::Returned {
-            tasks: tasks[3..].to_vec(),
-        },
-        bench.now,
-        &mut bench.out,
-    );
+    bench.owner.handle_message(WORKER, Msg::Returned { tasks: tasks[3..].to_vec() }, bench.now, &mut bench.out);
     let pushes = bench.pushes();
     assert_eq!(pushes[0], (OTHER, tasks[3]), "the order is kept");
 }
@@ -248,27 +178,15 @@ fn a_blocked_worker_gives_back_what_it_has_not_started_and_gets_nothing() {
     bench.lend(1, WORKER);
     bench.done(WORKER, tasks[0], 1000);
     bench.effects();
-    bench.owner.handle_message(
-        WORKER,
-        Msg::Blocked {
-            tasks: tasks[2..].to_vec(),
-        },
-        bench.now,
-        &mut bench.out,
-    );
+    bench.owner.handle_message(WORKER, Msg::Blocked { tasks: tasks[2..].to_vec() }, bench.now, &mut bench.out);
     let effects = bench.effects();
     assert!(
-        effects.contains(&Effect::Node(ToNode::LeaseDemand {
-            class: bench.class,
-            count: 2
-        })) || effects.is_empty(),
+        effects.contains(&Effect::Node(ToNode::LeaseDemand { class: bench.class, count: 2 })) || effects.is_empty(),
         "{effects:?}"
     );
     bench.lend(2, OTHER);
     assert_eq!(bench.pushes(), [(OTHER, tasks[2]), (OTHER, tasks[3])]);
-    bench
-        .owner
-        .handle_message(WORKER, Msg::Unblocked, bench.now, &mut bench.out);
+    bench.owner.handle_message(WORKER, Msg::Unblocked, bench.now, &mut bench.out);
     bench.effects();
     bench.done(WORKER, tasks[1], 1000);
     let more = bench.submit(f);
@@ -288,19 +206,10 @@ fn an_idle_lease_goes_back_after_a_while_and_at_once_when_asked() {
     bench.owner.handle_timeout(due - 1, &mut bench.out);
     assert!(bench.effects().is_empty(), "a spurious call does nothing");
     bench.owner.handle_timeout(due, &mut bench.out);
-    assert_eq!(
-        bench.effects(),
-        [Effect::Node(ToNode::LeaseReturn {
-            lease: LeaseId(1),
-            reusable: true
-        })]
-    );
+    assert_eq!(bench.effects(), [Effect::Node(ToNode::LeaseReturn { lease: LeaseId(1), reusable: true })]);
     bench.lend(2, WORKER);
     bench.owner.handle_lease_reclaim(LeaseId(2), bench.now, &mut bench.out);
-    assert!(bench.effects().contains(&Effect::Node(ToNode::LeaseReturn {
-        lease: LeaseId(2),
-        reusable: true
-    })));
+    assert!(bench.effects().contains(&Effect::Node(ToNode::LeaseReturn { lease: LeaseId(2), reusable: true })));
 }
 
 #[test]
@@ -316,19 +225,9 @@ fn a_reclaimed_lease_with_work_is_kept_for_its_turn_and_then_returned() {
     bench.now += TURN_NS;
     bench.done(WORKER, tasks[1], 5 * MS);
     let effects = bench.effects();
-    assert!(
-        effects.contains(&Effect::Node(ToNode::LeaseReturn {
-            lease: LeaseId(1),
-            reusable: true
-        })),
-        "{effects:?}"
-    );
+    assert!(effects.contains(&Effect::Node(ToNode::LeaseReturn { lease: LeaseId(1), reusable: true })), "{effects:?}");
     bench.lend(2, OTHER);
-    assert_eq!(
-        bench.pushes(),
-        [(OTHER, tasks[2])],
-        "what the node still owed serves the rest"
-    );
+    assert_eq!(bench.pushes(), [(OTHER, tasks[2])], "what the node still owed serves the rest");
 }
 
 #[test]
@@ -339,9 +238,7 @@ fn a_dead_worker_charges_only_the_task_that_ran() {
     bench.lend(1, WORKER);
     bench.done(WORKER, tasks[0], 1000);
     bench.effects();
-    bench
-        .owner
-        .handle_process_gone(WORKER, "killed by SIGKILL", false, bench.now, &mut bench.out);
+    bench.owner.handle_process_gone(WORKER, "killed by SIGKILL", false, bench.now, &mut bench.out);
     assert_eq!(bench.error(tasks[1]), ErrorCode::WorkerCrashed);
     bench.lend(2, OTHER);
     assert_eq!(bench.pushes(), [(OTHER, tasks[2]), (OTHER, tasks[3])]);
@@ -356,9 +253,7 @@ fn a_task_is_repeated_as_often_as_allowed() {
         assert!(bench.value(task).is_none());
         bench.lend(life as u64, worker);
         assert_eq!(bench.pushes(), [(worker, task)]);
-        bench
-            .owner
-            .handle_process_gone(worker, "exit code 1", false, bench.now, &mut bench.out);
+        bench.owner.handle_process_gone(worker, "exit code 1", false, bench.now, &mut bench.out);
     }
     assert_eq!(bench.error(task), ErrorCode::WorkerCrashed);
 }
@@ -371,9 +266,7 @@ fn a_dependent_task_waits_for_its_argument_and_inherits_its_exception() {
     let second = bench.submit_with(f, vec![(Slot::Position(0), ObjectId { task: first, index: 0 })]);
     bench.lend(1, WORKER);
     assert_eq!(bench.pushes(), [(WORKER, first)]);
-    bench
-        .owner
-        .handle_process_gone(WORKER, "killed", false, bench.now, &mut bench.out);
+    bench.owner.handle_process_gone(WORKER, "killed", false, bench.now, &mut bench.out);
     assert_eq!(bench.error(second), ErrorCode::WorkerCrashed);
 }
 
@@ -384,33 +277,12 @@ fn cancelling_a_queued_task_ends_it_and_a_pushed_one_is_told() {
     let (first, second) = (bench.submit(f), bench.submit(f));
     bench.lend(1, WORKER);
     bench.effects();
-    bench.owner.cancel(
-        ObjectId { task: second, index: 0 },
-        false,
-        true,
-        bench.now,
-        &mut bench.out,
-    );
+    bench.owner.cancel(ObjectId { task: second, index: 0 }, false, true, bench.now, &mut bench.out);
     assert_eq!(bench.error(second), ErrorCode::Cancelled);
     bench.effects();
-    bench.owner.cancel(
-        ObjectId { task: first, index: 0 },
-        false,
-        true,
-        bench.now,
-        &mut bench.out,
-    );
-    assert!(matches!(
-        &bench.effects()[..],
-        [Effect::Send {
-            to: WORKER,
-            msg: Msg::Cancel { .. },
-            ..
-        }]
-    ));
-    bench
-        .owner
-        .handle_process_gone(WORKER, "killed", false, bench.now, &mut bench.out);
+    bench.owner.cancel(ObjectId { task: first, index: 0 }, false, true, bench.now, &mut bench.out);
+    assert!(matches!(&bench.effects()[..], [Effect::Send { to: WORKER, msg: Msg::Cancel { .. }, .. }]));
+    bench.owner.handle_process_gone(WORKER, "killed", false, bench.now, &mut bench.out);
     assert_eq!(bench.error(first), ErrorCode::Cancelled, "and is not repeated");
 }
 
@@ -420,72 +292,37 @@ fn a_lost_value_is_made_again_and_a_put_one_is_reported() {
     let f = bench.function(3);
     let task = bench.submit(f);
     bench.lend(1, WORKER);
-    let location = Location {
-        segment: SegmentId(5),
-        lessee: WORKER,
-        offset: 0,
-        len: 1 << 20,
-    };
+    let location = Location { segment: SegmentId(5), lessee: WORKER, offset: 0, len: 1 << 20 };
     let stored = Value::Stored { location, refs: vec![] };
-    let done = Done {
-        task,
-        results: vec![stored.clone()],
-        retryable: false,
-        run_ns: 1000,
-        items: 0,
-    };
-    bench
-        .owner
-        .handle_message(WORKER, Msg::Done(done), bench.now, &mut bench.out);
+    let done = Done { task, results: vec![stored.clone()], retryable: false, run_ns: 1000, items: 0 };
+    bench.owner.handle_message(WORKER, Msg::Done(done), bench.now, &mut bench.out);
     let object = ObjectId { task, index: 0 };
     bench.effects();
-    bench
-        .owner
-        .handle_missing(object, location.segment, bench.now, &mut bench.out);
+    bench.owner.handle_missing(object, location.segment, bench.now, &mut bench.out);
     assert!(bench.value(task).is_none());
     assert_eq!(bench.pushes(), [(WORKER, task)]);
     let put = bench.owner.put(stored);
-    bench
-        .owner
-        .handle_missing(put, location.segment, bench.now, &mut bench.out);
+    bench.owner.handle_missing(put, location.segment, bench.now, &mut bench.out);
     assert_eq!(bench.error(put.task), ErrorCode::ObjectLost);
 }
 
 #[test]
 fn a_stream_hands_out_items_in_order_while_the_task_runs() {
     let mut bench = Bench::new();
-    let f = bench
-        .owner
-        .define(call(Returns::Streaming, None), Blob::new(b"g"), Some(bench.class), 0);
+    let f = bench.owner.define(call(Returns::Streaming, None), Blob::new(b"g"), Some(bench.class), 0);
     let task = bench.submit(f);
     bench.lend(1, WORKER);
     bench.effects();
     assert_eq!(bench.owner.stream_next(task, &mut bench.out), Next::NotYet);
     assert!(!bench.owner.stream_watch(task, WaiterId(4)));
-    let item = |index| Msg::Item {
-        task,
-        index,
-        value: Value::Inline(Payload::plain(b"i")),
-    };
+    let item = |index| Msg::Item { task, index, value: Value::Inline(Payload::plain(b"i")) };
     bench.owner.handle_message(WORKER, item(1), bench.now, &mut bench.out);
     assert_eq!(bench.effects(), [Effect::Notify(WaiterId(4))]);
     bench.owner.handle_message(WORKER, item(1), bench.now, &mut bench.out);
-    assert_eq!(
-        bench.owner.stream_next(task, &mut bench.out),
-        Next::Item(ObjectId { task, index: 1 })
-    );
-    assert_eq!(
-        bench.owner.stream_next(task, &mut bench.out),
-        Next::NotYet,
-        "a doubled item counts once"
-    );
-    bench
-        .owner
-        .handle_process_gone(WORKER, "killed", false, bench.now, &mut bench.out);
-    assert!(
-        matches!(bench.owner.stream_next(task, &mut bench.out), Next::Item(_)),
-        "the failure is the last item"
-    );
+    assert_eq!(bench.owner.stream_next(task, &mut bench.out), Next::Item(ObjectId { task, index: 1 }));
+    assert_eq!(bench.owner.stream_next(task, &mut bench.out), Next::NotYet, "a doubled item counts once");
+    bench.owner.handle_process_gone(WORKER, "killed", false, bench.now, &mut bench.out);
+    assert!(matches!(bench.owner.stream_next(task, &mut bench.out), Next::Item(_)), "the failure is the last item");
     assert_eq!(bench.owner.stream_next(task, &mut bench.out), Next::End);
 }
 
@@ -511,9 +348,7 @@ fn actor(bench: &mut Bench, max_pending_calls: i32) -> (ActorId, ObjectId) {
         groups: vec![],
         detached: false,
     };
-    bench
-        .owner
-        .create_actor(creation, Payload::plain(b""), vec![], bench.now, &mut bench.out);
+    bench.owner.create_actor(creation, Payload::plain(b""), vec![], bench.now, &mut bench.out);
     (actor, handle)
 }
 
@@ -523,48 +358,26 @@ fn calls_wait_for_their_actor_and_leave_in_order() {
     let (actor, handle) = actor(&mut bench, -1);
     let effects = bench.effects();
     assert!(
-        matches!(
-            &effects[..],
-            [
-                Effect::Node(ToNode::ActorCreate { .. }),
-                Effect::Node(ToNode::ActorSubscribe { .. })
-            ]
-        ),
+        matches!(&effects[..], [Effect::Node(ToNode::ActorCreate { .. }), Effect::Node(ToNode::ActorSubscribe { .. })]),
         "{effects:?}"
     );
-    let method = bench
-        .owner
-        .define(call(Returns::Count(1), Some(actor)), Blob::empty(), None, 0);
+    let method = bench.owner.define(call(Returns::Count(1), Some(actor)), Blob::empty(), None, 0);
     let calls: Vec<TaskId> = (0..3)
         .map(|_| {
             bench
                 .owner
-                .submit(
-                    method,
-                    Payload::plain(b""),
-                    vec![],
-                    Some(handle),
-                    None,
-                    bench.now,
-                    &mut bench.out,
-                )
+                .submit(method, Payload::plain(b""), vec![], Some(handle), None, bench.now, &mut bench.out)
                 .unwrap()
         })
         .collect();
     assert!(bench.pushes().is_empty());
     bench.owner.handle_actor_state(
         actor,
-        ActorState::Alive {
-            proc: WORKER,
-            incarnation: 0,
-        },
+        ActorState::Alive { proc: WORKER, incarnation: 0 },
         bench.now,
         &mut bench.out,
     );
-    assert_eq!(
-        bench.pushes(),
-        calls.iter().map(|task| (WORKER, *task)).collect::<Vec<_>>()
-    );
+    assert_eq!(bench.pushes(), calls.iter().map(|task| (WORKER, *task)).collect::<Vec<_>>());
     // The last handle goes only after the last call.
     bench.owner.release(handle, &mut bench.out);
     assert!(bench.effects().is_empty());
@@ -579,51 +392,23 @@ fn a_restart_repeats_allowed_calls_in_order_and_fails_the_others() {
     let mut bench = Bench::new();
     let (actor, handle) = actor(&mut bench, -1);
     let submit = |bench: &mut Bench, retries| {
-        let method = bench
-            .owner
-            .define(call(Returns::Count(1), Some(actor)), Blob::empty(), None, retries);
-        bench
-            .owner
-            .submit(
-                method,
-                Payload::plain(b""),
-                vec![],
-                Some(handle),
-                None,
-                bench.now,
-                &mut bench.out,
-            )
-            .unwrap()
+        let method = bench.owner.define(call(Returns::Count(1), Some(actor)), Blob::empty(), None, retries);
+        bench.owner.submit(method, Payload::plain(b""), vec![], Some(handle), None, bench.now, &mut bench.out).unwrap()
     };
     bench.owner.handle_actor_state(
         actor,
-        ActorState::Alive {
-            proc: WORKER,
-            incarnation: 0,
-        },
+        ActorState::Alive { proc: WORKER, incarnation: 0 },
         bench.now,
         &mut bench.out,
     );
     let (again, once, last) = (submit(&mut bench, 1), submit(&mut bench, 0), submit(&mut bench, -1));
     bench.effects();
-    bench
-        .owner
-        .handle_actor_state(actor, ActorState::Restarting, bench.now, &mut bench.out);
+    bench.owner.handle_actor_state(actor, ActorState::Restarting, bench.now, &mut bench.out);
     assert_eq!(bench.error(once), ErrorCode::ActorUnavailable);
-    bench.owner.handle_actor_state(
-        actor,
-        ActorState::Alive {
-            proc: OTHER,
-            incarnation: 1,
-        },
-        bench.now,
-        &mut bench.out,
-    );
+    bench.owner.handle_actor_state(actor, ActorState::Alive { proc: OTHER, incarnation: 1 }, bench.now, &mut bench.out);
     assert_eq!(bench.pushes(), [(OTHER, again), (OTHER, last)]);
     let dead = Payload::error(ErrorCode::ActorDied, "killed");
-    bench
-        .owner
-        .handle_actor_state(actor, ActorState::Dead(dead), bench.now, &mut bench.out);
+    bench.owner.handle_actor_state(actor, ActorState::Dead(dead), bench.now, &mut bench.out);
     assert_eq!(bench.error(last), ErrorCode::ActorDied);
     let late = submit(&mut bench, -1);
     assert_eq!(bench.error(late), ErrorCode::ActorDied);
@@ -633,19 +418,9 @@ fn a_restart_repeats_allowed_calls_in_order_and_fails_the_others() {
 fn the_limit_of_pending_calls_refuses_at_the_call() {
     let mut bench = Bench::new();
     let (actor, handle) = actor(&mut bench, 2);
-    let method = bench
-        .owner
-        .define(call(Returns::Count(1), Some(actor)), Blob::empty(), None, 0);
+    let method = bench.owner.define(call(Returns::Count(1), Some(actor)), Blob::empty(), None, 0);
     let submit = |bench: &mut Bench| {
-        bench.owner.submit(
-            method,
-            Payload::plain(b""),
-            vec![],
-            Some(handle),
-            None,
-            bench.now,
-            &mut bench.out,
-        )
+        bench.owner.submit(method, Payload::plain(b""), vec![], Some(handle), None, bench.now, &mut bench.out)
     };
     assert!(submit(&mut bench).is_ok());
     assert!(submit(&mut bench).is_ok());
@@ -653,11 +428,7 @@ fn the_limit_of_pending_calls_refuses_at_the_call() {
 }
 
 fn item(bench: &mut Bench, from: ProcId, task: TaskId, index: u32) {
-    let msg = Msg::Item {
-        task,
-        index,
-        value: Value::Inline(Payload::plain(b"i")),
-    };
+    let msg = Msg::Item { task, index, value: Value::Inline(Payload::plain(b"i")) };
     bench.owner.handle_message(from, msg, bench.now, &mut bench.out);
 }
 
@@ -673,29 +444,16 @@ fn a_stream_that_is_made_again_is_not_held_back_by_items_that_were_taken_before(
         item(&mut bench, WORKER, task, index);
         assert!(matches!(bench.owner.stream_next(task, &mut bench.out), Next::Item(_)));
     }
-    bench
-        .owner
-        .handle_process_gone(WORKER, "killed", false, bench.now, &mut bench.out);
+    bench.owner.handle_process_gone(WORKER, "killed", false, bench.now, &mut bench.out);
     bench.lend(2, OTHER);
     bench.effects();
     item(&mut bench, OTHER, task, 1);
-    let taken = Effect::Send {
-        to: OTHER,
-        msg: Msg::ItemsTaken { task, taken: 3 },
-        urgent: true,
-    };
-    assert_eq!(
-        bench.effects(),
-        [taken],
-        "the consumer waits for item 4, and will not say so again"
-    );
+    let taken = Effect::Send { to: OTHER, msg: Msg::ItemsTaken { task, taken: 3 }, urgent: true };
+    assert_eq!(bench.effects(), [taken], "the consumer waits for item 4, and will not say so again");
     for index in 2..=4 {
         item(&mut bench, OTHER, task, index);
     }
-    assert_eq!(
-        bench.owner.stream_next(task, &mut bench.out),
-        Next::Item(ObjectId { task, index: 4 })
-    );
+    assert_eq!(bench.owner.stream_next(task, &mut bench.out), Next::Item(ObjectId { task, index: 4 }));
 }
 
 #[test]
@@ -717,30 +475,17 @@ fn unused_definitions_are_forgotten_and_so_are_their_functions_at_workers() {
         let mut call = call(Returns::Count(1), None);
         call.function = FunctionId([u8::try_from(number % 256).unwrap() ^ u8::try_from(number / 256).unwrap(); 16]);
         call.name = format!("f{number}");
-        let f = bench
-            .owner
-            .define(call, Blob::new(&number.to_le_bytes()), Some(bench.class), 0);
+        let f = bench.owner.define(call, Blob::new(&number.to_le_bytes()), Some(bench.class), 0);
         let task = bench.submit(f);
         bench.owner.undefine(f, &mut bench.out);
         bench.done(WORKER, task, 1000);
         for effect in bench.effects() {
             match effect {
-                Effect::Send {
-                    msg: Msg::Define { id, def, blob },
-                    ..
-                } => executor.handle_define(ME, id, def, blob),
-                Effect::Send {
-                    msg: Msg::Forget { ids },
-                    ..
-                } => executor.handle_forget(ME, &ids),
-                Effect::Send {
-                    msg: Msg::Push(push), ..
-                } => {
+                Effect::Send { msg: Msg::Define { id, def, blob }, .. } => executor.handle_define(ME, id, def, blob),
+                Effect::Send { msg: Msg::Forget { ids }, .. } => executor.handle_forget(ME, &ids),
+                Effect::Send { msg: Msg::Push(push), .. } => {
                     executor.handle_push(ME, push, &mut Out::default());
-                    assert!(
-                        executor.take("").unwrap().blob.is_some(),
-                        "work comes with its function"
-                    );
+                    assert!(executor.take("").unwrap().blob.is_some(), "work comes with its function");
                 }
                 _ => {}
             }
@@ -748,15 +493,7 @@ fn unused_definitions_are_forgotten_and_so_are_their_functions_at_workers() {
         bench.owner.release(ObjectId { task, index: 0 }, &mut bench.out);
         last = Some(f);
     }
-    let count = |bench: &Bench, name| {
-        bench
-            .owner
-            .statistics()
-            .into_iter()
-            .find(|(n, _)| *n == name)
-            .unwrap()
-            .1
-    };
+    let count = |bench: &Bench, name| bench.owner.statistics().into_iter().find(|(n, _)| *n == name).unwrap().1;
     assert_eq!(count(&bench, "definitions"), UNUSED_DEFINITIONS_MAX as u64);
     assert_eq!(executor.known().0, UNUSED_DEFINITIONS_MAX);
     assert!(executor.known().1 <= 256, "{:?}", executor.known());
@@ -785,94 +522,40 @@ fn classes_that_nothing_uses_are_forgotten() {
     let mut bench = Bench::new();
     let f = bench.function(0);
     for number in 0..3000 {
-        let spec = ClassSpec {
-            demand: vec![],
-            env: vec![],
-            strategy: vec![],
-            label: format!("{number}"),
-        };
+        let spec = ClassSpec { demand: vec![], env: vec![], strategy: vec![], label: format!("{number}") };
         let class = bench.owner.class(spec);
         let mut call = call(Returns::Count(1), None);
         call.name = format!("g{number}");
         let g = bench.owner.define(call, Blob::new(b"g"), Some(class), 0);
         bench.owner.undefine(g, &mut bench.out);
     }
-    let count = bench
-        .owner
-        .statistics()
-        .into_iter()
-        .find(|(n, _)| *n == "classes")
-        .unwrap()
-        .1;
+    let count = bench.owner.statistics().into_iter().find(|(n, _)| *n == "classes").unwrap().1;
     assert!(count < 1500, "{count}");
     bench.submit(f);
     // A grant for a class that is gone goes back.
     bench.effects();
-    bench
-        .owner
-        .handle_lease_granted(ClassId(5), LeaseId(77), OTHER, 1, vec![], bench.now, &mut bench.out);
-    assert_eq!(
-        bench.effects(),
-        [Effect::Node(ToNode::LeaseReturn {
-            lease: LeaseId(77),
-            reusable: true
-        })]
-    );
+    bench.owner.handle_lease_granted(ClassId(5), LeaseId(77), OTHER, 1, vec![], bench.now, &mut bench.out);
+    assert_eq!(bench.effects(), [Effect::Node(ToNode::LeaseReturn { lease: LeaseId(77), reusable: true })]);
 }
 
 #[test]
 fn a_dead_actor_without_handles_is_forgotten() {
     let mut bench = Bench::new();
     let (mine, handle) = actor(&mut bench, -1);
-    bench.owner.handle_actor_state(
-        mine,
-        ActorState::Alive {
-            proc: WORKER,
-            incarnation: 0,
-        },
-        bench.now,
-        &mut bench.out,
-    );
+    bench.owner.handle_actor_state(mine, ActorState::Alive { proc: WORKER, incarnation: 0 }, bench.now, &mut bench.out);
     bench.owner.release(handle, &mut bench.out);
-    assert!(
-        bench
-            .effects()
-            .contains(&Effect::Node(ToNode::ActorRelease { actor: mine }))
-    );
+    assert!(bench.effects().contains(&Effect::Node(ToNode::ActorRelease { actor: mine })));
     let dead = ActorState::Dead(Payload::error(ErrorCode::ActorDied, "no handles"));
-    bench
-        .owner
-        .handle_actor_state(mine, dead.clone(), bench.now, &mut bench.out);
+    bench.owner.handle_actor_state(mine, dead.clone(), bench.now, &mut bench.out);
     assert_eq!(bench.owner.actor_state(mine), None);
     // One of another process, whose handle came in a message.
     let theirs = ActorId { proc: OTHER, seq: 4 };
-    let handle = ObjectId {
-        task: TaskId {
-            node: NodeKey(9),
-            proc: OTHER,
-            seq: 4,
-        },
-        index: ObjectId::ACTOR_INDEX,
-    };
+    let handle = ObjectId { task: TaskId { node: NodeKey(9), proc: OTHER, seq: 4 }, index: ObjectId::ACTOR_INDEX };
     bench.owner.objects.arrive(&[handle]);
-    let method = bench
-        .owner
-        .define(call(Returns::Count(1), Some(theirs)), Blob::empty(), None, 0);
-    let task = bench
-        .owner
-        .submit(
-            method,
-            Payload::plain(b""),
-            vec![],
-            Some(handle),
-            None,
-            bench.now,
-            &mut bench.out,
-        )
-        .unwrap();
-    bench
-        .owner
-        .handle_actor_state(theirs, dead.clone(), bench.now, &mut bench.out);
+    let method = bench.owner.define(call(Returns::Count(1), Some(theirs)), Blob::empty(), None, 0);
+    let task =
+        bench.owner.submit(method, Payload::plain(b""), vec![], Some(handle), None, bench.now, &mut bench.out).unwrap();
+    bench.owner.handle_actor_state(theirs, dead.clone(), bench.now, &mut bench.out);
     assert_eq!(bench.error(task), ErrorCode::ActorDied);
     bench.owner.release(handle, &mut bench.out);
     assert_eq!(bench.owner.actor_state(theirs), None);
@@ -889,12 +572,8 @@ fn what_a_leaving_worker_has_not_answered_runs_elsewhere_and_is_not_charged() {
     bench.done(WORKER, first, 1_000);
     let tasks: Vec<TaskId> = (0..3).map(|_| bench.submit(def)).collect();
     bench.pushes();
-    bench
-        .owner
-        .handle_message(WORKER, Msg::Leaving, bench.now, &mut bench.out);
-    bench
-        .owner
-        .handle_process_gone(WORKER, "it left", false, bench.now, &mut bench.out);
+    bench.owner.handle_message(WORKER, Msg::Leaving, bench.now, &mut bench.out);
+    bench.owner.handle_process_gone(WORKER, "it left", false, bench.now, &mut bench.out);
     assert!(tasks.iter().all(|task| bench.value(*task).is_none()));
     bench.lend(2, OTHER);
     let pushes = bench.pushes();
@@ -904,62 +583,27 @@ fn what_a_leaving_worker_has_not_answered_runs_elsewhere_and_is_not_charged() {
 #[test]
 fn dynamic_returns_are_counted_by_the_value_that_lists_them() {
     let mut bench = Bench::new();
-    let def = bench
-        .owner
-        .define(call(Returns::Dynamic, None), Blob::new(b"code"), Some(bench.class), 0);
+    let def = bench.owner.define(call(Returns::Dynamic, None), Blob::new(b"code"), Some(bench.class), 0);
     let task = bench.submit(def);
     bench.lend(1, WORKER);
     let items: Vec<ObjectId> = (1..=2).map(|index| ObjectId { task, index }).collect();
     for item in &items {
         let value = Value::Inline(Payload::plain(b"item"));
-        bench.owner.handle_message(
-            WORKER,
-            Msg::Item {
-                task,
-                index: item.index,
-                value,
-            },
-            bench.now,
-            &mut bench.out,
-        );
+        bench.owner.handle_message(WORKER, Msg::Item { task, index: item.index, value }, bench.now, &mut bench.out);
     }
-    let list = Payload {
-        refs: items.clone(),
-        ..Payload::plain(b"list")
-    };
-    let done = Done {
-        task,
-        results: vec![Value::Inline(list)],
-        retryable: false,
-        run_ns: 1,
-        items: 2,
-    };
-    bench
-        .owner
-        .handle_message(WORKER, Msg::Done(done), bench.now, &mut bench.out);
+    let list = Payload { refs: items.clone(), ..Payload::plain(b"list") };
+    let done = Done { task, results: vec![Value::Inline(list)], retryable: false, run_ns: 1, items: 2 };
+    bench.owner.handle_message(WORKER, Msg::Done(done), bench.now, &mut bench.out);
     assert!(items.iter().all(|item| bench.owner.objects.is_ready(*item)));
     bench.owner.release(ObjectId { task, index: 0 }, &mut bench.out);
     assert!(items.iter().all(|item| !bench.owner.objects.is_known(*item)));
 }
 
 fn stored(bench: &mut Bench, worker: ProcId, task: TaskId, segment: u64) {
-    let location = Location {
-        segment: SegmentId(segment),
-        lessee: worker,
-        offset: 0,
-        len: 64,
-    };
+    let location = Location { segment: SegmentId(segment), lessee: worker, offset: 0, len: 64 };
     let results = vec![Value::Stored { location, refs: vec![] }];
-    let done = Done {
-        task,
-        results,
-        retryable: false,
-        run_ns: PIPELINE_NS * 2,
-        items: 0,
-    };
-    bench
-        .owner
-        .handle_message(worker, Msg::Done(done), bench.now, &mut bench.out);
+    let done = Done { task, results, retryable: false, run_ns: PIPELINE_NS * 2, items: 0 };
+    bench.owner.handle_message(worker, Msg::Done(done), bench.now, &mut bench.out);
 }
 
 #[test]
@@ -972,20 +616,8 @@ fn a_task_whose_argument_is_lost_before_it_is_pushed_waits_for_it_again() {
     let object = ObjectId { task: made, index: 0 };
     let busy = bench.submit(f);
     let reader = bench.submit_with(f, vec![(Slot::Position(0), object)]);
-    assert_eq!(
-        bench.pushes().last(),
-        Some(&(WORKER, busy)),
-        "the reader is queued, its argument being there"
-    );
-    bench.owner.handle_message(
-        OTHER,
-        Msg::Missing {
-            object,
-            segment: SegmentId(5),
-        },
-        bench.now,
-        &mut bench.out,
-    );
+    assert_eq!(bench.pushes().last(), Some(&(WORKER, busy)), "the reader is queued, its argument being there");
+    bench.owner.handle_message(OTHER, Msg::Missing { object, segment: SegmentId(5) }, bench.now, &mut bench.out);
     bench.effects();
     // The reader comes before the task that makes its argument again, which must not stop it.
     bench.done(WORKER, busy, PIPELINE_NS * 2);
@@ -1003,35 +635,13 @@ fn a_call_whose_argument_is_lost_before_it_is_sent_waits_for_it_again() {
     stored(&mut bench, WORKER, made, 5);
     let object = ObjectId { task: made, index: 0 };
     let (actor, handle) = actor(&mut bench, -1);
-    let method = bench
-        .owner
-        .define(call(Returns::Count(1), Some(actor)), Blob::empty(), None, 0);
+    let method = bench.owner.define(call(Returns::Count(1), Some(actor)), Blob::empty(), None, 0);
     let deps = vec![(Slot::Position(0), object)];
-    let task = bench
-        .owner
-        .submit(
-            method,
-            Payload::plain(b""),
-            deps,
-            Some(handle),
-            None,
-            bench.now,
-            &mut bench.out,
-        )
-        .unwrap();
-    bench
-        .owner
-        .report_missing(object, SegmentId(5), bench.now, &mut bench.out);
+    let task =
+        bench.owner.submit(method, Payload::plain(b""), deps, Some(handle), None, bench.now, &mut bench.out).unwrap();
+    bench.owner.report_missing(object, SegmentId(5), bench.now, &mut bench.out);
     bench.effects();
-    bench.owner.handle_actor_state(
-        actor,
-        ActorState::Alive {
-            proc: OTHER,
-            incarnation: 0,
-        },
-        bench.now,
-        &mut bench.out,
-    );
+    bench.owner.handle_actor_state(actor, ActorState::Alive { proc: OTHER, incarnation: 0 }, bench.now, &mut bench.out);
     assert!(bench.pushes().is_empty());
     stored(&mut bench, WORKER, made, 6);
     assert_eq!(bench.pushes(), [(OTHER, task)]);
@@ -1064,19 +674,12 @@ fn an_actor_that_nobody_can_reach_any_more_when_its_arguments_come_is_not_made()
         detached: false,
     };
     let deps = vec![(Slot::Position(0), ObjectId { task: made, index: 0 })];
-    bench
-        .owner
-        .create_actor(creation, Payload::plain(b""), deps, bench.now, &mut bench.out);
+    bench.owner.create_actor(creation, Payload::plain(b""), deps, bench.now, &mut bench.out);
     bench.owner.release(handle, &mut bench.out);
     bench.lend(1, WORKER);
     bench.done(WORKER, made, 1000);
     let effects = bench.effects();
-    assert!(
-        !effects
-            .iter()
-            .any(|effect| matches!(effect, Effect::Node(ToNode::ActorCreate { .. }))),
-        "{effects:?}"
-    );
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Node(ToNode::ActorCreate { .. }))), "{effects:?}");
     bench.owner.release(ObjectId { task: made, index: 0 }, &mut bench.out);
     assert!(bench.owner.is_bare());
 }
@@ -1086,42 +689,17 @@ fn whoever_was_told_that_a_worker_is_blocked_is_told_when_it_is_not() {
     let mut executor = skate_proto::executor::Executor::default();
     let mut out = Out::default();
     for (owner, seq) in [(ME, 1), (OTHER, 2)] {
-        executor.handle_define(
-            owner,
-            0,
-            std::sync::Arc::new(call(Returns::Count(1), None)),
-            Some(Blob::new(b"f")),
-        );
-        let task = TaskId {
-            node: NodeKey(9),
-            proc: owner,
-            seq,
-        };
-        let push = Push {
-            task,
-            def: 0,
-            attempt: 0,
-            args: Payload::plain(b""),
-            deps: vec![],
-            gpu_ids: vec![],
-        };
+        executor.handle_define(owner, 0, std::sync::Arc::new(call(Returns::Count(1), None)), Some(Blob::new(b"f")));
+        let task = TaskId { node: NodeKey(9), proc: owner, seq };
+        let push = Push { task, def: 0, attempt: 0, args: Payload::plain(b""), deps: vec![], gpu_ids: vec![] };
         executor.handle_push(owner, push, &mut out);
     }
     executor.take("").unwrap();
     executor.block(&mut out);
     out.effects.clear();
     executor.unblock(&mut out);
-    let told: Vec<ProcId> = out
-        .effects
-        .iter()
-        .map(|effect| {
-            if let Effect::Send { to, .. } = effect {
-                *to
-            } else {
-                panic!()
-            }
-        })
-        .collect();
+    let told: Vec<ProcId> =
+        out.effects.iter().map(|effect| if let Effect::Send { to, .. } = effect { *to } else { panic!() }).collect();
     assert_eq!(told, [ME, OTHER]);
 }
 
@@ -1130,12 +708,8 @@ fn what_a_process_gives_back_after_its_end_was_heard_of_keeps_nothing() {
     let mut bench = Bench::new();
     let object = bench.owner.put(Value::Inline(Payload::plain(b"v")));
     bench.owner.objects.hand_over(&[object], WORKER, &mut bench.out);
-    bench
-        .owner
-        .handle_process_gone(WORKER, "killed", false, bench.now, &mut bench.out);
-    bench
-        .owner
-        .handle_message(WORKER, Msg::Release { object, tokens: 1 }, bench.now, &mut bench.out);
+    bench.owner.handle_process_gone(WORKER, "killed", false, bench.now, &mut bench.out);
+    bench.owner.handle_message(WORKER, Msg::Release { object, tokens: 1 }, bench.now, &mut bench.out);
     bench.owner.release(object, &mut bench.out);
     assert!(bench.owner.objects.is_empty());
 }

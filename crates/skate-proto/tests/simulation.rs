@@ -75,11 +75,7 @@ impl Process {
             label: String::new(),
         });
         let mut define = |returns, backpressure, retries| {
-            let call = CallDef {
-                returns,
-                backpressure,
-                ..call(None)
-            };
+            let call = CallDef { returns, backpressure, ..call(None) };
             owner.define(call, Blob::new(b"f"), Some(class), retries)
         };
         let defs = [
@@ -147,19 +143,12 @@ fn pick<T: Copy>(from: &[T], choice: usize) -> Option<T> {
 }
 
 fn some<T: Copy>(from: &[T], choice: usize) -> Vec<T> {
-    from.iter()
-        .enumerate()
-        .filter(|(at, _)| (choice >> (at % 60)) & 1 == 1)
-        .map(|(_, item)| *item)
-        .take(3)
-        .collect()
+    from.iter().enumerate().filter(|(at, _)| (choice >> (at % 60)) & 1 == 1).map(|(_, item)| *item).take(3).collect()
 }
 
 impl World {
     fn new() -> Self {
-        let processes = (1..=NAMED)
-            .map(|number| (ProcId(number), Process::new(number)))
-            .collect();
+        let processes = (1..=NAMED).map(|number| (ProcId(number), Process::new(number))).collect();
         Self {
             processes,
             links: BTreeMap::new(),
@@ -184,11 +173,7 @@ impl World {
     }
 
     fn living(&self) -> Vec<ProcId> {
-        self.processes
-            .iter()
-            .filter(|(_, p)| p.alive)
-            .map(|(id, _)| *id)
-            .collect()
+        self.processes.iter().filter(|(_, p)| p.alive).map(|(id, _)| *id).collect()
     }
 
     fn spawn(&mut self) -> ProcId {
@@ -237,9 +222,7 @@ impl World {
 
     fn receive(&mut self, from: ProcId, to: ProcId, packet: Packet) {
         self.step(to, |process, now| {
-            let Process {
-                owner, executor, out, ..
-            } = process;
+            let Process { owner, executor, out, .. } = process;
             match packet {
                 Packet::Gone(dead) => {
                     owner.handle_process_gone(dead, "killed", false, now, out);
@@ -280,12 +263,7 @@ impl World {
     }
 
     fn deliver(&mut self, choice: usize) -> bool {
-        let ready: Vec<_> = self
-            .links
-            .iter()
-            .filter(|(_, q)| !q.is_empty())
-            .map(|(k, _)| *k)
-            .collect();
+        let ready: Vec<_> = self.links.iter().filter(|(_, q)| !q.is_empty()).map(|(k, _)| *k).collect();
         let Some((from, to)) = pick(&ready, choice) else {
             return false;
         };
@@ -451,14 +429,8 @@ impl World {
         }
         self.links.retain(|(from, to), _| *from != victim && *to != victim);
         // Workers that ran tasks of the dead are ended.
-        self.doomed.extend(
-            self.leases
-                .values()
-                .filter(|(owner, _)| *owner == victim)
-                .map(|(_, worker)| *worker),
-        );
-        self.leases
-            .retain(|_, (owner, worker)| *owner != victim && *worker != victim);
+        self.doomed.extend(self.leases.values().filter(|(owner, _)| *owner == victim).map(|(_, worker)| *worker));
+        self.leases.retain(|_, (owner, worker)| *owner != victim && *worker != victim);
         self.demands.retain(|(owner, ..)| *owner != victim);
         self.blocks.retain(|_, owner| *owner != victim);
         for other in self.living() {
@@ -490,23 +462,12 @@ impl World {
 
     fn value(&mut self, object_owner: ProcId, lessee: ProcId, refs: Vec<ObjectId>, choice: usize) -> Value {
         if !choice.is_multiple_of(3) || !self.is_alive(object_owner) {
-            return Value::Inline(Payload {
-                data: Blob::new(b"v"),
-                refs,
-            });
+            return Value::Inline(Payload { data: Blob::new(b"v"), refs });
         }
         self.next_segment += 1;
         let segment = SegmentId(self.next_segment);
         self.blocks.insert(segment, object_owner);
-        Value::Stored {
-            location: Location {
-                segment,
-                lessee,
-                offset: 0,
-                len: 64,
-            },
-            refs,
-        }
+        Value::Stored { location: Location { segment, lessee, offset: 0, len: 64 }, refs }
     }
 
     fn put(&mut self, me: ProcId, choice: usize) {
@@ -521,27 +482,16 @@ impl World {
         self.step(me, |process, now| {
             let mut refs = some(&process.held, choice);
             refs.extend(pick(&process.handles, choice).filter(|_| choice.is_multiple_of(2)));
-            let deps: Vec<(Slot, ObjectId)> = process
-                .held
-                .get(choice % 7)
-                .map(|id| (Slot::Position(0), *id))
-                .into_iter()
-                .collect();
+            let deps: Vec<(Slot, ObjectId)> =
+                process.held.get(choice % 7).map(|id| (Slot::Position(0), *id)).into_iter().collect();
             let parent = process.running.as_ref().map(|running| running.work.task);
             let def = choice / 3 % process.defs.len();
-            let args = Payload {
-                data: Blob::new(b"a"),
-                refs,
-            };
-            let task = process
-                .owner
-                .submit(process.defs[def], args, deps, None, parent, now, &mut process.out)
-                .unwrap();
+            let args = Payload { data: Blob::new(b"a"), refs };
+            let task =
+                process.owner.submit(process.defs[def], args, deps, None, parent, now, &mut process.out).unwrap();
             match def {
                 0 => process.held.push(ObjectId { task, index: 0 }),
-                1 => process
-                    .held
-                    .extend([ObjectId { task, index: 0 }, ObjectId { task, index: 1 }]),
+                1 => process.held.extend([ObjectId { task, index: 0 }, ObjectId { task, index: 1 }]),
                 _ => process.streams.push(task),
             }
         });
@@ -585,16 +535,9 @@ impl World {
                 groups: vec![],
                 detached: false,
             };
-            let deps: Vec<(Slot, ObjectId)> = process
-                .held
-                .get(choice % 5)
-                .map(|id| (Slot::Position(0), *id))
-                .into_iter()
-                .collect();
-            let args = Payload {
-                data: Blob::new(b"a"),
-                refs: some(&process.held, choice),
-            };
+            let deps: Vec<(Slot, ObjectId)> =
+                process.held.get(choice % 5).map(|id| (Slot::Position(0), *id)).into_iter().collect();
+            let args = Payload { data: Blob::new(b"a"), refs: some(&process.held, choice) };
             process.owner.create_actor(creation, args, deps, now, &mut process.out);
             process.handles.push(handle);
         });
@@ -605,30 +548,17 @@ impl World {
             let Some(handle) = pick(&process.handles, choice) else {
                 return;
             };
-            let actor = ActorId {
-                proc: handle.task.proc,
-                seq: handle.task.seq,
-            };
+            let actor = ActorId { proc: handle.task.proc, seq: handle.task.seq };
             let def = process.owner.define(
                 call(Some(actor)),
                 Blob::empty(),
                 None,
                 i32::try_from(choice / 2 % 2).unwrap() - 1,
             );
-            let args = Payload {
-                data: Blob::new(b"a"),
-                refs: some(&process.held, choice / 4),
-            };
-            let deps: Vec<(Slot, ObjectId)> = process
-                .held
-                .get(choice % 7)
-                .map(|id| (Slot::Position(0), *id))
-                .into_iter()
-                .collect();
-            let task = process
-                .owner
-                .submit(def, args, deps, Some(handle), None, now, &mut process.out)
-                .unwrap();
+            let args = Payload { data: Blob::new(b"a"), refs: some(&process.held, choice / 4) };
+            let deps: Vec<(Slot, ObjectId)> =
+                process.held.get(choice % 7).map(|id| (Slot::Position(0), *id)).into_iter().collect();
+            let task = process.owner.submit(def, args, deps, Some(handle), None, now, &mut process.out).unwrap();
             process.owner.undefine(def, &mut process.out);
             process.held.push(ObjectId { task, index: 0 });
         });
@@ -665,9 +595,7 @@ impl World {
             let id = if choice.is_multiple_of(2) { stream } else { None }.or_else(|| pick(&process.held, choice));
             let Some(id) = id else { return };
             let force = choice.is_multiple_of(7) && !process.owner.is_actor_call(id);
-            process
-                .owner
-                .cancel(id, force, choice.is_multiple_of(3), now, &mut process.out);
+            process.owner.cancel(id, force, choice.is_multiple_of(3), now, &mut process.out);
         });
         self.bury();
     }
@@ -675,21 +603,15 @@ impl World {
     /// The memory of a stored value is lost, and a reader notices.
     fn lose(&mut self, me: ProcId, choice: usize) {
         let process = self.process(me);
-        let stored: Vec<ObjectId> = process
-            .held
-            .iter()
-            .copied()
-            .filter(|id| process.owner.objects.location(*id).is_some())
-            .collect();
+        let stored: Vec<ObjectId> =
+            process.held.iter().copied().filter(|id| process.owner.objects.location(*id).is_some()).collect();
         let Some(id) = pick(&stored, choice) else { return };
         let segment = process.owner.objects.location(id).unwrap().segment;
         if self.blocks.remove(&segment).is_some() {
             self.lost.insert(segment);
         }
         if self.lost.contains(&segment) {
-            self.step(me, |process, now| {
-                process.owner.report_missing(id, segment, now, &mut process.out)
-            });
+            self.step(me, |process, now| process.owner.report_missing(id, segment, now, &mut process.out));
         }
     }
 
@@ -709,11 +631,7 @@ impl World {
                     self.publish(actor, ActorState::Alive { proc: me, incarnation });
                 }
             } else {
-                self.process(me).running = Some(Running {
-                    work,
-                    sent: 0,
-                    blocked: false,
-                });
+                self.process(me).running = Some(Running { work, sent: 0, blocked: false });
             }
             return true;
         };
@@ -746,17 +664,10 @@ impl World {
                 keep(process, &kept);
             }
             for value in &results {
-                process
-                    .owner
-                    .objects
-                    .hand_over(value.refs(), work.owner, &mut process.out);
+                process.owner.objects.hand_over(value.refs(), work.owner, &mut process.out);
             }
-            process
-                .executor
-                .answer(work.owner, work.task, results, false, 1000, sent, &mut process.out);
-            process
-                .owner
-                .release_all(&Executor::counted(&work.args, &work.deps), &mut process.out);
+            process.executor.answer(work.owner, work.task, results, false, 1000, sent, &mut process.out);
+            process.owner.release_all(&Executor::counted(&work.args, &work.deps), &mut process.out);
         });
         true
     }
@@ -770,20 +681,9 @@ impl World {
         process.running.as_mut().unwrap().sent += 1;
         let value = self.value(work.owner, me, work.args.refs.clone(), sent as usize);
         self.step(me, |process, _| {
-            process
-                .owner
-                .objects
-                .hand_over(value.refs(), work.owner, &mut process.out);
-            let msg = Msg::Item {
-                task: work.task,
-                index: sent + 1,
-                value,
-            };
-            process.out.effects.push(Effect::Send {
-                to: work.owner,
-                msg,
-                urgent: true,
-            });
+            process.owner.objects.hand_over(value.refs(), work.owner, &mut process.out);
+            let msg = Msg::Item { task: work.task, index: sent + 1, value };
+            process.out.effects.push(Effect::Send { to: work.owner, msg, urgent: true });
         });
         true
     }
@@ -810,10 +710,7 @@ impl World {
     fn check_safety(&self) {
         for (me, process) in self.processes.iter().filter(|(_, p)| p.alive) {
             for id in process.held.iter().chain(&process.handles) {
-                assert!(
-                    process.owner.objects.is_known(*id),
-                    "{me:?} holds {id}, which it does not know"
-                );
+                assert!(process.owner.objects.is_known(*id), "{me:?} holds {id}, which it does not know");
                 let owner = &self.processes[&id.owner()];
                 assert!(
                     !owner.alive || owner.owner.objects.is_known(*id),
@@ -987,9 +884,7 @@ fn finish(mut world: World) {
     world.drain_streams();
     for me in world.living() {
         for id in world.process(me).held.clone() {
-            world.step(me, |process, _| {
-                process.owner.objects.watch(id, WATCH, &mut process.out)
-            });
+            world.step(me, |process, _| process.owner.objects.watch(id, WATCH, &mut process.out));
         }
     }
     world.settle();
@@ -1003,27 +898,15 @@ fn finish(mut world: World) {
             );
         }
         for task in &process.streams {
-            assert!(
-                process.owner.stream_ready(*task),
-                "{me:?} waits for ever for the next item of {task}"
-            );
+            assert!(process.owner.stream_ready(*task), "{me:?} waits for ever for the next item of {task}");
         }
     }
     world.drop_everything();
     for (id, process) in world.processes.iter().filter(|(_, p)| p.alive) {
         assert!(!process.host, "{id:?} is the process of an actor that nobody can reach");
-        assert_eq!(
-            process.owner.objects.len(),
-            0,
-            "{id:?} kept objects: {:?}",
-            process.owner.objects
-        );
-        let left: Vec<_> = process
-            .owner
-            .statistics()
-            .into_iter()
-            .filter(|(name, count)| *count > 0 && EMPTY.contains(name))
-            .collect();
+        assert_eq!(process.owner.objects.len(), 0, "{id:?} kept objects: {:?}", process.owner.objects);
+        let left: Vec<_> =
+            process.owner.statistics().into_iter().filter(|(name, count)| *count > 0 && EMPTY.contains(name)).collect();
         assert_eq!(left, [], "{id:?} is not empty");
         assert_eq!(process.executor.running_count(), 0, "{id:?} runs something");
     }

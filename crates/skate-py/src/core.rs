@@ -35,9 +35,7 @@ pub(crate) fn current() -> Option<Arc<Core>> {
 pub(crate) fn deadline(timeout: Option<f64>) -> PyResult<Option<Instant>> {
     let Some(seconds) = timeout else { return Ok(None) };
     if seconds.is_nan() || seconds < 0.0 {
-        return Err(PyValueError::new_err(format!(
-            "timeout must not be negative, got {seconds}"
-        )));
+        return Err(PyValueError::new_err(format!("timeout must not be negative, got {seconds}")));
     }
     // A century is forever, and fits.
     Ok(Some(Instant::now() + Duration::from_secs_f64(seconds.min(3.0e9))))
@@ -83,10 +81,7 @@ pub(crate) struct PyCore {
 fn ids_of(core: &Arc<Core>, refs: &Bound<'_, PyAny>) -> PyResult<Vec<ObjectId>> {
     let id = |item: &Bound<'_, PyAny>| match item.cast::<ObjectRef>() {
         Ok(reference) => reference.get().id_in(core),
-        Err(_) => Err(PyTypeError::new_err(format!(
-            "expected ObjectRef, got {}",
-            item.get_type().name()?
-        ))),
+        Err(_) => Err(PyTypeError::new_err(format!("expected ObjectRef, got {}", item.get_type().name()?))),
     };
     if let Ok(list) = refs.cast::<PyList>() {
         return list.iter().map(|item| id(&item)).collect();
@@ -123,15 +118,7 @@ impl PyCore {
         let minor = py.version_info().minor;
         let inner = py
             .detach(|| {
-                Core::start(
-                    Address::Unix(address.into()),
-                    session,
-                    token,
-                    ProcId(node),
-                    ProcId(proc),
-                    role,
-                    minor,
-                )
+                Core::start(Address::Unix(address.into()), session, token, ProcId(node), ProcId(proc), role, minor)
             })
             .map_err(to_py)?;
         if role == Role::Worker {
@@ -187,10 +174,8 @@ impl PyCore {
         let deadline = deadline(timeout)?;
         let fetched = waiting(py, || self.inner.get(&ids, deadline))?;
         // Every fetched value is taken over before the first may raise, so that none leaks.
-        let bytes: Vec<PyResult<Bytes>> = fetched
-            .into_iter()
-            .map(|value| Bytes::of_fetched(&self.inner, value))
-            .collect();
+        let bytes: Vec<PyResult<Bytes>> =
+            fetched.into_iter().map(|value| Bytes::of_fetched(&self.inner, value)).collect();
         let values = PyList::empty(py);
         for (bytes, id) in bytes.into_iter().zip(&ids) {
             values.append(bytes?.load(py, self.hooks.get(), Some(*id))?)?;
@@ -271,10 +256,7 @@ impl PyCore {
 
     fn cancel(&self, reference: &Bound<'_, PyAny>, force: bool, recursive: bool) -> PyResult<()> {
         let id = match reference.cast::<StreamRef>() {
-            Ok(stream) => ObjectId {
-                task: stream.get().task,
-                index: 0,
-            },
+            Ok(stream) => ObjectId { task: stream.get().task, index: 0 },
             Err(_) => reference.cast::<ObjectRef>()?.get().id_in(&self.inner)?,
         };
         if self.inner.cancel(id, force, recursive) {
@@ -309,14 +291,7 @@ impl PyCore {
                     .call_method1("decode", (PyBytes::new(py, &body),))?
                     .str()?
                     .extract()?;
-                chain.push((
-                    "node".into(),
-                    if ok {
-                        text
-                    } else {
-                        format!("the node could not say: {text}")
-                    },
-                ));
+                chain.push(("node".into(), if ok { text } else { format!("the node could not say: {text}") }));
             }
         }
         Ok(chain)
@@ -427,26 +402,17 @@ impl PyCore {
         if ok {
             return Ok(body);
         }
-        let parts: Vec<String> = py
-            .import("msgspec.msgpack")?
-            .call_method1("decode", (body,))?
-            .extract()?;
-        Err(PyErr::new::<PyRuntimeError, _>((
-            parts.first().cloned(),
-            parts.get(1).cloned(),
-        )))
+        let parts: Vec<String> = py.import("msgspec.msgpack")?.call_method1("decode", (body,))?.extract()?;
+        Err(PyErr::new::<PyRuntimeError, _>((parts.first().cloned(), parts.get(1).cloned())))
     }
 
     fn next_log<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         let log = py.detach(|| self.inner.next_log());
         Ok(match log {
             None => None,
-            Some(Log::Lines {
-                name,
-                pid,
-                stream,
-                lines,
-            }) => Some((name, pid, stream, lines).into_pyobject(py)?.into_any()),
+            Some(Log::Lines { name, pid, stream, lines }) => {
+                Some((name, pid, stream, lines).into_pyobject(py)?.into_any())
+            }
             Some(Log::Notice { level, text }) => Some((level, text).into_pyobject(py)?.into_any()),
         })
     }
@@ -461,9 +427,7 @@ impl PyCore {
     }
 
     fn poll_task(&self, py: Python<'_>) -> Option<Task> {
-        self.inner
-            .poll_work()
-            .map(|work| Task::new(&self.inner, self.hooks.clone_ref(py), work))
+        self.inner.poll_work().map(|work| Task::new(&self.inner, self.hooks.clone_ref(py), work))
     }
 
     fn task_fd(&self) -> i32 {
@@ -549,10 +513,7 @@ pub(crate) struct PyCompletions {
 impl PyCompletions {
     #[new]
     fn new(core: &Bound<'_, PyCore>) -> PyResult<Self> {
-        Ok(Self {
-            core: core.get().inner.clone(),
-            queue: Completions::new()?,
-        })
+        Ok(Self { core: core.get().inner.clone(), queue: Completions::new()? })
     }
 
     fn fileno(&self) -> i32 {

@@ -13,9 +13,7 @@ pub(crate) fn to_py(error: CoreError) -> PyErr {
         CoreError::Closed(_) | CoreError::Start(_) => PyConnectionError::new_err(error.to_string()),
         CoreError::StoreFull(_) => PyMemoryError::new_err(error.to_string()),
         CoreError::TooManyPendingCalls(_) => Python::attach(|py| {
-            let class = py
-                .import("ray.exceptions")
-                .and_then(|module| module.getattr("PendingCallsLimitExceeded"));
+            let class = py.import("ray.exceptions").and_then(|module| module.getattr("PendingCallsLimitExceeded"));
             match class.and_then(|class| class.call1((error.to_string(),))) {
                 Ok(instance) => PyErr::from_value(instance),
                 Err(broken) => broken,

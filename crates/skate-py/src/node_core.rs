@@ -18,21 +18,9 @@ use crate::core::{deadline, waiting};
 use crate::errors::to_py;
 
 enum Event {
-    Frame {
-        from: u64,
-        kind: u8,
-        corr: u64,
-        body: Vec<u8>,
-    },
-    Joined {
-        proc: u64,
-        role: u8,
-        pid: u32,
-    },
-    Left {
-        proc: u64,
-        reason: String,
-    },
+    Frame { from: u64, kind: u8, corr: u64, body: Vec<u8> },
+    Joined { proc: u64, role: u8, pid: u32 },
+    Left { proc: u64, reason: String },
     Fd(u64),
 }
 
@@ -53,12 +41,7 @@ impl Queue {
 
 impl Handler for Queue {
     fn on_frame(&self, from: ProcId, frame: Frame<'_>, _fd: Option<OwnedFd>) {
-        self.add(Event::Frame {
-            from: from.0,
-            kind: frame.kind,
-            corr: frame.corr,
-            body: frame.body.to_vec(),
-        });
+        self.add(Event::Frame { from: from.0, kind: frame.kind, corr: frame.corr, body: frame.body.to_vec() });
     }
 
     fn on_started(&self, transport: &Arc<Transport>) {
@@ -68,18 +51,11 @@ impl Handler for Queue {
     fn on_batch_end(&self) {}
 
     fn on_joined(&self, peer: PeerInfo) {
-        self.add(Event::Joined {
-            proc: peer.proc.0,
-            role: peer.role as u8,
-            pid: peer.pid,
-        });
+        self.add(Event::Joined { proc: peer.proc.0, role: peer.role as u8, pid: peer.pid });
     }
 
     fn on_closed(&self, peer: ProcId, reason: CloseReason) {
-        self.add(Event::Left {
-            proc: peer.0,
-            reason: reason.to_string(),
-        });
+        self.add(Event::Left { proc: peer.0, reason: reason.to_string() });
     }
 
     fn on_fd_ready(&self, token: u64) {
@@ -130,12 +106,7 @@ impl NodeCore {
             io_thread: true,
         };
         let transport = Transport::start(config, queue.clone()).map_err(|error| to_py(CoreError::Start(error)))?;
-        Ok(Self {
-            transport,
-            queue,
-            watched: Mutex::default(),
-            told: Mutex::default(),
-        })
+        Ok(Self { transport, queue, watched: Mutex::default(), told: Mutex::default() })
     }
 
     /// Waits for events and takes them all.
@@ -143,21 +114,19 @@ impl NodeCore {
     fn poll<'py>(&self, py: Python<'py>, timeout: Option<f64>) -> PyResult<Bound<'py, PyList>> {
         let deadline = deadline(timeout)?;
         self.watch_anew()?;
-        let waited = waiting(py, || {
-            match self.transport.drive(&|| !self.queue.events.lock().is_empty(), deadline) {
-                Driven::Done | Driven::TimedOut => Ok(()),
-                Driven::Interrupted => Err(CoreError::Interrupted),
-                Driven::Closed => Err(CoreError::Closed("the transport was closed".into())),
-            }
+        let waited = waiting(py, || match self.transport.drive(&|| !self.queue.events.lock().is_empty(), deadline) {
+            Driven::Done | Driven::TimedOut => Ok(()),
+            Driven::Interrupted => Err(CoreError::Interrupted),
+            Driven::Closed => Err(CoreError::Closed("the transport was closed".into())),
         });
         waited?;
         let events = std::mem::take(&mut *self.queue.events.lock());
         let list = PyList::empty(py);
         for event in events {
             let item = match event {
-                Event::Frame { from, kind, corr, body } => ("frame", from, kind, corr, PyBytes::new(py, &body))
-                    .into_pyobject(py)?
-                    .into_any(),
+                Event::Frame { from, kind, corr, body } => {
+                    ("frame", from, kind, corr, PyBytes::new(py, &body)).into_pyobject(py)?.into_any()
+                }
                 Event::Joined { proc, role, pid } => ("joined", proc, role, pid).into_pyobject(py)?.into_any(),
                 Event::Left { proc, reason } => ("left", proc, reason).into_pyobject(py)?.into_any(),
                 Event::Fd(token) => {

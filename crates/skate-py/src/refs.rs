@@ -24,10 +24,7 @@ pub(crate) struct ObjectRef {
 impl ObjectRef {
     /// Adopts one local count.
     pub(crate) fn adopt(core: &Arc<Core>, id: ObjectId) -> Self {
-        Self {
-            id,
-            core: Some(core.clone()),
-        }
+        Self { id, core: Some(core.clone()) }
     }
 
     /// The id, for use with `core`.
@@ -89,9 +86,7 @@ impl ObjectRef {
 
     /// The id of the task that makes the value.
     fn task_id<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        py.import("ray._runtime.ids")?
-            .getattr("TaskID")?
-            .call1((self.task_id_binary(py),))
+        py.import("ray._runtime.ids")?.getattr("TaskID")?.call1((self.task_id_binary(py),))
     }
 
     fn owner(&self) -> u64 {
@@ -100,22 +95,16 @@ impl ObjectRef {
 
     /// A `concurrent.futures.Future` of the value.
     fn future<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        slf.py()
-            .import("ray._runtime.futures")?
-            .call_method1("future_of", (slf,))
+        slf.py().import("ray._runtime.futures")?.call_method1("future_of", (slf,))
     }
 
     /// An `asyncio.Future` of the value, in the running loop.
     fn as_future<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        slf.py()
-            .import("ray._runtime.futures")?
-            .call_method1("as_asyncio_future", (slf,))
+        slf.py().import("ray._runtime.futures")?.call_method1("as_asyncio_future", (slf,))
     }
 
     fn __await__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        slf.py()
-            .import("ray._runtime.futures")?
-            .call_method1("await_ref", (slf,))
+        slf.py().import("ray._runtime.futures")?.call_method1("await_ref", (slf,))
     }
 
     fn __hash__(&self) -> u64 {
@@ -131,11 +120,7 @@ impl ObjectRef {
     }
 
     fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Reduced<'py, (Bound<'py, PyBytes>,)>> {
-        if self
-            .core
-            .as_ref()
-            .is_some_and(|core| core.is_forked() || !core.is_open())
-        {
+        if self.core.as_ref().is_some_and(|core| core.is_forked() || !core.is_open()) {
             return Err(stale(self.id));
         }
         leave(self.core.as_ref(), self.id);
@@ -174,9 +159,7 @@ impl ObjectRef {
     }
 
     fn job_id<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        py.import("ray._runtime.ids")?
-            .getattr("JobID")?
-            .call_method1("from_int", (1,))
+        py.import("ray._runtime.ids")?.getattr("JobID")?.call_method1("from_int", (1,))
     }
 
     /// Where the call stood; call sites are not recorded.
@@ -199,10 +182,7 @@ impl ObjectRef {
 
     #[classmethod]
     fn nil(_cls: &Bound<'_, PyType>) -> PyResult<Self> {
-        Ok(Self {
-            id: ObjectId::from_bytes(&[0xff; ObjectId::LEN]).expect("the right length"),
-            core: None,
-        })
+        Ok(Self { id: ObjectId::from_bytes(&[0xff; ObjectId::LEN]).expect("the right length"), core: None })
     }
 }
 
@@ -230,10 +210,7 @@ pub(crate) struct ActorHandleRef {
 
 impl ActorHandleRef {
     pub(crate) fn actor(&self) -> ActorId {
-        ActorId {
-            proc: self.object.task.proc,
-            seq: self.object.task.seq,
-        }
+        ActorId { proc: self.object.task.proc, seq: self.object.task.seq }
     }
 }
 
@@ -250,15 +227,8 @@ impl ActorHandleRef {
     #[new]
     fn new(actor: &[u8], owner_node: u64) -> PyResult<Self> {
         let id = ActorId::from_bytes(actor).ok_or_else(|| PyValueError::new_err("an actor id has 16 bytes"))?;
-        let task = TaskId {
-            node: NodeKey(owner_node),
-            proc: ProcId(id.proc.0),
-            seq: id.seq,
-        };
-        let object = ObjectId {
-            task,
-            index: ObjectId::ACTOR_INDEX,
-        };
+        let task = TaskId { node: NodeKey(owner_node), proc: ProcId(id.proc.0), seq: id.seq };
+        let object = ObjectId { task, index: ObjectId::ACTOR_INDEX };
         let core = current();
         if let Some(core) = &core {
             core.hold_handle(object);
@@ -290,10 +260,7 @@ pub(crate) struct StreamRef {
 
 impl StreamRef {
     pub(crate) fn adopt(core: &Arc<Core>, task: TaskId) -> Self {
-        Self {
-            task,
-            core: core.clone(),
-        }
+        Self { task, core: core.clone() }
     }
 }
 
@@ -303,10 +270,7 @@ impl Drop for StreamRef {
             return;
         }
         self.core.stream_dropped(self.task);
-        self.core.release(ObjectId {
-            task: self.task,
-            index: 0,
-        });
+        self.core.release(ObjectId { task: self.task, index: 0 });
     }
 }
 
@@ -324,10 +288,7 @@ impl StreamRef {
     }
 
     fn completed(&self) -> ObjectRef {
-        let id = ObjectId {
-            task: self.task,
-            index: 0,
-        };
+        let id = ObjectId { task: self.task, index: 0 };
         self.core.retain(id);
         ObjectRef::adopt(&self.core, id)
     }

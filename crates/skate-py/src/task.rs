@@ -153,12 +153,7 @@ impl Task {
 
     #[getter]
     fn actor<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        let id = self
-            .work
-            .def
-            .actor
-            .map(|actor| actor.to_bytes().to_vec())
-            .unwrap_or_default();
+        let id = self.work.def.actor.map(|actor| actor.to_bytes().to_vec()).unwrap_or_default();
         PyBytes::new(py, &id)
     }
 
@@ -314,10 +309,7 @@ impl Task {
 
     /// A reference to an item that was sent: the owner counts it, this process only names it.
     fn item(&self, index: u32) -> ObjectRef {
-        let id = ObjectId {
-            task: self.work.task,
-            index,
-        };
+        let id = ObjectId { task: self.work.task, index };
         self.core.retain(id);
         ObjectRef::adopt(&self.core, id)
     }

@@ -65,52 +65,27 @@ pub(crate) fn extract_call(
     if let Some(bytes) = encode_args(args, Some(kwargs), |item| item.cast::<ObjectRef>().is_ok())
         && bytes.len() <= INLINE_BYTES_MAX
     {
-        return Ok(Call {
-            args: Payload::plain(&bytes),
-            deps,
-            temporary: Vec::new(),
-        });
+        return Ok(Call { args: Payload::plain(&bytes), deps, temporary: Vec::new() });
     }
     let both = if deps.is_empty() {
         PyTuple::new(py, [args.as_any(), kwargs.as_any()])?
     } else {
         let none = py.None().into_bound(py);
-        let positional = args.iter().map(|item| {
-            if item.cast::<ObjectRef>().is_ok() {
-                none.clone()
-            } else {
-                item
-            }
-        });
+        let positional = args.iter().map(|item| if item.cast::<ObjectRef>().is_ok() { none.clone() } else { item });
         let positional = PyTuple::new(py, positional.collect::<Vec<_>>())?;
         let keywords = PyDict::new(py);
         for (key, item) in kwargs.iter() {
-            keywords.set_item(
-                key,
-                if item.cast::<ObjectRef>().is_ok() {
-                    none.clone()
-                } else {
-                    item
-                },
-            )?;
+            keywords.set_item(key, if item.cast::<ObjectRef>().is_ok() { none.clone() } else { item })?;
         }
         PyTuple::new(py, [positional.as_any(), keywords.as_any()])?
     };
     let serialized = Serialized::pickle(py, hooks, both.as_any(), crate::value::TAG_PICKLE, 0)?;
     if serialized.len() <= INLINE_BYTES_MAX {
-        return Ok(Call {
-            args: serialized.into_payload(py),
-            deps,
-            temporary: Vec::new(),
-        });
+        return Ok(Call { args: serialized.into_payload(py), deps, temporary: Vec::new() });
     }
     let object = core.put(serialized.into_value(py, core)?);
     deps.insert(0, (Slot::Whole, object));
-    Ok(Call {
-        args: Payload::plain(&[crate::value::TAG_NO_ARGS]),
-        deps,
-        temporary: vec![object],
-    })
+    Ok(Call { args: Payload::plain(&[crate::value::TAG_NO_ARGS]), deps, temporary: vec![object] })
 }
 
 impl Drop for Template {
@@ -152,12 +127,7 @@ impl Template {
             ),
         };
         let class = match (&actor, demand) {
-            (None, Some(demand)) => Some(ClassSpec {
-                demand: sorted(demand),
-                env,
-                strategy,
-                label: name.clone(),
-            }),
+            (None, Some(demand)) => Some(ClassSpec { demand: sorted(demand), env, strategy, label: name.clone() }),
             (None, None) => return Err(PyValueError::new_err("a task needs a demand")),
             (Some(_), _) => None,
         };
@@ -172,13 +142,7 @@ impl Template {
             actor: actor.as_ref().map(|handle| handle.bind(py).get().actor()),
         };
         let def = core.inner.define(call, Blob::new(blob), class, max_retries);
-        Ok(Self {
-            core: core.inner.clone(),
-            hooks: core.hooks.clone_ref(py),
-            def,
-            returns,
-            handle: actor,
-        })
+        Ok(Self { core: core.inner.clone(), hooks: core.hooks.clone_ref(py), def, returns, handle: actor })
     }
 
     fn submit<'py>(
@@ -189,9 +153,7 @@ impl Template {
     ) -> PyResult<Bound<'py, PyAny>> {
         let call = extract_call(py, &self.core, self.hooks.get(), args, kwargs)?;
         let handle = self.handle.as_ref().map(|handle| handle.bind(py).get().object);
-        let result = self
-            .core
-            .submit(self.def, call.args, call.deps, handle, crate::task::current_task());
+        let result = self.core.submit(self.def, call.args, call.deps, handle, crate::task::current_task());
         self.core.release_all(&call.temporary);
         let task = result.map_err(to_py)?;
         let reference = |index| ObjectRef::adopt(&self.core, ObjectId { task, index });

@@ -67,14 +67,7 @@ pub(crate) fn collect(id: ObjectId) -> bool {
 /// A value ready to be copied to where it will live.
 pub(crate) enum Serialized {
     Native(Vec<u8>),
-    Pickled {
-        tag: u8,
-        code: u8,
-        pickle: Py<PyBytes>,
-        buffers: Vec<PyBuffer<u8>>,
-        refs: Vec<ObjectId>,
-        len: usize,
-    },
+    Pickled { tag: u8, code: u8, pickle: Py<PyBytes>, buffers: Vec<PyBuffer<u8>>, refs: Vec<ObjectId>, len: usize },
 }
 
 impl Serialized {
@@ -103,14 +96,7 @@ impl Serialized {
         for buffer in &buffers {
             len = len.next_multiple_of(BUFFER_ALIGN) + buffer.len_bytes();
         }
-        Ok(Self::Pickled {
-            tag,
-            code,
-            pickle: pickle.unbind(),
-            buffers,
-            refs,
-            len,
-        })
+        Ok(Self::Pickled { tag, code, pickle: pickle.unbind(), buffers, refs, len })
     }
 
     pub(crate) fn new(py: Python<'_>, hooks: &Hooks, value: &Bound<'_, PyAny>) -> PyResult<Self> {
@@ -125,13 +111,7 @@ impl Serialized {
     fn with_parts<R>(&self, py: Python<'_>, run: impl FnOnce(&[(usize, &[u8])]) -> R) -> R {
         match self {
             Self::Native(bytes) => run(&[(0, bytes)]),
-            Self::Pickled {
-                tag,
-                code,
-                pickle,
-                buffers,
-                ..
-            } => {
+            Self::Pickled { tag, code, pickle, buffers, .. } => {
                 let pickle = pickle.bind(py).as_bytes();
                 let mut header = Vec::with_capacity(HEADER + 8 * buffers.len());
                 header.extend_from_slice(&[*tag, *code, 0, 0]);
@@ -173,10 +153,7 @@ impl Serialized {
             Self::Pickled { refs, .. } => refs,
             Self::Native(_) => Vec::new(),
         };
-        Payload {
-            data: Blob(Arc::from(data)),
-            refs,
-        }
+        Payload { data: Blob(Arc::from(data)), refs }
     }
 
     /// Inline when small, else copied into a block of shared memory.
@@ -188,10 +165,8 @@ impl Serialized {
         let block = py.detach(|| core.alloc(len)).map_err(to_py)?;
         self.with_parts(py, |parts| {
             // Buffers are plain memory: the copy needs no interpreter.
-            let parts: Vec<(usize, SendSlice)> = parts
-                .iter()
-                .map(|(at, bytes)| (*at, SendSlice(bytes.as_ptr(), bytes.len())))
-                .collect();
+            let parts: Vec<(usize, SendSlice)> =
+                parts.iter().map(|(at, bytes)| (*at, SendSlice(bytes.as_ptr(), bytes.len()))).collect();
             py.detach(|| {
                 let slices: Vec<(u64, &[u8])> = parts.iter().map(|(at, slice)| (*at as u64, slice.get())).collect();
                 copy_into(&block, &slices);
@@ -201,10 +176,7 @@ impl Serialized {
             Self::Pickled { refs, .. } => refs,
             Self::Native(_) => Vec::new(),
         };
-        Ok(Value::Stored {
-            location: block.location(),
-            refs,
-        })
+        Ok(Value::Stored { location: block.location(), refs })
     }
 }
 
@@ -254,11 +226,7 @@ fn encode(value: &Bound<'_, PyAny>, out: &mut Vec<u8>, depth: u32) -> bool {
         out.push(TAG_FLOAT);
         out.extend_from_slice(&number.to_le_bytes());
     } else if value.is_exact_instance_of::<PyBool>() {
-        out.push(if value.is(PyBool::new(py, true)) {
-            TAG_TRUE
-        } else {
-            TAG_FALSE
-        });
+        out.push(if value.is(PyBool::new(py, true)) { TAG_TRUE } else { TAG_FALSE });
     } else if let Ok(bytes) = value.cast_exact::<PyBytes>() {
         let bytes = bytes.as_bytes();
         if bytes.len() > INLINE_BYTES_MAX {
@@ -285,8 +253,7 @@ fn encode(value: &Bound<'_, PyAny>, out: &mut Vec<u8>, depth: u32) -> bool {
         return dict.len() <= NATIVE_ELEMENTS_MAX && {
             out.push(TAG_DICT);
             out.extend_from_slice(&(dict.len() as u32).to_le_bytes());
-            dict.iter()
-                .all(|(key, item)| encode(&key, out, depth + 1) && encode(&item, out, depth + 1))
+            dict.iter().all(|(key, item)| encode(&key, out, depth + 1) && encode(&item, out, depth + 1))
         };
     } else {
         return false;
@@ -395,9 +362,7 @@ impl<'a> Reader<'a> {
                 dict.into_any()
             }
             tag => {
-                return Err(PyValueError::new_err(format!(
-                    "a serialised value begins with the unknown tag {tag}"
-                )));
+                return Err(PyValueError::new_err(format!("a serialised value begins with the unknown tag {tag}")));
             }
         })
     }
@@ -447,20 +412,9 @@ impl View {
         // SAFETY: the exporter (`slf`, whose reference FillInfo takes) keeps the memory alive and
         // read-only until the buffer is released.
         let status = unsafe {
-            ffi::PyBuffer_FillInfo(
-                view,
-                slf.as_ptr(),
-                this.start as *mut _,
-                this.len as ffi::Py_ssize_t,
-                1,
-                flags,
-            )
+            ffi::PyBuffer_FillInfo(view, slf.as_ptr(), this.start as *mut _, this.len as ffi::Py_ssize_t, 1, flags)
         };
-        if status == 0 {
-            Ok(())
-        } else {
-            Err(PyErr::fetch(slf.py()))
-        }
+        if status == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
     }
 
     fn __len__(&self) -> usize {
@@ -484,33 +438,17 @@ pub(crate) struct Bytes {
 
 impl Bytes {
     pub(crate) fn of_blob(blob: &Blob) -> Self {
-        Self {
-            start: blob.as_ptr(),
-            len: blob.len(),
-            hold: Arc::new(Hold::Blob(blob.clone())),
-        }
+        Self { start: blob.as_ptr(), len: blob.len(), hold: Arc::new(Hold::Blob(blob.clone())) }
     }
 
     pub(crate) fn of_fetched(core: &Arc<Core>, fetched: Fetched) -> PyResult<Self> {
         match fetched {
             Fetched::Inline(payload) => Ok(Self::of_blob(&payload.data)),
-            Fetched::Stored {
-                object,
-                mapping,
-                location,
-            } => {
+            Fetched::Stored { object, mapping, location } => {
                 let start = mapping.slice(location.offset, location.len);
-                let hold = StoredHold {
-                    core: core.clone(),
-                    object,
-                    mapping,
-                };
+                let hold = StoredHold { core: core.clone(), object, mapping };
                 let start = start.ok_or_else(|| PyValueError::new_err("a stored value lies outside its segment"))?;
-                Ok(Self {
-                    start,
-                    len: location.len as usize,
-                    hold: Arc::new(Hold::Stored(hold)),
-                })
+                Ok(Self { start, len: location.len as usize, hold: Arc::new(Hold::Stored(hold)) })
             }
         }
     }
@@ -526,20 +464,11 @@ impl Bytes {
             .bytes()
             .get(at..at.saturating_add(len))
             .ok_or_else(|| PyValueError::new_err("a serialised value ends too early"))?;
-        Py::new(
-            py,
-            View {
-                start: part.as_ptr(),
-                len,
-                hold: self.hold.clone(),
-            },
-        )
+        Py::new(py, View { start: part.as_ptr(), len, hold: self.hold.clone() })
     }
 
     fn pickle_parts(&self, py: Python<'_>) -> PyResult<(Py<View>, Vec<Py<View>>)> {
-        let mut reader = Reader {
-            bytes: self.bytes().get(4..).unwrap_or_default(),
-        };
+        let mut reader = Reader { bytes: self.bytes().get(4..).unwrap_or_default() };
         let count = reader.u32()?;
         let pickle_len = u64::from_le_bytes(reader.eight()?) as usize;
         let mut lens = Vec::with_capacity(count.min(1024));
@@ -595,10 +524,7 @@ impl Bytes {
         buffers: Vec<Py<View>>,
         object: Option<ObjectId>,
     ) -> PyResult<PyErr> {
-        let id = PyBytes::new(
-            py,
-            &object.map(ObjectId::to_bytes).map(|id| id.to_vec()).unwrap_or_default(),
-        );
+        let id = PyBytes::new(py, &object.map(ObjectId::to_bytes).map(|id| id.to_vec()).unwrap_or_default());
         let error = hooks.load_error.bind(py).call1((code, body, buffers, id))?;
         Ok(PyErr::from_value(error))
     }

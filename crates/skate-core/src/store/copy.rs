@@ -25,11 +25,7 @@ unsafe impl Send for Destination {}
 /// neither each other nor any part, and nobody else may use them meanwhile.
 pub(super) unsafe fn copy(parts: &[(*mut u8, &[u8])]) {
     let total: usize = parts.iter().map(|(_, bytes)| bytes.len()).sum();
-    let threads = if total < PARALLEL_BYTES_MIN {
-        1
-    } else {
-        cores().min(THREADS_MAX)
-    };
+    let threads = if total < PARALLEL_BYTES_MIN { 1 } else { cores().min(THREADS_MAX) };
     if threads == 1 {
         for (to, bytes) in parts {
             // SAFETY: the caller's promise.
@@ -107,17 +103,11 @@ mod tests {
         let mut target = vec![0u8; 1000];
         let base = target.as_mut_ptr();
         let cuts = [0, 1, 10, 11, 500, 1000];
-        let parts: Vec<(*mut u8, &[u8])> = cuts
-            .windows(2)
-            .map(|w| (base.wrapping_add(w[0]), &source[w[0]..w[1]]))
-            .collect();
+        let parts: Vec<(*mut u8, &[u8])> =
+            cuts.windows(2).map(|w| (base.wrapping_add(w[0]), &source[w[0]..w[1]])).collect();
         for share in [1, 7, 333, 5000] {
             let shares = divide(&parts, share);
-            assert!(
-                shares
-                    .iter()
-                    .all(|s| s.iter().map(|(_, b)| b.len()).sum::<usize>() <= share)
-            );
+            assert!(shares.iter().all(|s| s.iter().map(|(_, b)| b.len()).sum::<usize>() <= share));
             let joined: Vec<u8> = shares.iter().flatten().flat_map(|(_, b)| b.iter().copied()).collect();
             assert_eq!(joined, source);
         }
@@ -125,9 +115,7 @@ mod tests {
 
     #[test]
     fn a_large_copy_by_several_threads_is_whole() {
-        let source: Vec<u8> = (0..(PARALLEL_BYTES_MIN + 12_345))
-            .map(|i| ((i * 31) >> 3) as u8)
-            .collect();
+        let source: Vec<u8> = (0..(PARALLEL_BYTES_MIN + 12_345)).map(|i| ((i * 31) >> 3) as u8).collect();
         let mut target = vec![0u8; source.len()];
         let (a, b) = source.split_at(100_001);
         let base = target.as_mut_ptr();

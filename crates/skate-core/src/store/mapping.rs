@@ -17,17 +17,9 @@ use crate::transport::fork;
 #[non_exhaustive]
 pub enum MapError {
     #[error("segment {:#x} of {size} bytes could not be mapped: {source}", segment.0)]
-    System {
-        segment: SegmentId,
-        size: u64,
-        source: io::Error,
-    },
+    System { segment: SegmentId, size: u64, source: io::Error },
     #[error("segment {:#x} has {actual} bytes and {announced} were announced", segment.0)]
-    Size {
-        segment: SegmentId,
-        announced: u64,
-        actual: u64,
-    },
+    Size { segment: SegmentId, announced: u64, actual: u64 },
     /// A segment that can shrink could take pages away under a reader, who would die of it.
     #[error("segment {:#x} is not sealed against shrinking", segment.0)]
     NotSealed { segment: SegmentId },
@@ -54,43 +46,22 @@ unsafe impl Sync for Mapping {}
 
 impl Mapping {
     pub(super) fn new(segment: SegmentId, size: u64, fd: &OwnedFd, writable: bool) -> Result<Self, MapError> {
-        let system = |source: rustix::io::Errno| MapError::System {
-            segment,
-            size,
-            source: source.into(),
-        };
+        let system = |source: rustix::io::Errno| MapError::System { segment, size, source: source.into() };
         let actual = rustix::fs::fstat(fd).map_err(system)?.st_size as u64;
         let len = usize::try_from(size).map_err(|_| system(rustix::io::Errno::FBIG))?;
         if actual != size || len == 0 {
-            return Err(MapError::Size {
-                segment,
-                announced: size,
-                actual,
-            });
+            return Err(MapError::Size { segment, announced: size, actual });
         }
-        if !rustix::fs::fcntl_get_seals(fd)
-            .map_err(system)?
-            .contains(SealFlags::SHRINK)
-        {
+        if !rustix::fs::fcntl_get_seals(fd).map_err(system)?.contains(SealFlags::SHRINK) {
             return Err(MapError::NotSealed { segment });
         }
-        let protection = if writable {
-            ProtFlags::READ | ProtFlags::WRITE
-        } else {
-            ProtFlags::READ
-        };
+        let protection = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
         // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
         let base = unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, protection, MapFlags::SHARED, fd.as_fd(), 0) };
         let base = NonNull::new(base.map_err(system)?.cast::<u8>()).ok_or_else(|| system(rustix::io::Errno::NOMEM))?;
         // A forked child of the user's program inherits the mapping: arrays that came from `ray.get` go
         // on to work there. The core itself refuses to be used in it.
-        Ok(Self {
-            segment,
-            base,
-            len,
-            writable,
-            generation: fork::generation(),
-        })
+        Ok(Self { segment, base, len, writable, generation: fork::generation() })
     }
 
     #[must_use]

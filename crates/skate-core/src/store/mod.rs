@@ -109,34 +109,19 @@ impl Store {
     #[must_use]
     pub fn new(me: ProcId) -> Self {
         fork::install();
-        Self {
-            me,
-            state: Mutex::default(),
-        }
+        Self { me, state: Mutex::default() }
     }
 
     /// Takes a block of `len` bytes. `None`: get a segment of [`Self::request_bytes`] first.
     #[must_use]
     pub fn alloc(&self, len: u64) -> Option<Block> {
         let mut state = self.state.lock();
-        let candidates = state
-            .leased
-            .iter_mut()
-            .enumerate()
-            .rev()
-            .filter(|(_, s)| may_hold(s, len));
-        let (at, offset) = candidates
-            .into_iter()
-            .find_map(|(at, s)| Some((at, s.allocator.alloc(len)?)))?;
+        let candidates = state.leased.iter_mut().enumerate().rev().filter(|(_, s)| may_hold(s, len));
+        let (at, offset) = candidates.into_iter().find_map(|(at, s)| Some((at, s.allocator.alloc(len)?)))?;
         let last = state.leased.len() - 1;
         state.leased.swap(at, last);
         let mapping = Arc::clone(&state.leased[last].mapping);
-        let location = Location {
-            segment: mapping.segment(),
-            lessee: self.me,
-            offset,
-            len,
-        };
+        let location = Location { segment: mapping.segment(), lessee: self.me, offset, len };
         assert!(mapping.slice_mut(offset, len).is_some(), "a block lies in its segment");
         Some(Block { location, mapping })
     }
@@ -157,11 +142,7 @@ impl Store {
     /// Takes over a segment that the node leased to this process.
     pub fn add_segment(&self, segment: SegmentId, size: u64, fd: &OwnedFd) -> Result<(), MapError> {
         let mapping = Arc::new(Mapping::new(segment, size, fd, true)?);
-        let leased = Leased {
-            mapping,
-            allocator: BlockAllocator::new(size),
-            emptied_at: 0,
-        };
+        let leased = Leased { mapping, allocator: BlockAllocator::new(size), emptied_at: 0 };
         let mut state = self.state.lock();
         assert!(find(&state, segment).is_none(), "a segment is leased once");
         state.leased.push(leased);
@@ -261,12 +242,7 @@ impl Store {
             used_blocks: state.leased.iter().map(|s| s.allocator.used_blocks()).sum(),
             used_bytes: state.leased.iter().map(|s| s.allocator.used_bytes()).sum(),
             read_segments: state.read.len(),
-            read_bytes: state
-                .read_order
-                .iter()
-                .filter_map(|id| state.read.get(id))
-                .map(|m| m.size())
-                .sum(),
+            read_bytes: state.read_order.iter().filter_map(|id| state.read.get(id)).map(|m| m.size()).sum(),
         }
     }
 }
@@ -304,10 +280,7 @@ fn may_hold(leased: &Leased, len: u64) -> bool {
 }
 
 fn find(state: &State, segment: SegmentId) -> Option<usize> {
-    state
-        .leased
-        .iter()
-        .rposition(|leased| leased.mapping.segment() == segment)
+    state.leased.iter().rposition(|leased| leased.mapping.segment() == segment)
 }
 
 /// Takes out the segments that have been empty longest. They are dropped by the caller, after the lock:

@@ -96,12 +96,7 @@ impl Connection {
             sent: 0,
             end: 0,
         };
-        Self {
-            peer,
-            opened: OnceLock::new(),
-            out: Mutex::new(out),
-            backlog: AtomicUsize::new(0),
-        }
+        Self { peer, opened: OnceLock::new(), out: Mutex::new(out), backlog: AtomicUsize::new(0) }
     }
 
     /// The socket and the reactor's name for it, once open.
@@ -164,11 +159,7 @@ impl Connection {
         if (out.end - out.sent) as usize >= QUEUE_BYTES {
             return self.write_buffered(&mut out);
         }
-        if mem::replace(&mut out.dirty, true) {
-            Sent::Settled
-        } else {
-            Sent::BecameDirty
-        }
+        if mem::replace(&mut out.dirty, true) { Sent::Settled } else { Sent::BecameDirty }
     }
 
     /// Writes what was appended. `room` tells that the reactor saw that the socket can be written again.
@@ -178,11 +169,7 @@ impl Connection {
         if room {
             out.armed = false;
         }
-        if out.armed {
-            Sent::Settled
-        } else {
-            self.write_buffered(&mut out)
-        }
+        if out.armed { Sent::Settled } else { self.write_buffered(&mut out) }
     }
 
     fn append(&self, out: &mut Out, header: &[u8; HEADER_LEN], body: &[&[u8]], fd: Option<BorrowedFd<'_>>) -> Sent {
@@ -241,11 +228,7 @@ impl Connection {
         out.sent += written as u64;
         if written as u64 == len {
             // Others may have appended while this thread wrote; it is the writer, so it writes theirs.
-            return if out.back.is_empty() {
-                Sent::Settled
-            } else {
-                self.write_buffered(out)
-            };
+            return if out.back.is_empty() { Sent::Settled } else { self.write_buffered(out) };
         }
         if written == 0
             && let Some(fd) = fd
@@ -359,11 +342,7 @@ fn turn_over(out: &mut Out) -> bool {
 fn next_chunk(out: &mut Out) -> (Option<OwnedFd>, usize) {
     let unsent = out.front.len() - out.head;
     let is_next = out.fds.front().is_some_and(|(position, _)| *position == out.sent);
-    let fd = if is_next {
-        out.fds.pop_front().map(|(_, fd)| fd)
-    } else {
-        None
-    };
+    let fd = if is_next { out.fds.pop_front().map(|(_, fd)| fd) } else { None };
     let limit = match out.fds.front() {
         Some((position, _)) => unsent.min((*position - out.sent) as usize),
         None => unsent,
@@ -386,13 +365,7 @@ mod tests {
     use skate_proto::frame::{FLAG_FD, Header, Split, split};
 
     fn header(body_len: usize, corr: u64, fd: bool) -> [u8; HEADER_LEN] {
-        Header {
-            body_len: body_len as u32,
-            kind: 5,
-            flags: if fd { FLAG_FD } else { 0 },
-            corr,
-        }
-        .encode()
+        Header { body_len: body_len as u32, kind: 5, flags: if fd { FLAG_FD } else { 0 }, corr }.encode()
     }
 
     fn pair() -> (Connection, Socket) {

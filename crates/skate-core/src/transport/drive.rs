@@ -190,10 +190,7 @@ impl Gate {
         let mut signal = self.signal.load(Ordering::Relaxed);
         while signal & STATE_MASK == seen {
             let kicked = signal & !STATE_MASK | KICKED;
-            match self
-                .signal
-                .compare_exchange_weak(signal, kicked, Ordering::SeqCst, Ordering::Relaxed)
-            {
+            match self.signal.compare_exchange_weak(signal, kicked, Ordering::SeqCst, Ordering::Relaxed) {
                 Ok(_) => {
                     self.with_poller(Poller::kick);
                     return;

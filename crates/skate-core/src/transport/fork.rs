@@ -16,10 +16,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// Counts the forks between this process and the one that started.
 static GENERATION: AtomicU32 = AtomicU32::new(0);
-static REGISTRY: Registry = Registry {
-    locked: AtomicBool::new(false),
-    state: UnsafeCell::new(State { fds: Vec::new() }),
-};
+static REGISTRY: Registry =
+    Registry { locked: AtomicBool::new(false), state: UnsafeCell::new(State { fds: Vec::new() }) };
 
 /// Descriptors that a forked child must lose.
 ///
@@ -39,11 +37,7 @@ unsafe impl Sync for Registry {}
 
 impl Registry {
     fn lock(&self) {
-        while self
-            .locked
-            .compare_exchange_weak(false, true, Ordering::Acquire, Ordering::Relaxed)
-            .is_err()
-        {
+        while self.locked.compare_exchange_weak(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
             std::thread::yield_now();
         }
     }

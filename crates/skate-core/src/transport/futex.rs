@@ -21,10 +21,8 @@ pub(super) enum Slept {
 /// Sleeps as long as `word` holds `seen`.
 pub(super) fn sleep(word: &AtomicU32, seen: u32, timeout: Option<Duration>) -> Slept {
     let timeout = timeout.unwrap_or(FOREVER).min(FOREVER);
-    let timeout = rustix::time::Timespec {
-        tv_sec: timeout.as_secs() as i64,
-        tv_nsec: i64::from(timeout.subsec_nanos()),
-    };
+    let timeout =
+        rustix::time::Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: i64::from(timeout.subsec_nanos()) };
     match futex::wait(word, Flags::PRIVATE, seen, Some(&timeout)) {
         Ok(()) | Err(Errno::AGAIN) => Slept::Woken,
         Err(Errno::TIMEDOUT) => Slept::TimedOut,

@@ -229,18 +229,11 @@ impl Transport {
         let poller = Arc::new(Poller::new().map_err(system("an epoll instance"))?);
         let listeners = config.listeners.into_iter().map(Listener::into_private).collect();
         let reactor = Reactor::new(Arc::clone(&poller), listeners).map_err(system("to watch a listener"))?;
-        let me = Identity {
-            proc: config.me,
-            role: config.role,
-            pid: std::process::id(),
-            python_minor: config.python_minor,
-        };
+        let me =
+            Identity { proc: config.me, role: config.role, pid: std::process::id(), python_minor: config.python_minor };
         let transport = Arc::new(Self {
             me,
-            credentials: Credentials {
-                session: config.session,
-                token: config.token,
-            },
+            credentials: Credentials { session: config.session, token: config.token },
             node: config.node,
             node_address: config.node_address,
             handler,
@@ -268,10 +261,7 @@ impl Transport {
                 Ok(thread) => *transport.io_thread.lock() = Some(thread),
                 Err(source) => {
                     transport.shutdown();
-                    return Err(StartError::System {
-                        what: "a thread",
-                        source,
-                    });
+                    return Err(StartError::System { what: "a thread", source });
                 }
             }
         }
@@ -389,9 +379,7 @@ impl Transport {
         let id = foreign.next_id;
         foreign.next_id = id.wrapping_add(1);
         let add = |poller: &Poller| poller.add(&copy, Source::Foreign(id), EventFlags::IN | EventFlags::ET);
-        self.gate
-            .with_poller(add)
-            .unwrap_or_else(|| Err(io::ErrorKind::NotConnected.into()))?;
+        self.gate.with_poller(add).unwrap_or_else(|| Err(io::ErrorKind::NotConnected.into()))?;
         foreign.tokens.insert(id, token);
         foreign.by_token.insert(token, (id, copy));
         Ok(())
@@ -508,17 +496,12 @@ impl Transport {
             match reactor.joining.take() {
                 Some(Joining::Joined) => return Ok(()),
                 Some(Joining::Failed(reason)) => {
-                    return Err(StartError::Join {
-                        address: self.node_address.clone(),
-                        reason,
-                    });
+                    return Err(StartError::Join { address: self.node_address.clone(), reason });
                 }
                 other => reactor.joining = other,
             }
             if Instant::now() >= until {
-                return Err(StartError::JoinTimeout {
-                    address: self.node_address.clone(),
-                });
+                return Err(StartError::JoinTimeout { address: self.node_address.clone() });
             }
             // A signal only ends the wait early.
             if reactor.wait(Some(until), false).is_ok() {
@@ -541,13 +524,7 @@ impl Transport {
                 return Some(Arc::clone(&peer.connection));
             }
             let connection = Arc::new(Connection::new(to));
-            peers.insert(
-                to,
-                Peer {
-                    connection: Arc::clone(&connection),
-                    info: None,
-                },
-            );
+            peers.insert(to, Peer { connection: Arc::clone(&connection), info: None });
             connection
         };
         self.command(Command::Connect(Arc::clone(&new)));
@@ -571,9 +548,7 @@ impl Transport {
                 if let Some((socket, token)) = connection.opened() {
                     let flags = EventFlags::IN | EventFlags::OUT;
                     // It fails only when the connection was closed meanwhile.
-                    let _ = self
-                        .gate
-                        .with_poller(|p| p.modify(&**socket, Source::decode(*token), flags));
+                    let _ = self.gate.with_poller(|p| p.modify(&**socket, Source::decode(*token), flags));
                 }
             }
             Sent::Broken(error) => {
@@ -587,10 +562,7 @@ impl Transport {
     }
 
     fn is_current(&self, connection: &Arc<Connection>) -> bool {
-        self.peers
-            .read()
-            .get(&connection.peer)
-            .is_some_and(|p| Arc::ptr_eq(&p.connection, connection))
+        self.peers.read().get(&connection.peer).is_some_and(|p| Arc::ptr_eq(&p.connection, connection))
     }
 
     /// A peer connected. If this process sends to it already, it keeps that connection for sending.
@@ -603,16 +575,7 @@ impl Transport {
 
 fn encode_header(kind: u8, flags: u8, corr: u64, body: &[&[u8]]) -> [u8; skate_proto::frame::HEADER_LEN] {
     let len: usize = body.iter().map(|part| part.len()).sum();
-    assert!(
-        len <= BODY_LEN_MAX,
-        "a body of {len} bytes is longer than a frame may be ({BODY_LEN_MAX})"
-    );
+    assert!(len <= BODY_LEN_MAX, "a body of {len} bytes is longer than a frame may be ({BODY_LEN_MAX})");
     debug_assert!(kind != 0);
-    Header {
-        body_len: len as u32,
-        kind,
-        flags,
-        corr,
-    }
-    .encode()
+    Header { body_len: len as u32, kind, flags, corr }.encode()
 }

@@ -43,10 +43,7 @@ impl Source {
         let low = data as u32;
         match data >> 62 {
             0 => Self::Kick,
-            1 => Self::Connection {
-                index: low,
-                life: (data >> 32) as u32 & LIFE_MASK,
-            },
+            1 => Self::Connection { index: low, life: (data >> 32) as u32 & LIFE_MASK },
             2 => Self::Listener(low),
             _ => Self::Foreign(low),
         }
@@ -87,12 +84,7 @@ impl Poller {
     }
 
     pub(super) fn modify(&self, fd: impl AsFd, source: Source, flags: EventFlags) -> io::Result<()> {
-        Ok(epoll::modify(
-            &self.epoll,
-            fd,
-            EventData::new_u64(source.encode()),
-            flags,
-        )?)
+        Ok(epoll::modify(&self.epoll, fd, EventData::new_u64(source.encode()), flags)?)
     }
 
     pub(super) fn delete(&self, fd: impl AsFd) {
@@ -105,18 +97,11 @@ impl Poller {
         events.clear();
         let timeout = timeout.map(|t| {
             let ms = t.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128) as i64;
-            Timespec {
-                tv_sec: ms / 1000,
-                tv_nsec: ms % 1000 * 1_000_000,
-            }
+            Timespec { tv_sec: ms / 1000, tv_nsec: ms % 1000 * 1_000_000 }
         });
         let mut room = [const { MaybeUninit::<Event>::uninit() }; EVENTS_MAX];
         let (ready, _) = epoll::wait(&self.epoll, &mut room, timeout.as_ref())?;
-        events.extend(
-            ready
-                .iter()
-                .map(|&Event { flags, data }| (Source::decode(data.u64()), flags)),
-        );
+        events.extend(ready.iter().map(|&Event { flags, data }| (Source::decode(data.u64()), flags)));
         Ok(())
     }
 }
@@ -129,10 +114,7 @@ mod tests {
     fn sources_survive_the_kernel() {
         for source in [
             Source::Kick,
-            Source::Connection {
-                index: u32::MAX,
-                life: LIFE_MASK,
-            },
+            Source::Connection { index: u32::MAX, life: LIFE_MASK },
             Source::Connection { index: 0, life: 0 },
             Source::Listener(3),
             Source::Foreign(u32::MAX),

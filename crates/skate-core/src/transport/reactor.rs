@@ -307,10 +307,7 @@ impl Reactor {
                 }
                 Err(Errno::AGAIN) => return,
                 Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
-                    self.warn(
-                        t,
-                        "no descriptor is left for a new connection; raise the limit (ulimit -n)",
-                    );
+                    self.warn(t, "no descriptor is left for a new connection; raise the limit (ulimit -n)");
                     return self.set_accepting(Accepting::At(Instant::now() + ACCEPT_PAUSE));
                 }
                 // The connection was given up by its peer.
@@ -323,11 +320,7 @@ impl Reactor {
         if self.accepting == accepting {
             return;
         }
-        let flags = if accepting == Accepting::Always {
-            EventFlags::IN
-        } else {
-            EventFlags::empty()
-        };
+        let flags = if accepting == Accepting::Always { EventFlags::IN } else { EventFlags::empty() };
         for (index, listener) in self.listeners.iter().enumerate() {
             let _ = self.poller.modify(listener, Source::Listener(index as u32), flags);
         }
@@ -423,18 +416,11 @@ impl Reactor {
         let target = preface.target;
         if target == t.me.proc || self.listeners.is_empty() {
             return match Acceptor::new(&t.me, &t.credentials, bytes, nonce()) {
-                Ok(machine) => self
-                    .slots
-                    .set_phase(index, Phase::Accepting(machine, Message::default())),
+                Ok(machine) => self.slots.set_phase(index, Phase::Accepting(machine, Message::default())),
                 Err(error) => self.fail(t, index, CloseReason::Handshake(error)),
             };
         }
-        let joined = t
-            .peers
-            .read()
-            .get(&target)
-            .filter(|p| p.info.is_some())
-            .map(|p| Arc::clone(&p.connection));
+        let joined = t.peers.read().get(&target).filter(|p| p.info.is_some()).map(|p| Arc::clone(&p.connection));
         let Some(connection) = joined else {
             let error = HandshakeError::UnknownTarget { target };
             return self.fail(t, index, CloseReason::Handshake(error));
@@ -443,12 +429,7 @@ impl Reactor {
             return;
         };
         self.poller.delete(&*slot.socket);
-        let header = Header {
-            body_len: PREFACE_LEN as u32,
-            kind: PASS_CONN,
-            flags: FLAG_FD,
-            corr: 0,
-        };
+        let header = Header { body_len: PREFACE_LEN as u32, kind: PASS_CONN, flags: FLAG_FD, corr: 0 };
         let sent = connection.send_now(&header.encode(), &[bytes], Some(slot.socket.as_fd()));
         t.see_to(&connection, sent);
         self.admit();
@@ -477,11 +458,7 @@ impl Reactor {
         };
         if let Phase::Greeting(_, _, connection) = &slot.phase {
             let connection = Arc::clone(connection);
-            let phase = Phase::Open {
-                peer: peer.proc,
-                inbound: false,
-                connection: Arc::clone(&connection),
-            };
+            let phase = Phase::Open { peer: peer.proc, inbound: false, connection: Arc::clone(&connection) };
             self.slots.set_phase(index, phase);
             if let Some(entry) = t.peers.write().get_mut(&peer.proc) {
                 entry.info = Some(peer);
@@ -501,11 +478,7 @@ impl Reactor {
             self.close_peer(t, peer.proc, CloseReason::Replaced);
         }
         let connection = Arc::new(Connection::new(peer.proc));
-        let phase = Phase::Open {
-            peer: peer.proc,
-            inbound: true,
-            connection: Arc::clone(&connection),
-        };
+        let phase = Phase::Open { peer: peer.proc, inbound: true, connection: Arc::clone(&connection) };
         self.slots.set_phase(index, phase);
         t.see_to(&connection, connection.open(socket, token));
         t.note_joined(peer, connection);
@@ -578,8 +551,7 @@ impl Reactor {
         }
         let _ = self.poller.modify(&*socket, source, EventFlags::IN);
         let (machine, first) = Connector::new(&t.me, &t.credentials, connection.peer, nonce());
-        self.slots
-            .set_phase(index, Phase::Greeting(machine, Message::default(), connection));
+        self.slots.set_phase(index, Phase::Greeting(machine, Message::default(), connection));
         self.say(t, index, &first);
     }
 
@@ -697,13 +669,8 @@ fn read_once(
     buffer: &mut [u8],
     passed: &mut Vec<([u8; PREFACE_LEN], OwnedFd)>,
 ) -> Result<Read, CloseReason> {
-    let Slot {
-        socket, assembler, fds, ..
-    } = slot;
-    let mut read = Read {
-        bytes: false,
-        frames: false,
-    };
+    let Slot { socket, assembler, fds, .. } = slot;
+    let mut read = Read { bytes: false, frames: false };
     let mut behind = if assembler.is_empty() {
         let len = receive(socket, &mut [IoSliceMut::new(buffer)], fds)?;
         read.bytes = len > 0;
@@ -754,11 +721,7 @@ fn receive(
         Err(Errno::AGAIN | Errno::INTR) => 0,
         Err(error) => return Err(CloseReason::Io(error.into())),
     };
-    if fds.len() > FDS_MAX {
-        Err(CloseReason::Descriptors)
-    } else {
-        Ok(len)
-    }
+    if fds.len() > FDS_MAX { Err(CloseReason::Descriptors) } else { Ok(len) }
 }
 
 fn deliver(
@@ -769,11 +732,7 @@ fn deliver(
     fds: &mut VecDeque<Option<OwnedFd>>,
     passed: &mut Vec<([u8; PREFACE_LEN], OwnedFd)>,
 ) -> Result<(), CloseReason> {
-    let fd = if header.carries_fd() {
-        fds.pop_front().ok_or(CloseReason::Descriptors)?
-    } else {
-        None
-    };
+    let fd = if header.carries_fd() { fds.pop_front().ok_or(CloseReason::Descriptors)? } else { None };
     if header.kind == PASS_CONN {
         let preface = body.try_into().map_err(|_| CloseReason::Descriptors)?;
         // Without a descriptor this process has none left; the stranger sees its connection end.
@@ -781,16 +740,7 @@ fn deliver(
         return Ok(());
     }
     let Header { kind, flags, corr, .. } = header;
-    t.handler.on_frame(
-        from,
-        Frame {
-            kind,
-            flags,
-            corr,
-            body,
-        },
-        fd,
-    );
+    t.handler.on_frame(from, Frame { kind, flags, corr, body }, fd);
     Ok(())
 }
 

@@ -86,12 +86,7 @@ pub(super) struct Slot {
 
 impl Slot {
     pub(super) fn new(socket: Arc<Socket>, phase: Phase) -> Self {
-        Self {
-            socket,
-            phase,
-            assembler: Assembler::default(),
-            fds: VecDeque::new(),
-        }
+        Self { socket, phase, assembler: Assembler::default(), fds: VecDeque::new() }
     }
 }
 
@@ -139,10 +134,7 @@ impl Slots {
     }
 
     pub(super) fn source(&self, index: u32) -> Source {
-        Source::Connection {
-            index,
-            life: self.entries[index as usize].0,
-        }
+        Source::Connection { index, life: self.entries[index as usize].0 }
     }
 
     /// The slot, if it is still in the life in which its number was given out.

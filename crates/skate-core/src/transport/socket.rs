@@ -124,11 +124,7 @@ impl Socket {
                 (fd, connected)
             }
             Address::Tcp(address) => {
-                let family = if address.is_ipv4() {
-                    AddressFamily::INET
-                } else {
-                    AddressFamily::INET6
-                };
+                let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
                 let fd = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
                 let connected = rustix::net::connect(&fd, address);
                 (fd, connected)
