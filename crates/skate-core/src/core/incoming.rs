@@ -1,0 +1,244 @@
+//! What arrives: messages of other members, of the node, and the ends of connections.
+//!
+//! What the node says about a process is believed only when everything that the process sent has been read.
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+
+use skate_proto::actors::ActorState;
+use skate_proto::executor::{CancelStep, Executor};
+use skate_proto::handshake::Role;
+use skate_proto::ids::{ActorId, ProcId};
+use skate_proto::leases::ClassId;
+use skate_proto::msg::Msg;
+use skate_proto::owner::{Effect, ToNode};
+
+use super::logs::Log;
+use super::requests::Answer;
+use super::{Core, State, TIMER_TOKEN};
+use crate::node_wire::{self, FromNode};
+use crate::transport::{CloseReason, Frame, Handler, PeerInfo, Transport};
+
+pub(super) struct Shell(pub(super) Weak<Core>);
+
+impl Core {
+    pub(super) fn handle_core_message(&self, state: &mut State, from: ProcId, msg: Msg, now: u64) {
+        let State { owner, executor, out, .. } = state;
+        match msg {
+            // Of an owner whose end is known nothing more is learned: it would never be forgotten.
+            Msg::Define { id, def, blob } if !owner.objects.is_dead(from) => {
+                executor.handle_define(from, id, def, blob)
+            }
+            Msg::Define { .. } => {}
+            Msg::Forget { ids } => executor.handle_forget(from, &ids),
+            Msg::Push(push) => {
+                owner.objects.arrive(&Executor::counted(&push.args, &push.deps));
+                let counted = Executor::counted(&push.args, &push.deps);
+                match executor.handle_push(from, push, out) {
+                    Some(_) => self.work_arrived(state),
+                    None => owner.release_all(&counted, out),
+                }
+            }
+            Msg::Steal { max } => {
+                let counted = executor.handle_steal(from, max, out);
+                owner.release_all(&counted, out);
+            }
+            Msg::Cancel { task, recursive } => {
+                let (step, counted) = executor.handle_cancel(task, out);
+                owner.release_all(&counted, out);
+                if recursive {
+                    owner.cancel_children(task, now, out);
+                }
+                if step == CancelStep::Interrupt {
+                    self.interrupt();
+                }
+            }
+            Msg::ItemsTaken { task, taken } => {
+                executor.handle_items_taken(task, taken);
+                self.transport().wake();
+            }
+            Msg::FreeBlocks { blocks } => {
+                for (segment, offset) in blocks {
+                    // A peer's word: what is not a block of ours is not freed.
+                    let _ = self.store.free(segment, offset);
+                }
+                self.release_segments(&self.store.surplus());
+            }
+            other => owner.handle_message(from, other, now, out),
+        }
+    }
+
+    pub(super) fn handle_node_message(
+        &self,
+        state: &mut State,
+        corr: u64,
+        msg: FromNode,
+        fd: Option<OwnedFd>,
+        now: u64,
+    ) {
+        match msg {
+            FromNode::LeaseGranted { class, lease, worker, pid, gpu_ids } => {
+                let State { owner, out, .. } = state;
+                owner.handle_lease_granted(ClassId(class), lease, worker, pid, gpu_ids, now, out);
+            }
+            FromNode::LeaseReclaim { lease } => state.owner.handle_lease_reclaim(lease, now, &mut state.out),
+            FromNode::WorkerDied { proc, .. } if self.is_connected(proc) => {
+                state.deferred.entry(proc).or_default().push(msg)
+            }
+            FromNode::ActorState { actor, state: ref new } if self.former_life(state, actor, new).is_some() => {
+                let proc = self.former_life(state, actor, new).expect("just seen");
+                state.deferred.entry(proc).or_default().push(msg);
+            }
+            FromNode::Deaths(dead) => {
+                for (proc, cause) in dead {
+                    if !state.owner.objects.is_dead(ProcId(proc)) {
+                        let died = FromNode::WorkerDied { proc: ProcId(proc), cause, oom: false };
+                        self.handle_node_message(state, 0, died, None, now);
+                    }
+                }
+            }
+            FromNode::WorkerDied { proc, cause, oom } => self.process_gone(state, proc, &cause, oom, now),
+            FromNode::ActorState { actor, state: actor_state } => {
+                let State { owner, out, .. } = state;
+                owner.handle_actor_state(actor, actor_state, now, out);
+            }
+            FromNode::SegmentGranted { segment, size } | FromNode::SegmentMapped { segment, size } => {
+                let answer = match fd {
+                    Some(fd) => Answer::Segment { segment, size, fd },
+                    None => Answer::NoDescriptor,
+                };
+                self.answered(state, corr, answer);
+            }
+            FromNode::SegmentDenied { message } => self.answered(state, corr, Answer::Denied(message)),
+            FromNode::Reply { ok, body } => self.answered(state, corr, Answer::Reply { ok, body }),
+            FromNode::SegmentTrim { bytes } => self.release_segments(&self.store.take_empty(bytes)),
+            // Results of the dead lessee may be on their way still: they are claims, too.
+            FromNode::SegmentAdopted { .. } if !state.deferred.is_empty() => state.waiting_adoptions.push(msg),
+            FromNode::SegmentAdopted { segment } => {
+                let blocks = state.owner.blocks_in(segment);
+                if !blocks.is_empty() {
+                    state.adopted.insert(segment, blocks.len());
+                }
+                self.tell_node(node_wire::SEGMENT_CLAIMS, 0, &node_wire::segment_claims(segment, &blocks));
+            }
+            FromNode::ActorInit { actor, incarnation, spec, gpu_ids } => {
+                state.actor = Some((actor, incarnation));
+                let owner_proc = spec.actor.proc;
+                state.owner.objects.arrive(&Executor::counted(&spec.args, &spec.deps));
+                state.executor.handle_actor_init(*spec, incarnation, gpu_ids, owner_proc);
+                self.work_arrived(state);
+            }
+            FromNode::LogLines { name, pid, stream, lines } => self.add_log(Log::Lines { name, pid, stream, lines }),
+            FromNode::Notice { level, text } => self.add_log(Log::Notice { level, text }),
+            FromNode::LeaseFailed { class, reason } => {
+                let State { owner, out, .. } = state;
+                owner.handle_lease_failed(ClassId(class), &reason, now, out);
+            }
+            // A request: this process stays while others may need what it owns.
+            FromNode::Exit if state.executor.running_count() > 0 || !state.owner.is_bare() => {}
+            FromNode::ActorStop | FromNode::Exit => {
+                state.executor.exiting = true;
+                self.raise_task_event(state);
+                self.transport().wake();
+            }
+        }
+    }
+
+    /// The process of an actor's life that `new` says has ended, while its last answers may be on their
+    /// way: they are read before the end is believed.
+    pub(super) fn former_life(&self, state: &State, actor: ActorId, new: &ActorState) -> Option<ProcId> {
+        match state.owner.actor_state(actor)? {
+            ActorState::Alive { proc, .. } if !matches!(new, ActorState::Alive { proc: same, .. } if same == proc) => {
+                Some(*proc).filter(|proc| self.is_connected(*proc))
+            }
+            _ => None,
+        }
+    }
+
+    pub(super) fn is_connected(&self, proc: ProcId) -> bool {
+        self.transport.get().is_some_and(|transport| transport.peer_info(proc).is_some())
+    }
+
+    pub(super) fn process_gone(&self, state: &mut State, proc: ProcId, cause: &str, oom: bool, now: u64) {
+        let State { owner, executor, out, .. } = state;
+        owner.handle_process_gone(proc, cause, oom, now, out);
+        let (counted, interrupted) = executor.handle_process_gone(proc);
+        owner.release_all(&counted, out);
+        for task in &interrupted {
+            owner.cancel_children(*task, now, out);
+        }
+        if !interrupted.is_empty() {
+            self.interrupt();
+        }
+    }
+}
+
+impl Handler for Shell {
+    fn on_frame(&self, from: ProcId, frame: Frame<'_>, fd: Option<OwnedFd>) {
+        let Some(core) = self.0.upgrade() else { return };
+        if frame.kind == node_wire::CORE {
+            match postcard::from_bytes::<Msg>(frame.body) {
+                Ok(msg) => core.step(|state, now| core.handle_core_message(state, from, msg, now)),
+                // Same version, same session, and yet not our language: trust nothing more from there.
+                Err(_) => core.transport().disconnect(from),
+            }
+        } else if from == core.node
+            && let Some(msg) = node_wire::decode(frame.kind, frame.body)
+        {
+            core.step(|state, now| core.handle_node_message(state, frame.corr, msg, fd, now));
+        }
+    }
+
+    fn on_started(&self, transport: &Arc<Transport>) {
+        if let Some(core) = self.0.upgrade() {
+            assert!(core.transport.set(transport.clone()).is_ok(), "a transport starts once");
+        }
+    }
+
+    fn on_batch_end(&self) {}
+
+    fn on_joined(&self, _peer: PeerInfo) {}
+
+    fn on_closed(&self, peer: ProcId, reason: CloseReason) {
+        let Some(core) = self.0.upgrade() else { return };
+        if core.closing.load(Ordering::Acquire) {
+            return;
+        }
+        if peer == core.node {
+            if core.role == Role::Worker {
+                // Nothing that this process does can be of use to anyone any more.
+                crate::sys::exit_now(1);
+            }
+            core.fail(&format!("the connection to the node was lost ({reason})"));
+            return;
+        }
+        core.step(|state, now| {
+            let deferred = state.deferred.remove(&peer).unwrap_or_default();
+            if deferred.is_empty() && !state.owner.objects.is_dead(peer) {
+                state.out.effects.push(Effect::Node(ToNode::PeerLost { proc: peer }));
+            }
+            for msg in deferred {
+                core.handle_node_message(state, 0, msg, None, now);
+            }
+            if state.deferred.is_empty() {
+                for msg in std::mem::take(&mut state.waiting_adoptions) {
+                    core.handle_node_message(state, 0, msg, None, now);
+                }
+            }
+        });
+    }
+
+    fn on_fd_ready(&self, token: u64) {
+        let Some(core) = self.0.upgrade() else { return };
+        if token == TIMER_TOKEN {
+            if let Some(descriptors) = &*core.descriptors.lock() {
+                let _ = rustix::io::read(&descriptors.timer, &mut [0; 8]);
+            }
+            core.step(|state, now| {
+                state.timer_armed = false;
+                state.owner.handle_timeout(now, &mut state.out);
+            });
+        }
+    }
+}

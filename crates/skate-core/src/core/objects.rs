@@ -1,0 +1,228 @@
+//! Values and references: put, get, and the shared memory that holds what is large.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use skate_proto::ids::{ObjectId, SegmentId};
+use skate_proto::location::Location;
+use skate_proto::msg::Msg;
+use skate_proto::payload::{Payload, Value};
+
+use super::requests::Answer;
+use super::{Core, CoreError, State};
+use crate::node_wire;
+use crate::store::{Block, Mapping};
+use crate::transport::SendMode;
+
+/// How often a value may be gone from where its owner said it was before its reader gives up. Each time takes
+/// another loss, or an answer that crossed the report of the last one.
+const LOSSES_MAX: u32 = 16;
+const NO_DESCRIPTOR: &str =
+    "this process has as many descriptors open as it may (ulimit -n), and could not take one for shared memory";
+
+/// A value as a reader gets it.
+pub enum Fetched {
+    Inline(Payload),
+    /// A block, protected by a count on `object` until [`Core::release`].
+    Stored {
+        object: ObjectId,
+        mapping: Arc<Mapping>,
+        location: Location,
+    },
+}
+
+impl Core {
+    pub fn put(&self, value: Value) -> ObjectId {
+        self.step(|state, _| state.owner.put(value))
+    }
+
+    pub fn retain(&self, id: ObjectId) {
+        self.state.lock().owner.objects.retain(id);
+    }
+
+    pub fn release(&self, id: ObjectId) {
+        if self.is_forked() {
+            return;
+        }
+        self.step(|state, _| state.owner.release(id, &mut state.out));
+    }
+
+    pub fn release_all(&self, ids: &[ObjectId]) {
+        if !ids.is_empty() && !self.is_forked() {
+            self.step(|state, _| state.owner.release_all(ids, &mut state.out));
+        }
+    }
+
+    /// Counts a handle of an actor; one that this process neither owns nor was handed is announced to
+    /// its owner.
+    pub fn hold_handle(&self, handle: ObjectId) {
+        self.step(|state, _| {
+            let State { owner, out, .. } = state;
+            owner.hold_handle(handle, out);
+        });
+    }
+
+    /// Waits for the values of objects. Those that were lost with their segment are waited for anew.
+    pub fn get(&self, ids: &[ObjectId], deadline: Option<Instant>) -> Result<Vec<Fetched>, CoreError> {
+        let mut losses = 0;
+        loop {
+            self.wait_ready(ids, ids.len(), deadline)?;
+            match self.fetch(ids) {
+                Err(CoreError::SegmentGone(_)) if losses < LOSSES_MAX => losses += 1,
+                other => return other,
+            }
+        }
+    }
+
+    /// A stored value whose location came along with the caller's work.
+    pub fn get_at(&self, object: ObjectId, location: Location) -> Result<Fetched, CoreError> {
+        match self.map(location.segment) {
+            Ok(mapping) => {
+                self.retain(object);
+                Ok(Fetched::Stored { object, mapping, location })
+            }
+            Err(CoreError::SegmentGone(_)) => {
+                self.report_missing(object, location.segment);
+                let mut fetched = self.get(&[object], None)?;
+                fetched.pop().ok_or_else(|| CoreError::Store("no value".into()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The values of ready objects. Stored ones are mapped and hold a count on their object. What is lost is
+    /// reported before the error is returned.
+    pub fn fetch(&self, ids: &[ObjectId]) -> Result<Vec<Fetched>, CoreError> {
+        let mut fetched = Vec::with_capacity(ids.len());
+        let mut unmapped = Vec::new();
+        let mut failed = None;
+        {
+            let mut state = self.state.lock();
+            for (at, &id) in ids.iter().enumerate() {
+                match state.owner.objects.value(id) {
+                    Some(Value::Inline(payload)) => fetched.push(Fetched::Inline(payload.clone())),
+                    Some(Value::Stored { location, .. }) => {
+                        let location = *location;
+                        state.owner.objects.retain(id);
+                        match self.store.mapping(location.segment) {
+                            Some(mapping) => fetched.push(Fetched::Stored { object: id, mapping, location }),
+                            None => {
+                                unmapped.push((at, id, location));
+                                fetched.push(Fetched::Inline(Payload::plain(&[])));
+                            }
+                        }
+                    }
+                    None => {
+                        // Lost, and reported by another thread, since it was waited for.
+                        let lost = || CoreError::SegmentGone(format!("object {id} was lost"));
+                        failed = Some(state.closed.clone().map_or_else(lost, CoreError::Closed));
+                        break;
+                    }
+                }
+            }
+        }
+        for (at, object, location) in unmapped {
+            match self.map(location.segment) {
+                Ok(mapping) => fetched[at] = Fetched::Stored { object, mapping, location },
+                Err(error) => {
+                    if matches!(error, CoreError::SegmentGone(_)) {
+                        self.report_missing(object, location.segment);
+                    }
+                    self.release(object);
+                    failed = Some(error);
+                }
+            }
+        }
+        match failed {
+            None => Ok(fetched),
+            Some(error) => {
+                for value in fetched {
+                    if let Fetched::Stored { object, .. } = value {
+                        self.release(object);
+                    }
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The value of a ready object, unless that takes asking the node.
+    pub fn fetch_mapped(&self, id: ObjectId) -> Option<Fetched> {
+        let mut state = self.state.lock();
+        match state.owner.objects.value(id)? {
+            Value::Inline(payload) => Some(Fetched::Inline(payload.clone())),
+            Value::Stored { location, .. } => {
+                let location = *location;
+                let mapping = self.store.mapping(location.segment)?;
+                state.owner.objects.retain(id);
+                Some(Fetched::Stored { object: id, mapping, location })
+            }
+        }
+    }
+
+    pub(super) fn report_missing(&self, object: ObjectId, segment: SegmentId) {
+        self.step(|state, now| state.owner.report_missing(object, segment, now, &mut state.out));
+    }
+
+    /// A block of `len` bytes in a segment of this process, asking the node for one if needed.
+    pub fn alloc(&self, len: u64) -> Result<Block, CoreError> {
+        loop {
+            if let Some(block) = self.store.alloc(len) {
+                return Ok(block);
+            }
+            let min_bytes = self.store.request_bytes(len);
+            match self.ask(node_wire::SEGMENT_REQUEST, &node_wire::segment_request(min_bytes), None)? {
+                Answer::Segment { segment, size, fd } => {
+                    self.store.add_segment(segment, size, &fd).map_err(|e| CoreError::Store(e.to_string()))?;
+                }
+                Answer::Denied(message) => return Err(CoreError::StoreFull(message)),
+                Answer::NoDescriptor => return Err(CoreError::Store(NO_DESCRIPTOR.into())),
+                _ => {
+                    return Err(CoreError::Store("the node answered a segment request with something else".into()));
+                }
+            }
+        }
+    }
+
+    pub fn map(&self, segment: SegmentId) -> Result<Arc<Mapping>, CoreError> {
+        if let Some(mapping) = self.store.mapping(segment) {
+            return Ok(mapping);
+        }
+        match self.ask(node_wire::SEGMENT_MAP, &node_wire::segment(segment), None)? {
+            Answer::Segment { segment, size, fd } => {
+                self.store.map_readonly(segment, size, &fd).map_err(|e| CoreError::Store(e.to_string()))
+            }
+            Answer::Denied(message) => Err(CoreError::SegmentGone(message)),
+            Answer::NoDescriptor => Err(CoreError::Store(NO_DESCRIPTOR.into())),
+            _ => Err(CoreError::Store("the node answered a map request with something else".into())),
+        }
+    }
+
+    pub(super) fn free(&self, state: &mut State, location: Location) {
+        if location.lessee == self.me {
+            // A block of ours that is not allocated would be freed twice: a programmer's error.
+            if let Err(error) = self.store.free(location.segment, location.offset) {
+                debug_assert!(false, "{error}");
+            }
+            self.release_segments(&self.store.surplus());
+        } else if state.adopted.contains_key(&location.segment) || state.owner.objects.is_dead(location.lessee) {
+            if let Some(left) = state.adopted.get_mut(&location.segment) {
+                *left -= 1;
+                if *left == 0 {
+                    state.adopted.remove(&location.segment);
+                }
+            }
+            self.tell_node(node_wire::BLOCKS_FREED, 0, &node_wire::blocks_freed(location.segment, &[location.offset]));
+        } else {
+            let msg = Msg::FreeBlocks { blocks: vec![(location.segment, location.offset)] };
+            let body = postcard::to_stdvec(&msg).expect("plain data always encodes");
+            self.transport().send(location.lessee, node_wire::CORE, 0, &[&body], SendMode::Queue);
+        }
+    }
+
+    pub(super) fn release_segments(&self, segments: &[SegmentId]) {
+        for segment in segments {
+            self.tell_node(node_wire::SEGMENT_RELEASE, 0, &node_wire::segment(*segment));
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Questions to the node that somebody waits for.
+
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+use skate_proto::ids::SegmentId;
+use skate_proto::objects::WaiterId;
+
+use super::waiting::{Waiter, Watch};
+use super::{Core, CoreError, State};
+use crate::node_wire;
+
+/// A node's answer to a request.
+#[derive(Debug)]
+pub(super) enum Answer {
+    Waiting,
+    Reply {
+        ok: bool,
+        body: Vec<u8>,
+    },
+    Segment {
+        segment: SegmentId,
+        size: u64,
+        fd: OwnedFd,
+    },
+    Denied(String),
+    /// This process can open no more descriptors.
+    NoDescriptor,
+}
+
+impl Core {
+    /// Asks the node and waits for its answer.
+    pub fn request(&self, op: &str, args: &[u8], deadline: Option<Instant>) -> Result<(bool, Vec<u8>), CoreError> {
+        match self.ask(node_wire::REQUEST, &node_wire::request(op, args), deadline)? {
+            Answer::Reply { ok, body } => Ok((ok, body)),
+            _ => Err(CoreError::Store("the node answered a request with something else".into())),
+        }
+    }
+
+    pub(super) fn ask(&self, kind: u8, body: &[u8], deadline: Option<Instant>) -> Result<Answer, CoreError> {
+        let (corr, waiter) = {
+            let mut state = self.state.lock();
+            if let Some(why) = &state.closed {
+                return Err(CoreError::Closed(why.clone()));
+            }
+            state.next_corr += 1;
+            let corr = state.next_corr;
+            state.answers.insert(corr, Answer::Waiting);
+            let waiter = Waiter::new(1);
+            state.watches.insert(answer_watch(corr), Watch::Thread(waiter.clone()));
+            (corr, waiter)
+        };
+        self.tell_node(kind, corr, body);
+        let result = loop {
+            // An answer of the node is near; a signal is looked at afterwards.
+            match self.wait_for(&|| waiter.is_done(), deadline, false) {
+                Err(CoreError::Interrupted) => {}
+                other => break other,
+            }
+        };
+        let mut state = self.state.lock();
+        state.watches.remove(&answer_watch(corr));
+        let answer = state.answers.remove(&corr);
+        result?;
+        match answer {
+            Some(Answer::Waiting) | None => {
+                Err(CoreError::Closed(state.closed.clone().unwrap_or_else(|| "no answer".into())))
+            }
+            Some(answer) => Ok(answer),
+        }
+    }
+
+    pub(super) fn answered(&self, state: &mut State, corr: u64, answer: Answer) {
+        // Nobody waits any more: a granted segment goes back, anything else is dropped.
+        match state.answers.get_mut(&corr) {
+            Some(slot) => *slot = answer,
+            None => {
+                if let Answer::Segment { segment, .. } = answer {
+                    self.tell_node(node_wire::SEGMENT_RELEASE, 0, &node_wire::segment(segment));
+                }
+                return;
+            }
+        }
+        if Self::notify(state, answer_watch(corr)) {
+            self.transport().wake();
+        }
+    }
+}
+
+/// Watches of answers are numbered apart from those of objects.
+fn answer_watch(corr: u64) -> WaiterId {
+    WaiterId(corr | 1 << 63)
+}
