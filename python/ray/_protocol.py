@@ -40,6 +40,20 @@ CAUSE_INIT_ERROR: Final = 1
 STREAM_OUT: Final = 1
 STREAM_ERR: Final = 2
 
+LOG_MARK_BEGIN: Final = b"\x1b]1729;"
+LOG_MARK_END: Final = b"\x07"
+"""Around the name of the task that writes what follows in a worker's log file: an operating system command (ECMA-48)
+that no terminal knows, so none shows it."""
+
+LOG_NAME_CHARS_MAX: Final = 200
+"""Characters of a name that are shown before a worker's lines."""
+
+
+def log_mark(name: str) -> bytes:
+    """The mark of what `name` prints; an empty name stands for the worker's own."""
+    printable = "".join(char for char in name if char.isprintable())
+    return LOG_MARK_BEGIN + printable[:LOG_NAME_CHARS_MAX].encode(errors="replace") + LOG_MARK_END
+
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
     """Base of all messages. `KINDS` says which kind a class travels as."""

@@ -71,18 +71,21 @@ def test_the_worker_of_a_cancelled_task_goes_on_working(cluster, started):
     assert ray.get([ping.remote() for _ in range(20)]) == ["pong"] * 20
 
 
-def test_a_queued_task_can_be_cancelled_and_never_runs(cluster, never, tmp_path):
+def test_a_queued_task_can_be_cancelled_and_never_runs(cluster, never, started, tmp_path):
     tally = Tally(tmp_path)
 
     @ray.remote(num_cpus=4)
     def occupy():
+        started.open()
         never.wait()
 
     @ray.remote
     def queued():
         tally.add()
 
-    occupier, reference = occupy.remote(), queued.remote()
+    occupier = occupy.remote()
+    started.wait()
+    reference = queued.remote()
     ray.cancel(reference)
     with pytest.raises(ray.exceptions.TaskCancelledError):
         ray.get(reference, timeout=20)

@@ -228,3 +228,39 @@ def test_records_of_logging_carry_ids_in_driver_and_workers(no_cluster):
     assert (task["message"], task["size"], task["task_name"]) == ("in the task", 3, "task")
     assert task["job_id"] == driver["job_id"]
     assert task["worker_id"] != driver["worker_id"]
+
+
+def test_tasks_that_share_a_worker_each_print_under_their_own_name(no_cluster):
+    _, output, errors = run_driver(
+        program("""
+        @ray.remote
+        def whisper(text):
+            print("whispered", text)
+            return os.getpid()
+
+        ray.init(num_cpus=1)
+        pids = {
+            ray.get(f.options(name=name).remote(text))
+            for number in range(3)
+            for f, name, text in [(speak, "speak", f"a{number}"), (whisper, f"part-{number}", f"b{number}")]
+        }
+        print(f"workers {len(pids)}")
+    """)
+    )
+    assert "workers 1" in output
+    for number in range(3):
+        assert re.search(rf"\(speak pid=\d+\) a{number}\n", output + errors)
+        assert re.search(rf"\(part-{number} pid=\d+\) whispered b{number}\n", output + errors)
+    assert "\x1b]" not in output + errors
+
+
+def test_an_actor_on_a_worker_that_ran_tasks_prints_under_its_own_name(no_cluster):
+    _, output, errors = run_driver(
+        program("""
+        ray.init(num_cpus=1)
+        ray.get(speak.remote("first a task"))
+        ray.get(Speaker.remote().speak.remote("then an actor"))
+    """)
+    )
+    assert re.search(r"\(speak pid=\d+\) first a task", output + errors)
+    assert re.search(r"\(Speaker pid=\d+\) then an actor", output + errors)

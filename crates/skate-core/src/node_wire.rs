@@ -64,8 +64,8 @@ impl Serialize for Demand<'_> {
     }
 }
 
-pub fn lease_demand(class: u32, count: u32, spec: &ClassSpec) -> Vec<u8> {
-    encode(&(class, Demand(&spec.demand), count, Bytes::new(&spec.env), Bytes::new(&spec.strategy), &spec.label))
+pub fn lease_demand(class: u32, count: u32, spec: &ClassSpec, label: &str) -> Vec<u8> {
+    encode(&(class, Demand(&spec.demand), count, Bytes::new(&spec.env), Bytes::new(&spec.strategy), label))
 }
 
 pub fn lease_return(lease: LeaseId, reusable: bool) -> Vec<u8> {

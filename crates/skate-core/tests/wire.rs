@@ -22,15 +22,10 @@ fn golden() -> BTreeMap<&'static str, (u8, Vec<u8>)> {
 
 #[test]
 fn what_is_sent_to_the_node_is_as_agreed() {
-    let spec = ClassSpec {
-        demand: vec![("CPU".into(), 10_000)],
-        env: vec![0x80],
-        strategy: Vec::new(),
-        label: "square".into(),
-    };
+    let spec = ClassSpec { demand: vec![("CPU".into(), 10_000)], env: vec![0x80], strategy: Vec::new() };
     let golden = golden();
     for (name, kind, body) in [
-        ("LeaseDemand", wire::LEASE_DEMAND, wire::lease_demand(7, 3, &spec)),
+        ("LeaseDemand", wire::LEASE_DEMAND, wire::lease_demand(7, 3, &spec, "square")),
         ("LeaseReturn", wire::LEASE_RETURN, wire::lease_return(LeaseId(9), true)),
         ("Blocked", wire::BLOCKED, wire::empty()),
         ("SegmentRequest", wire::SEGMENT_REQUEST, wire::segment_request(4 << 20)),

@@ -48,7 +48,6 @@ pub struct ClassSpec {
     pub demand: Vec<(String, i64)>,
     pub env: Vec<u8>,
     pub strategy: Vec<u8>,
-    pub label: String,
 }
 
 #[derive(Debug)]
@@ -180,6 +179,13 @@ impl Owner {
     #[must_use]
     pub fn class_spec(&self, id: ClassId) -> &ClassSpec {
         &self.leases.classes[&id].spec
+    }
+
+    /// What people are shown for this class: the name of the task that waits for longest.
+    #[must_use]
+    pub fn class_label(&self, id: ClassId) -> &str {
+        let front = self.leases.classes[&id].queue.front().and_then(|task| self.tasks.get(task));
+        front.map_or("", |entry| &self.definitions[entry.def].call.name)
     }
 
     pub(crate) fn enqueue(&mut self, task: TaskId, front: bool, now_ns: u64, out: &mut Out) {

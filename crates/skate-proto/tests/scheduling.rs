@@ -39,12 +39,7 @@ fn call(returns: Returns, actor: Option<ActorId>) -> CallDef {
 impl Bench {
     fn new() -> Self {
         let mut owner = Owner::new(ME, NodeKey(9));
-        let class = owner.class(ClassSpec {
-            demand: vec![("CPU".into(), 10_000)],
-            env: vec![],
-            strategy: vec![],
-            label: String::new(),
-        });
+        let class = owner.class(ClassSpec { demand: vec![("CPU".into(), 10_000)], env: vec![], strategy: vec![] });
         Self { owner, out: Out::default(), class, now: 1_000_000_000 }
     }
 
@@ -522,7 +517,7 @@ fn classes_that_nothing_uses_are_forgotten() {
     let mut bench = Bench::new();
     let f = bench.function(0);
     for number in 0..3000 {
-        let spec = ClassSpec { demand: vec![], env: vec![], strategy: vec![], label: format!("{number}") };
+        let spec = ClassSpec { demand: vec![], env: vec![], strategy: format!("{number}").into_bytes() };
         let class = bench.owner.class(spec);
         let mut call = call(Returns::Count(1), None);
         call.name = format!("g{number}");

@@ -68,12 +68,7 @@ struct Process {
 impl Process {
     fn new(number: u64) -> Self {
         let mut owner = Owner::new(ProcId(number), NodeKey(NODE));
-        let class = owner.class(ClassSpec {
-            demand: vec![("CPU".into(), 10_000)],
-            env: vec![],
-            strategy: vec![],
-            label: String::new(),
-        });
+        let class = owner.class(ClassSpec { demand: vec![("CPU".into(), 10_000)], env: vec![], strategy: vec![] });
         let mut define = |returns, backpressure, retries| {
             let call = CallDef { returns, backpressure, ..call(None) };
             owner.define(call, Blob::new(b"f"), Some(class), retries)

@@ -127,7 +127,7 @@ impl Template {
             ),
         };
         let class = match (&actor, demand) {
-            (None, Some(demand)) => Some(ClassSpec { demand: sorted(demand), env, strategy, label: name.clone() }),
+            (None, Some(demand)) => Some(ClassSpec { demand: sorted(demand), env, strategy }),
             (None, None) => return Err(PyValueError::new_err("a task needs a demand")),
             (Some(_), _) => None,
         };

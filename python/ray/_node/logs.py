@@ -8,20 +8,24 @@ Limits, and what happens beyond them:
 - a stream that writes more than `STREAM_BYTES_PER_S` for long loses lines, and a line says how many;
 - a file longer than `FILE_BYTES_MAX` is emptied once it has been read;
 - files of ended workers are kept, the last `FILES_KEPT` of them; empty ones are deleted.
+
+A worker marks in its output which task prints (`ray._runtime.output`). Marks are removed here and never shown.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import os
+import re
 import struct
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
-from ray._protocol import STREAM_ERR, STREAM_OUT, LogLines
+from ray._protocol import LOG_MARK_BEGIN, LOG_MARK_END, STREAM_ERR, STREAM_OUT, LogLines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,6 +51,14 @@ _IN_MODIFY: Final = 0x2
 _IN_ATTRIB: Final = 0x4
 _EVENT: Final = struct.Struct("iIII")
 _SUFFIXES: Final = {"out": STREAM_OUT, "err": STREAM_ERR}
+_MARK: Final = re.compile(re.escape(LOG_MARK_BEGIN) + rb"([^\x07\n]*)" + re.escape(LOG_MARK_END))
+
+
+class Line(NamedTuple):
+    """A line of output, and the name of the task that printed it; empty: what the worker is called."""
+
+    name: str
+    text: str
 
 
 class LogStream:
@@ -54,6 +66,7 @@ class LogStream:
 
     def __init__(self, now: float) -> None:
         self._partial = b""
+        self._name = ""
         self._cut = False
         self._tokens = float(BURST_BYTES)
         self._at = now
@@ -62,13 +75,14 @@ class LogStream:
         self.partial_due: float | None = None
         self.deadline: float | None = None
 
-    def feed(self, data: bytes, now: float) -> list[str]:
+    def feed(self, data: bytes, now: float) -> list[Line]:
         """Take what was written; returns the complete lines in it."""
         self._tokens = min(BURST_BYTES, self._tokens + (now - self._at) * STREAM_BYTES_PER_S)
         self._at = now
         *complete, rest = (self._partial + data).split(b"\n")
-        lines: list[str] = []
-        for line in complete:
+        lines: list[Line] = []
+        for marked in complete:
+            line = self._unmarked(marked)
             if self._cut:  # the rest of a line whose beginning was handed on already
                 self._cut = False
                 continue
@@ -79,9 +93,10 @@ class LogStream:
             self._take(line, lines, now)
         self._partial = rest
         if self._cut:
+            self._unmarked(rest)
             self._partial = b""
         elif len(rest) > LINE_BYTES_MAX:
-            self._take(rest, lines, now)
+            self._take(self._unmarked(rest), lines, now)
             self._partial, self._cut = b"", True
         if not self._partial:
             self.partial_due = None
@@ -89,39 +104,49 @@ class LogStream:
             self.partial_due = now + PARTIAL_S
         return lines
 
-    def due(self, now: float) -> list[str]:
+    def due(self, now: float) -> list[Line]:
         """What has waited long enough: a line without its end, and how many lines were lost."""
-        lines: list[str] = []
+        lines: list[Line] = []
         if self.partial_due is not None and self.partial_due <= now:
             lines += self.begun(now)
         if self.deadline is not None and self.deadline <= now:
             lines += self.note(now)
         return lines
 
-    def begun(self, now: float) -> list[str]:
+    def begun(self, now: float) -> list[Line]:
         """The line that has no end yet, as it is."""
         self.partial_due = None
-        if not self._partial:
-            return []
-        lines: list[str] = []
-        self._take(self._partial, lines, now)
-        self._partial, self._begun = b"", True
+        lines: list[Line] = []
+        text, self._partial = self._unmarked(self._partial), b""
+        if text:
+            self._take(text, lines, now)
+            self._begun = True
         return lines
 
-    def end(self, now: float) -> list[str]:
+    def end(self, now: float) -> list[Line]:
         """The writer has gone: what is left without a line end is a line too."""
+        self._partial = self._unmarked(self._partial)
         lines = self.feed(b"\n", now) if self._partial else []
         return [*lines, *self.note(now)]
 
-    def note(self, now: float) -> list[str]:
+    def note(self, now: float) -> list[Line]:
         """How many lines were lost since the last note, as a line; empty if none."""
         self.deadline = None
         if not self._dropped:
             return []
         dropped, self._dropped = self._dropped, 0
-        return [f"[{dropped} lines were left out here: more than {STREAM_BYTES_PER_S >> 20} MiB per second]"]
+        text = f"[{dropped} lines were left out here: more than {STREAM_BYTES_PER_S >> 20} MiB per second]"
+        return [Line(self._name, text)]
 
-    def _take(self, line: bytes, lines: list[str], now: float) -> None:
+    def _unmarked(self, text: bytes) -> bytes:
+        """The text without its marks; what follows goes under the last of them."""
+        if LOG_MARK_BEGIN not in text:
+            return text
+        for name in _MARK.findall(text):
+            self._name = name.decode(errors="replace")
+        return _MARK.sub(b"", text)
+
+    def _take(self, line: bytes, lines: list[Line], now: float) -> None:
         if len(line) > self._tokens:
             self._dropped += 1
             self.deadline = self.deadline or now + DROP_NOTE_S
@@ -131,7 +156,7 @@ class LogStream:
         self._tokens -= len(line) + 1
         # What a carriage return goes back over would not be seen on a terminal either, and neither would our prefix.
         text = line[:LINE_BYTES_MAX].decode(errors="replace").rstrip("\r").rpartition("\r")[2]
-        lines.append(f"{text} [cut]" if len(line) > LINE_BYTES_MAX else text)
+        lines.append(Line(self._name, f"{text} [cut]" if len(line) > LINE_BYTES_MAX else text))
 
 
 class _File(msgspec.Struct):
@@ -260,12 +285,15 @@ class LogFiles:
             file.offset = 0
         return self._batches(file, file.lines.feed(data, now))
 
-    def _batches(self, file: _File, lines: list[str]) -> list[tuple[int, LogLines]]:
-        name = self._names.get(file.proc, "")
-        return [
-            (file.proc, LogLines(name, file.pid, file.stream, lines[at : at + BATCH_LINES]))
-            for at in range(0, len(lines), BATCH_LINES)
-        ]
+    def _batches(self, file: _File, lines: list[Line]) -> list[tuple[int, LogLines]]:
+        batches = []
+        for name, group in itertools.groupby(lines, key=lambda line: line.name):
+            shown = name or self._names.get(file.proc, "")
+            texts = [line.text for line in group]
+            for at in range(0, len(texts), BATCH_LINES):
+                message = LogLines(shown, file.pid, file.stream, texts[at : at + BATCH_LINES])
+                batches.append((file.proc, message))
+        return batches
 
     def _close(self, name: str) -> None:
         file = self._files.pop(name)
@@ -281,5 +309,5 @@ class LogFiles:
 def _last_lines(file: _File, count: int) -> list[str]:
     size = os.fstat(file.fd).st_size
     data = os.pread(file.fd, TAIL_BYTES, max(size - TAIL_BYTES, 0))
-    lines = data.decode(errors="replace").splitlines()
+    lines = _MARK.sub(b"", data).decode(errors="replace").splitlines()
     return [line for line in lines if line.strip()][-count:]

@@ -13,7 +13,7 @@ import msgspec
 
 from ray._control.machine import Deadlines, Machine, ProcessLeft, Received, Send, Tick
 from ray._node.events import Labelled
-from ray._protocol import ROLE_DRIVER, Reply, Request
+from ray._protocol import LOG_NAME_CHARS_MAX, ROLE_DRIVER, Reply, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 RECLAIM_S: Final = 0.05
 """How long ``available_resources`` waits for leases that nobody uses to come back."""
-
-LABEL_CHARS_MAX: Final = 200
 
 _WIRE_STATES: Final = ("PENDING_CREATION", "ALIVE", "RESTARTING", "DEAD")
 
@@ -211,7 +209,7 @@ class RequestTable(Machine):
         if not isinstance(label, str):
             text = f"a label is a string, not {label!r}"
             raise RefusedError(TypeError.__name__, text)
-        self._emit(Labelled(event.sender, label[:LABEL_CHARS_MAX]))
+        self._emit(Labelled(event.sender, label[:LOG_NAME_CHARS_MAX]))
 
     # ------------------------------------------------------------------ reasons
 

@@ -19,7 +19,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from ray import _core
-from ray._runtime import context, errors, methods
+from ray._runtime import context, errors, methods, output
 from ray._runtime import session as membership
 from ray._runtime.calls import translated
 from ray._runtime.ids import TaskID
@@ -348,6 +348,7 @@ class Worker:
 
     def _create_actor(self, task: Task) -> None:
         self.set_gpus(task.gpu_ids)
+        output.use_own_name()
         loaded = self.functions.get(task.function_id) or self._load(task)
         try:
             if isinstance(loaded, BaseException):
@@ -520,10 +521,7 @@ def main(*, address: str, session: bytes, token: bytes, node: int, proc: int) ->
     """
     import atexit
 
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(line_buffering=True)
+    output.install()
     if "RAY_WORKER_LOGGING_CONFIG" in os.environ:
         from ray._runtime import logging_config
 

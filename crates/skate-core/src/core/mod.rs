@@ -326,7 +326,8 @@ impl Core {
     fn send_node(&self, state: &State, msg: ToNode) {
         let (kind, body) = match msg {
             ToNode::LeaseDemand { class, count } => {
-                (node_wire::LEASE_DEMAND, node_wire::lease_demand(class.0, count, state.owner.class_spec(class)))
+                let (spec, label) = (state.owner.class_spec(class), state.owner.class_label(class));
+                (node_wire::LEASE_DEMAND, node_wire::lease_demand(class.0, count, spec, label))
             }
             ToNode::LeaseReturn { lease, reusable } => {
                 (node_wire::LEASE_RETURN, node_wire::lease_return(lease, reusable))
