@@ -22,7 +22,7 @@ BY_NAME = {message.__name__: message for message in p.KINDS}
 ENCODERS = {
     "segment": ["SegmentMap", "SegmentRelease"],
     "actor": ["ActorSubscribe", "ActorRelease"],
-    "empty": ["Blocked", "Unblocked"],
+    "empty": ["Blocked", "Unblocked", "Retired"],
 }
 """Rust functions that serve messages of other names."""
 

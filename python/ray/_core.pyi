@@ -160,6 +160,8 @@ class Core:
         """This worker will end by its own will: tasks that it has not started go back to their owners. `answered`
         says that all that it started has its answer.
         """
+    def linger(self) -> None:
+        """Waits, without taking tasks, until no other process refers to an object that this one owns."""
     def actor_exit(self, reason: str) -> None:
         """Announces an intended exit: pending calls get ActorDiedError, no restart."""
     def cancelled(self, task: bytes) -> bool: ...

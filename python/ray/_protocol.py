@@ -97,6 +97,13 @@ class Unblocked(Message, frozen=True):
     """The worker goes on. Its CPUs are taken again at once, even if that oversubscribes the node."""
 
 
+class Retired(Message, frozen=True):
+    """A worker takes no more tasks, by its own decision, and stays while others refer to values that it owns.
+
+    Its lease ends here; its owner learned it from the worker.
+    """
+
+
 class SegmentRequest(Message, frozen=True):
     """A process needs shared memory. Answered under the same corr by `SegmentGranted` or `SegmentDenied`."""
 
@@ -381,6 +388,7 @@ KIND_ACTOR_KILL: Final = 78
 KIND_ACTOR_EXIT: Final = 79
 KIND_PEER_LOST: Final = 80
 KIND_REQUEST: Final = 81
+KIND_RETIRED: Final = 82
 KIND_LEASE_GRANTED: Final = 96
 KIND_LEASE_RECLAIM: Final = 97
 KIND_WORKER_DIED: Final = 98
@@ -418,6 +426,7 @@ TO_NODE: Final[dict[int, type[Message]]] = {
     KIND_ACTOR_EXIT: ActorExit,
     KIND_PEER_LOST: PeerLost,
     KIND_REQUEST: Request,
+    KIND_RETIRED: Retired,
 }
 
 FROM_NODE: Final[dict[int, type[Message]]] = {

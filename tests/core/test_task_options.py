@@ -5,12 +5,17 @@ import os
 import pytest
 
 import ray
-from tests.core.helpers import Tally, wait_until
+from tests.core.helpers import Tally, is_alive, wait_until
 
 
 @ray.remote
 def process_id():
     return os.getpid()
+
+
+@ray.remote
+def square(number):
+    return number * number
 
 
 @ray.remote
@@ -106,6 +111,21 @@ def test_max_calls_ends_the_worker_after_so_many_tasks(cluster):
 
     pids = [ray.get(once.remote()) for _ in range(3)]
     assert len(set(pids)) == 3
+
+
+def test_what_a_worker_put_outlives_its_last_call(cluster):
+    """The worker lends no CPU meanwhile, and ends when nobody refers to its values any more."""
+
+    @ray.remote(max_calls=1, num_cpus=ray.cluster_resources()["CPU"])
+    def put(value):
+        return os.getpid(), ray.put(value), square.remote(value)
+
+    pids, references, squares = zip(*ray.get([put.remote(number) for number in range(4)]), strict=True)
+    assert len(set(pids)) == 4
+    assert ray.get(list(references)) == [0, 1, 2, 3]
+    assert ray.get(list(squares)) == [0, 1, 4, 9]
+    del references, squares
+    wait_until(lambda: not any(is_alive(pid) for pid in pids))
 
 
 @pytest.mark.parametrize("strategy", ["DEFAULT", "SPREAD"])

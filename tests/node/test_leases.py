@@ -167,6 +167,34 @@ def test_a_blocked_worker_lends_its_cpus_and_takes_them_back():
     assert world.node.leases.ledger.free == cpu(1)
 
 
+def test_a_retired_worker_gives_its_resources_back_and_is_not_used_again():
+    world = World({"CPU": 1})
+    driver = world.driver()
+    world.send(driver, demand(count=2))
+    (first,) = granted(world, driver)
+    world.send(first.proc, p.Retired())
+    world.send(first.proc, p.Retired())
+    (second,) = granted(world, driver)
+    assert second.proc != first.proc
+    assert world.node.pool.statistics()["workers_retired"] == 1
+    world.advance(3600)
+    assert world.node.pool.statistics()["workers_retired"] == 1
+    world.die(first.proc, 0)
+    world.advance(processes.TELL_ALL_AFTER_S)
+    (told,) = world.take(driver, p.Deaths)
+    assert [proc for proc, cause in told.dead if "max_calls" in cause] == [first.proc]
+
+
+def test_retired_workers_end_with_their_job():
+    world = World({"CPU": 1})
+    driver = world.driver()
+    world.send(driver, demand())
+    (grant,) = granted(world, driver)
+    world.send(grant.proc, p.Retired())
+    world.leave(driver)
+    assert world.node.pool.statistics()["workers_retired"] == 0
+
+
 def test_the_holder_of_a_dead_worker_learns_the_lease_and_the_cause():
     world = World({"CPU": 1})
     driver, other = world.driver(), world.driver()

@@ -71,6 +71,12 @@ class Leases(RuleBasedStateMachine):
         if grant is not None and grant.proc in self.world.inbox:
             self.world.send(grant.proc, p.Blocked() if blocked else p.Unblocked())
 
+    @rule(lease=grants)
+    def retire(self, lease: int) -> None:
+        _, grant, _ = self.held.pop(lease, (0, None, None))
+        if grant is not None and grant.proc in self.world.inbox:
+            self.world.send(grant.proc, p.Retired())
+
     @rule(target=owners, lease=grants)
     def worker_becomes_owner(self, lease: int) -> int:
         _, grant, _ = self.held.get(lease, (0, None, None))

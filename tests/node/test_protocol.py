@@ -33,6 +33,7 @@ TABLE = """
 79 ActorExit actor incarnation reason
 80 PeerLost proc
 81 Request op args
+82 Retired
 96 LeaseGranted class_id lease proc node pid gpu_ids
 97 LeaseReclaim lease
 98 WorkerDied proc lease cause exit_code intended oom

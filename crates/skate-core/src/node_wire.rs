@@ -32,6 +32,7 @@ pub const ACTOR_KILL: u8 = 78;
 pub const ACTOR_EXIT: u8 = 79;
 pub const PEER_LOST: u8 = 80;
 pub const REQUEST: u8 = 81;
+pub const RETIRED: u8 = 82;
 
 pub const LEASE_GRANTED: u8 = 96;
 pub const LEASE_RECLAIM: u8 = 97;

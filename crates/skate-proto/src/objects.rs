@@ -98,6 +98,12 @@ impl Objects {
         self.entries.keys().filter(|id| id.owner() == self.me).count()
     }
 
+    /// Whether other processes refer to an object of this one; also for rare questions.
+    #[must_use]
+    pub fn is_lender(&self) -> bool {
+        self.entries.iter().any(|(id, entry)| id.owner() == self.me && !entry.borrowers.is_empty())
+    }
+
     #[must_use]
     pub fn is_dead(&self, proc: ProcId) -> bool {
         self.dead.contains_key(&proc)

@@ -453,6 +453,10 @@ impl PyCore {
         self.inner.leave(answered);
     }
 
+    fn linger(&self, py: Python<'_>) {
+        py.detach(|| self.inner.linger());
+    }
+
     fn actor_exit(&self, reason: &str) {
         self.inner.actor_exit(reason);
     }

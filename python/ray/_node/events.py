@@ -54,6 +54,12 @@ class StopWorker(Event, frozen=True):
     reason: str
 
 
+class WorkerRetired(Event, frozen=True):
+    """The worker takes no more tasks, and ends when nobody needs what it owns."""
+
+    proc: int
+
+
 class ExitAnnounced(Event, frozen=True):
     """The worker said that it is about to end by intention."""
 

@@ -37,6 +37,7 @@ from ray._node.events import (
     WantWorker,
     WorkerGone,
     WorkerReady,
+    WorkerRetired,
     WorkerUnavailable,
 )
 from ray._node.lease_records import (
@@ -57,6 +58,7 @@ from ray._protocol import (
     LeaseGranted,
     LeaseReclaim,
     LeaseReturn,
+    Retired,
     Unblocked,
 )
 
@@ -106,6 +108,7 @@ class LeaseTable(Machine):
             LeaseReturn: self._on_return,
             Blocked: self._on_blocked,
             Unblocked: self._on_unblocked,
+            Retired: self._on_retired,
         }
 
     # ------------------------------------------------------------------ queries
@@ -329,6 +332,13 @@ class LeaseTable(Machine):
         else:
             self._emit(StopWorker(lease.proc, "its owner did not want it to be used again"))
         self._schedule(now)
+
+    def _on_retired(self, event: Received, message: Retired, now: float) -> None:
+        lease = self._by_proc.get(event.sender)
+        if lease is not None:
+            self._end(lease)
+            self._emit(WorkerRetired(event.sender))
+            self._schedule(now)
 
     def _on_worker_gone(self, event: WorkerGone, now: float) -> None:
         lease = self._by_proc.get(event.proc)

@@ -7,6 +7,7 @@ A worker serves one job and one environment (its *kind*) for its whole life. Its
 
     forking -> joining -> idle <-> busy        the usual life
     idle -> leaving -> idle or gone            asked to end; stays if it owns what others need
+    busy -> retired -> gone                    takes no more tasks; stays while it owns what others need
     any -> dying -> gone                       killed, or its connection closed
 
 Invariants: a ticket waits or has got exactly one worker; no ticket waits while a worker of its kind is
@@ -41,6 +42,7 @@ from ray._node.events import (
     WorkerGone,
     WorkerLeft,
     WorkerReady,
+    WorkerRetired,
     WorkerUnavailable,
     ZygoteLost,
 )
@@ -112,6 +114,7 @@ class WorkerPool(Machine):
             UnwantWorker: self._on_unwant,
             FreeWorker: self._on_free,
             StopWorker: self._on_stop,
+            WorkerRetired: self._on_retired,
             ExitAnnounced: self._on_announced,
             PeerGivenUp: self._on_given_up,
             JobEnded: self._on_job_ended,
@@ -147,7 +150,7 @@ class WorkerPool(Machine):
     def statistics(self) -> dict[str, int]:
         """Counts for people and tests."""
         counts = {"workers": len(self._workers), "tickets_waiting": len(self._tickets)}
-        for state in ("forking", "joining", "idle", "busy", "leaving", "dying"):
+        for state in ("forking", "joining", "idle", "busy", "leaving", "retired", "dying"):
             counts[f"workers_{state}"] = sum(x.state == state for x in self._workers.values())
         return counts
 
@@ -289,6 +292,12 @@ class WorkerPool(Machine):
             worker.announced = worker.announced or event.reason
             self._kill(worker, now)
 
+    def _on_retired(self, event: WorkerRetired, now: float) -> None:
+        worker = self._workers.get(event.proc)
+        if worker is not None and worker.state == "busy":
+            worker.announced = "it had reached its max_calls"
+            self._set_state(worker, "retired", now)
+
     def _on_announced(self, event: ExitAnnounced, now: float) -> None:
         worker = self._workers.get(event.proc)
         if worker is not None and worker.state != "dying":
@@ -314,7 +323,7 @@ class WorkerPool(Machine):
         """Workers of the job that nobody uses or waits for end. (Its detached actors go on, and may wait.)"""
         wanted = [ticket.kind for ticket in self._tickets.values()]
         for worker in list(self._workers.values()):
-            unused = worker.state == "idle" or (worker.state in STARTING and worker.kind not in wanted)
+            unused = worker.state in ("idle", "retired") or (worker.state in STARTING and worker.kind not in wanted)
             if worker.kind[0] == event.job and unused:
                 worker.stopped, worker.announced = True, "its job has ended"
                 self._kill(worker, now)

@@ -86,6 +86,7 @@ class Worker:
         self._heard = threading.Event()  # the main thread knows that another one leaves
         self._env_known = False
         self.unanswered = False  # this process ends in the middle of a task
+        self.retires = False  # it ends when nobody needs what it owns
         self.creation: Task | None = None
 
     # --- loops ---------------------------------------------------------------------------------------------------
@@ -160,6 +161,7 @@ class Worker:
         if loaded.max_calls:
             loaded.calls += 1
             if loaded.calls >= loaded.max_calls:
+                self.retires = True
                 raise Leave(0)
 
     def _run_method(self, task: Task) -> None:
@@ -543,6 +545,8 @@ def main(*, address: str, session: bytes, token: bytes, node: int, proc: int) ->
         code = worker.run()
         core.leave(answered=not worker.unanswered)
         worker.heard()
+        if worker.retires:
+            core.linger()
     except BaseException:
         report_internal_error()
         code = 1

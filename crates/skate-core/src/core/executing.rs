@@ -183,6 +183,19 @@ impl Core {
         }
     }
 
+    /// Stays, without taking tasks, as long as other processes refer to values of this one.
+    pub fn linger(&self) {
+        let done = || {
+            let state = self.state.lock();
+            state.closed.is_some() || !state.owner.objects.is_lender()
+        };
+        if !done() {
+            self.tell_node(node_wire::RETIRED, 0, &node_wire::empty());
+            // Nothing but the end of the lending, or of the cluster, ends this wait.
+            while matches!(self.wait_for(&done, None, false), Err(CoreError::Interrupted)) {}
+        }
+    }
+
     pub(super) fn own_actor(&self) -> Option<(ActorId, u32)> {
         self.state.lock().actor
     }
