@@ -8,6 +8,7 @@ import threading
 import pytest
 
 import ray
+from tests.core.helpers import Gate
 
 
 class OwnError(Exception):
@@ -270,3 +271,30 @@ def test_a_group_of_errors_can_be_taken_apart(cluster):
     with pytest.raises(ray.exceptions.RayTaskError) as error:
         ray.get(fail.remote())
     assert isinstance(error.value, ExceptionGroup)
+
+
+def test_the_first_error_ends_the_wait_for_all(cluster, tmp_path):
+    never = Gate(tmp_path)
+
+    @ray.remote
+    def hang():
+        never.wait()
+
+    @ray.remote
+    def fail_late(_):
+        raise KeyError("late")
+
+    hanging = hang.remote()
+    try:
+        with pytest.raises(ValueError, match="early"):
+            ray.get([hanging, fail.remote(ValueError("early"))])
+        with pytest.raises(ValueError, match="early"):  # it is there already
+            failed = fail.remote(ValueError("early"))
+            ray.wait([failed])
+            ray.get([hanging, failed])
+        with pytest.raises(KeyError):  # with all of them there, the first in the list
+            both = [fail_late.remote(1), fail.remote(ValueError("early"))]
+            ray.wait(both, num_returns=2)
+            ray.get(both)
+    finally:
+        never.open()

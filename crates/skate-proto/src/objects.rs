@@ -129,6 +129,12 @@ impl Objects {
         self.value(id).is_some()
     }
 
+    /// Position of the first whose value is there and is an exception.
+    #[must_use]
+    pub fn first_failed(&self, ids: &[ObjectId]) -> Option<usize> {
+        ids.iter().position(|id| self.value(*id).is_some_and(Value::is_error))
+    }
+
     #[must_use]
     pub fn is_known(&self, id: ObjectId) -> bool {
         self.entries.contains_key(&id)
@@ -294,10 +300,11 @@ impl Objects {
             }
             return SmallVec::new();
         }
+        let failed = value.is_error();
         entry.value = Some(value);
         entry.resolving = false;
         for waiter in entry.waiters.drain(..) {
-            out.push(Effect::Notify(waiter));
+            out.push(Effect::Notify { waiter, failed });
         }
         let dependents = std::mem::take(&mut entry.dependents);
         let resolvers = std::mem::take(&mut entry.resolvers);

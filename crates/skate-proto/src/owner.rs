@@ -28,8 +28,8 @@ pub enum Effect {
     Send { to: ProcId, msg: Msg, urgent: bool },
     /// Tell the node.
     Node(ToNode),
-    /// Something that a local party waits for has happened.
-    Notify(WaiterId),
+    /// Something that a local party waits for has happened; `failed`: the value is an exception.
+    Notify { waiter: WaiterId, failed: bool },
     /// A block is not needed any more.
     Free(Location),
 }

@@ -112,7 +112,7 @@ impl Owner {
         stream.received += 1;
         let id = ObjectId { task, index: stream.received };
         for waiter in stream.waiters.drain(..) {
-            out.push(Effect::Notify(waiter));
+            out.push(Effect::Notify { waiter, failed: false });
         }
         self.objects.create(id, Some(value), None);
     }
@@ -124,7 +124,7 @@ impl Owner {
         };
         stream.total = Some(stream.received);
         for waiter in stream.waiters.drain(..) {
-            out.push(Effect::Notify(waiter));
+            out.push(Effect::Notify { waiter, failed: false });
         }
     }
 

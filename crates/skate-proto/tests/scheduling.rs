@@ -312,7 +312,7 @@ fn a_stream_hands_out_items_in_order_while_the_task_runs() {
     assert!(!bench.owner.stream_watch(task, WaiterId(4)));
     let item = |index| Msg::Item { task, index, value: Value::Inline(Payload::plain(b"i")) };
     bench.owner.handle_message(WORKER, item(1), bench.now, &mut bench.out);
-    assert_eq!(bench.effects(), [Effect::Notify(WaiterId(4))]);
+    assert_eq!(bench.effects(), [Effect::Notify { waiter: WaiterId(4), failed: false }]);
     bench.owner.handle_message(WORKER, item(1), bench.now, &mut bench.out);
     assert_eq!(bench.owner.stream_next(task, &mut bench.out), Next::Item(ObjectId { task, index: 1 }));
     assert_eq!(bench.owner.stream_next(task, &mut bench.out), Next::NotYet, "a doubled item counts once");

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
-use skate_core::core::{Completions, Core, CoreError, Fetched, Log};
+use skate_core::core::{Completions, Core, CoreError, Fetched, Got, Log};
 use skate_core::transport::Address;
 use skate_proto::actors::{ActorState, Creation};
 use skate_proto::handshake::Role;
@@ -172,7 +172,13 @@ impl PyCore {
     ) -> PyResult<Bound<'py, PyList>> {
         let ids = ids_of(&self.inner, refs)?;
         let deadline = deadline(timeout)?;
-        let fetched = waiting(py, || self.inner.get(&ids, deadline))?;
+        let fetched = match waiting(py, || self.inner.get(&ids, deadline))? {
+            Got::All(fetched) => fetched,
+            Got::Failed(at, payload) => {
+                Bytes::of_blob(&payload.data).load(py, self.hooks.get(), Some(ids[at]))?;
+                return Err(PyRuntimeError::new_err("an exception could be loaded as a value"));
+            }
+        };
         // Every fetched value is taken over before the first may raise, so that none leaks.
         let bytes: Vec<PyResult<Bytes>> =
             fetched.into_iter().map(|value| Bytes::of_fetched(&self.inner, value)).collect();
@@ -196,9 +202,10 @@ impl PyCore {
             Some(fetched) => fetched,
             None => {
                 let deadline = deadline(timeout)?;
-                waiting(py, || self.inner.get(&ids, deadline))?
-                    .pop()
-                    .ok_or_else(|| PyRuntimeError::new_err("no value"))?
+                match waiting(py, || self.inner.get(&ids, deadline))? {
+                    Got::All(mut fetched) => fetched.pop().ok_or_else(|| PyRuntimeError::new_err("no value"))?,
+                    Got::Failed(_, payload) => Fetched::Inline(payload),
+                }
             }
         };
         if let Fetched::Inline(payload) = &mut fetched {

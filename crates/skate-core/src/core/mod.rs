@@ -37,7 +37,7 @@ use requests::Answer;
 use waiting::Watch;
 
 pub use logs::Log;
-pub use objects::Fetched;
+pub use objects::{Fetched, Got};
 pub use waiting::Completions;
 
 type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
@@ -275,7 +275,7 @@ impl Core {
                 match effect {
                     Effect::Send { to, msg, urgent } => self.send_core(state, to, msg, urgent),
                     Effect::Node(msg) => self.send_node(state, msg),
-                    Effect::Notify(waiter) => woken |= Self::notify(state, waiter),
+                    Effect::Notify { waiter, failed } => woken |= Self::notify(state, waiter, failed),
                     Effect::Free(location) => self.free(state, location),
                 }
             }

@@ -31,6 +31,13 @@ pub enum Fetched {
     },
 }
 
+/// What became of several objects that were waited for together.
+pub enum Got {
+    All(Vec<Fetched>),
+    /// The object at this position is an exception; others are not there yet.
+    Failed(usize, Payload),
+}
+
 impl Core {
     pub fn put(&self, value: Value) -> ObjectId {
         self.step(|state, _| state.owner.put(value))
@@ -62,15 +69,30 @@ impl Core {
         });
     }
 
-    /// Waits for the values of objects. Those that were lost with their segment are waited for anew.
-    pub fn get(&self, ids: &[ObjectId], deadline: Option<Instant>) -> Result<Vec<Fetched>, CoreError> {
+    /// Waits for the values of objects, or for the first exception among them. Those that were lost with their
+    /// segment are waited for anew.
+    pub fn get(&self, ids: &[ObjectId], deadline: Option<Instant>) -> Result<Got, CoreError> {
         let mut losses = 0;
         loop {
-            self.wait_ready(ids, ids.len(), deadline)?;
+            self.wait_all(ids, deadline)?;
+            if let Some((at, payload)) = self.failed_early(ids) {
+                return Ok(Got::Failed(at, payload));
+            }
             match self.fetch(ids) {
                 Err(CoreError::SegmentGone(_)) if losses < LOSSES_MAX => losses += 1,
-                other => return other,
+                other => return other.map(Got::All),
             }
+        }
+    }
+
+    /// An exception that is there while others are missing.
+    fn failed_early(&self, ids: &[ObjectId]) -> Option<(usize, Payload)> {
+        let state = self.state.lock();
+        let objects = &state.owner.objects;
+        let at = objects.first_failed(ids)?;
+        match objects.value(ids[at]) {
+            Some(Value::Inline(payload)) if !ids.iter().all(|id| objects.is_ready(*id)) => Some((at, payload.clone())),
+            _ => None,
         }
     }
 
@@ -83,8 +105,10 @@ impl Core {
             }
             Err(CoreError::SegmentGone(_)) => {
                 self.report_missing(object, location.segment);
-                let mut fetched = self.get(&[object], None)?;
-                fetched.pop().ok_or_else(|| CoreError::Store("no value".into()))
+                match self.get(&[object], None)? {
+                    Got::All(mut fetched) => fetched.pop().ok_or_else(|| CoreError::Store("no value".into())),
+                    Got::Failed(_, payload) => Ok(Fetched::Inline(payload)),
+                }
             }
             Err(error) => Err(error),
         }

@@ -81,7 +81,7 @@ impl Core {
                 return;
             }
         }
-        if Self::notify(state, answer_watch(corr)) {
+        if Self::notify(state, answer_watch(corr), false) {
             self.transport().wake();
         }
     }

@@ -25,11 +25,17 @@ const LOOK_FOR_SIGNALS: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(super) struct Waiter {
     missing: AtomicI64,
+    /// Whether an exception among the values ends the wait for the others.
+    fails_fast: bool,
 }
 
 impl Waiter {
     pub(super) fn new(missing: usize) -> Arc<Self> {
-        Arc::new(Self { missing: AtomicI64::new(i64::try_from(missing).unwrap_or(i64::MAX)) })
+        Self::with(missing, false)
+    }
+
+    fn with(missing: usize, fails_fast: bool) -> Arc<Self> {
+        Arc::new(Self { missing: AtomicI64::new(i64::try_from(missing).unwrap_or(i64::MAX)), fails_fast })
     }
 
     /// Ends the wait, whatever is missing.
@@ -160,18 +166,33 @@ impl Core {
 
     /// Waits until `count` of the objects are ready. `TimedOut` after the deadline.
     pub fn wait_ready(&self, ids: &[ObjectId], count: usize, deadline: Option<Instant>) -> Result<(), CoreError> {
+        self.wait_objects(ids, count, deadline, false)
+    }
+
+    /// Waits until all are ready, or one that is an exception.
+    pub(super) fn wait_all(&self, ids: &[ObjectId], deadline: Option<Instant>) -> Result<(), CoreError> {
+        self.wait_objects(ids, ids.len(), deadline, true)
+    }
+
+    fn wait_objects(
+        &self,
+        ids: &[ObjectId],
+        count: usize,
+        deadline: Option<Instant>,
+        fails_fast: bool,
+    ) -> Result<(), CoreError> {
         let (waiter, watch) = {
             let mut state = self.state.lock();
             if let Some(why) = &state.closed {
                 return Err(CoreError::Closed(why.clone()));
             }
             let ready = ids.iter().filter(|id| state.owner.objects.is_ready(**id)).count();
-            if ready >= count {
+            if ready >= count || (fails_fast && state.owner.objects.first_failed(ids).is_some()) {
                 return Ok(());
             }
             state.next_watch += 1;
             let watch = WaiterId(state.next_watch);
-            let waiter = Waiter::new(count - ready);
+            let waiter = Waiter::with(count - ready, fails_fast);
             state.watches.insert(watch, Watch::Thread(waiter.clone()));
             let State { owner, out, .. } = &mut *state;
             for &id in ids {
@@ -235,8 +256,12 @@ impl Core {
         state.watches.retain(|_, watch| !matches!(watch, Watch::Event(c, _) if Arc::ptr_eq(c, completions)));
     }
 
-    pub(super) fn notify(state: &mut State, waiter: WaiterId) -> bool {
+    pub(super) fn notify(state: &mut State, waiter: WaiterId, failed: bool) -> bool {
         match state.watches.get(&waiter) {
+            Some(Watch::Thread(waiter)) if failed && waiter.fails_fast => {
+                waiter.end();
+                true
+            }
             Some(Watch::Thread(waiter)) => waiter.missing.fetch_sub(1, Ordering::AcqRel) == 1,
             Some(Watch::Event(completions, token)) => {
                 completions.add(*token);
