@@ -89,6 +89,12 @@ class LeaseReturn(Message, frozen=True):
     reusable: bool = True
 
 
+class LeaseKept(Message, frozen=True):
+    """Answers a `LeaseReclaim` of a lease that is in use: it comes back when that ends, nobody knows when."""
+
+    lease: int
+
+
 class Blocked(Message, frozen=True):
     """A worker's main thread waits for values: the CPUs of its lease may serve others meanwhile."""
 
@@ -237,9 +243,20 @@ class LeaseGranted(Message, frozen=True):
 
 
 class LeaseReclaim(Message, frozen=True):
-    """Somebody else waits: return this lease as soon as it has no work in flight. Sent once per lease."""
+    """Somebody else waits: return this lease as soon as it has no work in flight. Answered by `LeaseReturn` or
+    `LeaseKept`. Sent once per lease, until `wanted` False takes it back, which is not answered.
+    """
 
     lease: int
+    wanted: bool = True
+
+
+class Pressure(Message, frozen=True):
+    """Others wait for what this owner's leases hold: those without work go back at once, and are not kept for a next
+    task, until `pressed` is False again. The owner has all leases of a node in mind, so one message does for all.
+    """
+
+    pressed: bool
 
 
 class WorkerDied(Message, frozen=True):
@@ -389,6 +406,7 @@ KIND_ACTOR_EXIT: Final = 79
 KIND_PEER_LOST: Final = 80
 KIND_REQUEST: Final = 81
 KIND_RETIRED: Final = 82
+KIND_LEASE_KEPT: Final = 83
 KIND_LEASE_GRANTED: Final = 96
 KIND_LEASE_RECLAIM: Final = 97
 KIND_WORKER_DIED: Final = 98
@@ -406,6 +424,7 @@ KIND_LEASE_FAILED: Final = 109
 KIND_ACTOR_STOP: Final = 110
 KIND_EXIT: Final = 111
 KIND_DEATHS: Final = 112
+KIND_PRESSURE: Final = 113
 
 TO_NODE: Final[dict[int, type[Message]]] = {
     KIND_LEASE_DEMAND: LeaseDemand,
@@ -427,6 +446,7 @@ TO_NODE: Final[dict[int, type[Message]]] = {
     KIND_PEER_LOST: PeerLost,
     KIND_REQUEST: Request,
     KIND_RETIRED: Retired,
+    KIND_LEASE_KEPT: LeaseKept,
 }
 
 FROM_NODE: Final[dict[int, type[Message]]] = {
@@ -447,6 +467,7 @@ FROM_NODE: Final[dict[int, type[Message]]] = {
     KIND_ACTOR_STOP: ActorStop,
     KIND_EXIT: Exit,
     KIND_DEATHS: Deaths,
+    KIND_PRESSURE: Pressure,
 }
 
 KINDS: Final[dict[type[Message], int]] = {

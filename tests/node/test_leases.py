@@ -123,6 +123,63 @@ def test_leases_are_asked_back_once_and_only_from_who_has_more():
     assert world.take(rich, p.LeaseReclaim) == [], "one each is fair"
 
 
+def test_when_a_lease_is_in_use_the_next_one_is_asked_for_and_what_is_not_needed_stays():
+    world = World({"CPU": 3})
+    rich, poor = world.driver(), world.driver()
+    world.send(rich, demand(count=3))
+    leases_held = [grant.lease for grant in granted(world, rich)]
+    world.send(poor, demand(count=1))
+    asked = []
+    for _ in range(3):
+        (reclaim,) = world.take(rich, p.LeaseReclaim)
+        asked.append(reclaim.lease)
+        world.send(rich, p.LeaseKept(reclaim.lease))
+    assert sorted(asked) == leases_held
+    assert world.take(rich, p.LeaseReclaim) == []
+    world.send(rich, p.LeaseReturn(asked[1]))
+    assert len(granted(world, poor)) == 1
+    withdrawn = world.take(rich, p.LeaseReclaim)
+    assert {(message.lease, message.wanted) for message in withdrawn} == {(asked[0], False), (asked[2], False)}
+
+
+def test_owners_hear_that_idle_leases_are_wanted_and_when_it_is_over():
+    world = World({"CPU": 2})
+    driver, other = world.driver(), world.driver()
+    world.send(driver, demand(1, count=2))
+    (_, idle) = granted(world, driver)
+    world.send(driver, demand(2))
+    assert world.take(driver, p.Pressure) == [p.Pressure(True)]
+    assert world.take(other, p.Pressure) == [], "it has nothing"
+    world.send(driver, p.LeaseReturn(idle.lease))
+    assert [grant.class_id for grant in granted(world, driver)] == [2]
+    world.advance(leases.CALM_S / 2)
+    world.send(driver, demand(3))
+    assert world.take(driver, p.Pressure) == [], "it knows already"
+    world.send(driver, demand(3, count=0))
+    world.advance(leases.CALM_S / 2)
+    assert world.take(driver, p.Pressure) == []
+    world.advance(leases.CALM_S)
+    assert world.take(driver, p.Pressure) == [p.Pressure(False)]
+
+
+def test_asking_for_what_is_in_use_ends_when_shares_are_equal():
+    world = World({"CPU": 4})
+    rich, poor = world.driver(), world.driver()
+    world.send(rich, demand(count=4))
+    granted(world, rich)
+    world.send(poor, demand(count=50))
+    asked: set[int] = set()
+    while reclaims := [x for x in world.take(rich, p.LeaseReclaim) if x.wanted]:
+        for reclaim in reclaims:
+            asked.add(reclaim.lease)
+            world.send(rich, p.LeaseKept(reclaim.lease))
+    for count, lease in enumerate(sorted(asked)[:2], 1):
+        world.send(rich, p.LeaseReturn(lease))
+        asked.remove(lease)
+        assert len(granted(world, poor)) == 1, count
+    assert {x.lease for x in world.take(rich, p.LeaseReclaim) if not x.wanted} == asked
+
+
 def test_an_owner_that_needs_its_lease_keeps_it_for_a_quantum():
     world = World({"CPU": 1})
     first, second = world.driver(), world.driver()
@@ -183,6 +240,24 @@ def test_a_retired_worker_gives_its_resources_back_and_is_not_used_again():
     world.advance(processes.TELL_ALL_AFTER_S)
     (told,) = world.take(driver, p.Deaths)
     assert [proc for proc, cause in told.dead if "max_calls" in cause] == [first.proc]
+
+
+def test_a_worker_that_retires_when_it_was_returned_already_is_not_used_again():
+    world = World({"CPU": 1})
+    driver = world.driver()
+    world.send(driver, demand())
+    (grant,) = granted(world, driver)
+    world.send(driver, p.LeaseReturn(grant.lease))
+    world.send(grant.proc, p.Retired())
+    world.send(driver, demand())
+    (other,) = granted(world, driver)
+    assert other.proc != grant.proc
+    world.send(driver, p.LeaseReturn(other.lease))
+    world.send(driver, demand())
+    (again,) = granted(world, driver)
+    assert again.proc == other.proc
+    world.send(again.proc, p.Retired())
+    assert world.node.leases.ledger.free == cpu(1), "the lease of a retired worker has ended, whoever got it"
 
 
 def test_retired_workers_end_with_their_job():

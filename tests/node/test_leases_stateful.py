@@ -72,6 +72,12 @@ class Leases(RuleBasedStateMachine):
             self.world.send(grant.proc, p.Blocked() if blocked else p.Unblocked())
 
     @rule(lease=grants)
+    def keep(self, lease: int) -> None:
+        owner, _, _ = self.held.get(lease, (0, None, None))
+        if owner in self.world.inbox:
+            self.world.send(owner, p.LeaseKept(lease))
+
+    @rule(lease=grants)
     def retire(self, lease: int) -> None:
         _, grant, _ = self.held.pop(lease, (0, None, None))
         if grant is not None and grant.proc in self.world.inbox:

@@ -34,8 +34,9 @@ TABLE = """
 80 PeerLost proc
 81 Request op args
 82 Retired
+83 LeaseKept lease
 96 LeaseGranted class_id lease proc node pid gpu_ids
-97 LeaseReclaim lease
+97 LeaseReclaim lease wanted
 98 WorkerDied proc lease cause exit_code intended oom
 99 SegmentGranted segment size
 100 SegmentDenied message
@@ -51,6 +52,7 @@ TABLE = """
 110 ActorStop actor
 111 Exit
 112 Deaths dead
+113 Pressure pressed
 """
 
 

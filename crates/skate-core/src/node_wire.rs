@@ -33,6 +33,7 @@ pub const ACTOR_EXIT: u8 = 79;
 pub const PEER_LOST: u8 = 80;
 pub const REQUEST: u8 = 81;
 pub const RETIRED: u8 = 82;
+pub const LEASE_KEPT: u8 = 83;
 
 pub const LEASE_GRANTED: u8 = 96;
 pub const LEASE_RECLAIM: u8 = 97;
@@ -51,6 +52,7 @@ pub const LEASE_FAILED: u8 = 109;
 pub const ACTOR_STOP: u8 = 110;
 pub const EXIT: u8 = 111;
 pub const DEATHS: u8 = 112;
+pub const PRESSURE: u8 = 113;
 
 fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     rmp_serde::to_vec(value).expect("plain data always encodes")
@@ -79,6 +81,10 @@ pub fn empty() -> Vec<u8> {
 
 pub fn segment_request(min_bytes: u64) -> Vec<u8> {
     encode(&(min_bytes,))
+}
+
+pub fn lease_kept(lease: LeaseId) -> Vec<u8> {
+    encode(&(lease.0,))
 }
 
 pub fn segment(segment: SegmentId) -> Vec<u8> {
@@ -144,7 +150,8 @@ pub fn request(op: &str, args: &[u8]) -> Vec<u8> {
 #[derive(Debug)]
 pub enum FromNode {
     LeaseGranted { class: u32, lease: LeaseId, worker: ProcId, pid: u32, gpu_ids: Vec<u32> },
-    LeaseReclaim { lease: LeaseId },
+    LeaseReclaim { lease: LeaseId, wanted: bool },
+    Pressure { pressed: bool },
     WorkerDied { proc: ProcId, cause: String, oom: bool },
     Deaths(Vec<(u64, String)>),
     SegmentGranted { segment: SegmentId, size: u64 },
@@ -172,7 +179,11 @@ pub fn decode(kind: u8, body: &[u8]) -> Option<FromNode> {
             let (class, lease, worker, _node, pid, gpu_ids): (u32, u64, u64, u64, u32, Vec<u32>) = get(body)?;
             FromNode::LeaseGranted { class, lease: LeaseId(lease), worker: ProcId(worker), pid, gpu_ids }
         }
-        LEASE_RECLAIM => FromNode::LeaseReclaim { lease: LeaseId(get::<(u64,)>(body)?.0) },
+        LEASE_RECLAIM => {
+            let (lease, wanted): (u64, bool) = get(body)?;
+            FromNode::LeaseReclaim { lease: LeaseId(lease), wanted }
+        }
+        PRESSURE => FromNode::Pressure { pressed: get::<(bool,)>(body)?.0 },
         WORKER_DIED => {
             let (proc, _lease, cause, _code, _intended, oom): (u64, u64, String, i32, bool, bool) = get(body)?;
             FromNode::WorkerDied { proc: ProcId(proc), cause, oom }

@@ -143,6 +143,10 @@ impl Executor {
         };
         if (self.blocked > 0 || self.exiting) && !self.is_actor {
             out.push(Effect::Send { to: from, msg: Msg::Returned { tasks: vec![push.task] }, urgent: true });
+            if self.exiting {
+                // Its owner was lent this worker before the node knew that it ends: it must not push the same again.
+                out.push(Effect::Send { to: from, msg: Msg::Leaving, urgent: true });
+            }
             return None;
         }
         let kind = if def.actor.is_some() { WorkKind::Call } else { WorkKind::Task };

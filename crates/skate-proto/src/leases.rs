@@ -86,6 +86,8 @@ pub(crate) struct Leases {
     classes_swept_at: usize,
     by_spec: Map<ClassSpec, ClassId>,
     leases: Map<LeaseId, Lease>,
+    /// Others wait for workers of this node: idle ones go back at once.
+    pressed: bool,
     by_worker: Map<ProcId, LeaseId>,
 }
 
@@ -261,7 +263,7 @@ impl Owner {
     /// Leases without work: they steal, or wait a while for more, or go back.
     fn settle_idle(&mut self, class: ClassId, now_ns: u64, out: &mut Out) {
         let mut give_back = Vec::new();
-        let mut idle = 0_u32;
+        let mut idle = Vec::new();
         for &id in &self.leases.classes[&class].leases {
             let lease = self.leases.leases.get_mut(&id).expect("listed");
             if !lease.in_flight.is_empty() || lease.blocked {
@@ -271,23 +273,40 @@ impl Owner {
                 give_back.push(id);
             } else {
                 lease.idle_since_ns.get_or_insert(now_ns);
-                idle += 1;
+                idle.push(id);
             }
         }
         for id in give_back {
             self.return_lease(id, out);
         }
-        if idle == 0 {
+        if idle.is_empty() {
             return;
         }
         let victims: Vec<LeaseId> = self.leases.classes[&class].leases.clone();
         for id in victims {
             let lease = self.leases.leases.get_mut(&id).expect("listed");
-            if lease.in_flight.len() >= 2 && !lease.stealing && idle > 0 {
+            if lease.in_flight.len() >= 2 && !lease.stealing && idle.pop().is_some() {
                 lease.stealing = true;
-                idle -= 1;
                 let max = u32::try_from(lease.in_flight.len() / 2).unwrap_or(u32::MAX);
                 out.send(lease.worker, Msg::Steal { max });
+            }
+        }
+        if self.leases.pressed {
+            for id in idle {
+                self.return_lease(id, out);
+            }
+        }
+    }
+
+    /// Others wait for workers of this node, or do so no longer.
+    pub fn handle_pressure(&mut self, pressed: bool, now_ns: u64, out: &mut Out) {
+        self.leases.pressed = pressed;
+        if pressed {
+            let mut classes: Vec<ClassId> = self.leases.leases.values().map(|lease| lease.class).collect();
+            classes.sort_unstable();
+            classes.dedup();
+            for class in classes {
+                self.pump(class, now_ns, out);
             }
         }
     }
@@ -360,13 +379,19 @@ impl Owner {
         }
     }
 
-    /// Others wait for what this lease holds.
-    pub fn handle_lease_reclaim(&mut self, id: LeaseId, now_ns: u64, out: &mut Out) {
+    /// Others wait for what this lease holds, or do so no longer. What cannot come back at once is said to be in
+    /// use: the node looks elsewhere meanwhile.
+    pub fn handle_lease_reclaim(&mut self, id: LeaseId, wanted: bool, now_ns: u64, out: &mut Out) {
         let Some(lease) = self.leases.leases.get_mut(&id) else {
             return;
         };
-        lease.reclaim = true;
-        self.pump_lease(id, now_ns, out);
+        lease.reclaim = wanted;
+        if wanted {
+            self.pump_lease(id, now_ns, out);
+            if self.leases.leases.contains_key(&id) {
+                out.node(ToNode::LeaseKept { lease: id });
+            }
+        }
     }
 
     pub(crate) fn pump_lease(&mut self, id: LeaseId, now_ns: u64, out: &mut Out) {

@@ -39,6 +39,7 @@ pub enum Effect {
 pub enum ToNode {
     LeaseDemand { class: ClassId, count: u32 },
     LeaseReturn { lease: LeaseId, reusable: bool },
+    LeaseKept { lease: LeaseId },
     ActorCreate { creation: Box<Creation>, spec: Box<ActorSpec> },
     ActorSubscribe { actor: ActorId },
     ActorRelease { actor: ActorId },

@@ -203,8 +203,43 @@ fn an_idle_lease_goes_back_after_a_while_and_at_once_when_asked() {
     bench.owner.handle_timeout(due, &mut bench.out);
     assert_eq!(bench.effects(), [Effect::Node(ToNode::LeaseReturn { lease: LeaseId(1), reusable: true })]);
     bench.lend(2, WORKER);
-    bench.owner.handle_lease_reclaim(LeaseId(2), bench.now, &mut bench.out);
+    bench.owner.handle_lease_reclaim(LeaseId(2), true, bench.now, &mut bench.out);
     assert!(bench.effects().contains(&Effect::Node(ToNode::LeaseReturn { lease: LeaseId(2), reusable: true })));
+}
+
+#[test]
+fn under_pressure_idle_leases_go_back_at_once() {
+    let mut bench = Bench::new();
+    let f = bench.function(3);
+    let returned = |lease| Effect::Node(ToNode::LeaseReturn { lease: LeaseId(lease), reusable: true });
+    let task = bench.submit(f);
+    bench.lend(1, WORKER);
+    bench.lend(2, OTHER);
+    bench.effects();
+    bench.owner.handle_pressure(true, bench.now, &mut bench.out);
+    assert_eq!(bench.effects(), [returned(2)], "the idle one");
+    bench.done(WORKER, task, 5 * MS);
+    assert_eq!(bench.effects(), [returned(1)], "and the other one when it is idle");
+    bench.owner.handle_pressure(false, bench.now, &mut bench.out);
+    let task = bench.submit(f);
+    bench.lend(3, WORKER);
+    bench.effects();
+    bench.done(WORKER, task, 5 * MS);
+    assert!(bench.effects().is_empty(), "it is kept for a next task again");
+}
+
+#[test]
+fn a_lease_that_nobody_waits_for_any_more_stays() {
+    let mut bench = Bench::new();
+    let f = bench.function(3);
+    let task = bench.submit(f);
+    bench.lend(1, WORKER);
+    bench.owner.handle_lease_reclaim(LeaseId(1), true, bench.now, &mut bench.out);
+    bench.owner.handle_lease_reclaim(LeaseId(1), false, bench.now, &mut bench.out);
+    bench.effects();
+    bench.now += TURN_NS;
+    bench.done(WORKER, task, 5 * MS);
+    assert!(bench.effects().is_empty(), "it is idle, and its owner's for a while");
 }
 
 #[test]
@@ -213,8 +248,11 @@ fn a_reclaimed_lease_with_work_is_kept_for_its_turn_and_then_returned() {
     let f = bench.function(3);
     let tasks: Vec<TaskId> = (0..3).map(|_| bench.submit(f)).collect();
     bench.lend(1, WORKER);
-    bench.owner.handle_lease_reclaim(LeaseId(1), bench.now, &mut bench.out);
-    bench.effects();
+    bench.owner.handle_lease_reclaim(LeaseId(1), true, bench.now, &mut bench.out);
+    assert!(
+        bench.effects().contains(&Effect::Node(ToNode::LeaseKept { lease: LeaseId(1) })),
+        "the node looks elsewhere"
+    );
     bench.done(WORKER, tasks[0], 5 * MS);
     assert_eq!(bench.pushes().len(), 1, "its turn is not over");
     bench.now += TURN_NS;
@@ -707,4 +745,25 @@ fn what_a_process_gives_back_after_its_end_was_heard_of_keeps_nothing() {
     bench.owner.handle_message(WORKER, Msg::Release { object, tokens: 1 }, bench.now, &mut bench.out);
     bench.owner.release(object, &mut bench.out);
     assert!(bench.owner.objects.is_empty());
+}
+
+#[test]
+fn a_push_to_a_worker_that_ends_comes_back_and_is_not_pushed_there_again() {
+    let mut executor = skate_proto::executor::Executor::default();
+    let mut out = Out::default();
+    executor.handle_define(ME, 0, std::sync::Arc::new(call(Returns::Count(1), None)), Some(Blob::new(b"f")));
+    executor.leave(true, &mut out);
+    out.effects.clear();
+    let task = TaskId { node: NodeKey(1), proc: ME, seq: 1 };
+    let push = Push { task, def: 0, attempt: 0, args: Payload::plain(b""), deps: vec![], gpu_ids: vec![] };
+    assert_eq!(executor.handle_push(ME, push, &mut out), None);
+    let sent: Vec<Msg> = out
+        .effects
+        .drain(..)
+        .filter_map(|effect| match effect {
+            Effect::Send { to: ME, msg, .. } => Some(msg),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(sent, [Msg::Returned { tasks: vec![task] }, Msg::Leaving]);
 }

@@ -273,6 +273,7 @@ impl World {
 
     fn manage(&mut self, me: ProcId, msg: ToNode) {
         match msg {
+            ToNode::LeaseKept { .. } => {}
             ToNode::LeaseDemand { class, count } => {
                 self.demands.retain(|(p, c, _)| (*p, *c) != (me, class));
                 if count > 0 {

@@ -87,12 +87,13 @@ def choose_reclaims(
 ) -> tuple[list[Lease], float | None]:
     """Leases to ask back for those who wait, and when to look again because a lease is too young.
 
-    Works on a projection: what is free, with what was asked back already counted as if it had come.
+    Works on a projection: what is free, with what was asked back already counted as if it had come, unless its owner
+    has said that it is in use.
     """
     projected = dict(ledger.free)
     keepers: list[Lease] = []
     for lease in leases:
-        if lease.reclaimed:
+        if lease.reclaimed and not lease.kept:
             for name in lease.allocation.amounts:
                 projected[name] += lease.allocation.holds(name)
         else:
@@ -121,6 +122,22 @@ def choose_reclaims(
                 for name, units in want.demand.items():
                     projected[name] -= units
     return victims, again_at
+
+
+def needless_reclaims(blocked: list[Want], leases: list[Lease], ledger: Ledger) -> list[Lease]:
+    """Leases in use that were asked back and may stay: nobody waits for what they hold, or shares are equal by now.
+
+    When nothing comes back at once, more leases are asked for than are needed, because nobody knows which will be
+    idle first.
+    """
+    kept = [lease for lease in leases if lease.kept]
+    staying = [lease for lease in leases if lease.kept or not lease.reclaimed]
+    needed: set[int] = set()
+    for want in blocked[:WAITERS_SERVED]:
+        lacking = ledger.lacking(want.demand)
+        counts = _Counts(_useful(staying, lacking), want)
+        needed.update(lease.id for lease in _useful(kept, lacking) if counts.is_due(lease))
+    return [lease for lease in kept if lease.id not in needed]
 
 
 def overlooked(turns: dict[int, dict[Key, Want]], ledger: Ledger) -> list[Want]:
@@ -198,27 +215,20 @@ def _victim(
 
     Otherwise None, and the time when a lease that is too young now may be taken.
     """
-    useful = [x for x in keepers if any(x.allocation.holds(name) > 0 for name in lacking)]
-    # What was asked back counts for nobody; what is starting counts, though it cannot be asked back yet.
-    by_owner = _count(lease.owner for lease in useful)
-    by_class = _count(lease.key for lease in useful)
+    useful = _useful(keepers, lacking)
+    # What is about to come back counts for nobody; what is starting counts, though it cannot be asked back yet.
+    counts = _Counts(useful, want, gets)
     young_until: float | None = None
     candidates: list[tuple[int, int, Lease]] = []
     for lease in useful:
-        if lease.key == want.key or not lease.held:
-            continue
-        if lease.owner == want.owner:
-            theirs, ours = by_class[lease.key], by_class.get(want.key, 0) + gets
-        else:
-            theirs, ours = by_owner[lease.owner], by_owner.get(want.owner, 0) + gets
-        if not (theirs >= ours + 2 or ours == 0):
+        if not lease.held or lease.reclaimed or not counts.is_due(lease):
             continue
         own = wants.get(lease.key)
         if own is not None and own.count > 0 and now < lease.since + QUANTUM_S:
             until = lease.since + QUANTUM_S
             young_until = until if young_until is None else min(young_until, until)
             continue
-        candidates.append((theirs, lease.id, lease))
+        candidates.append((counts.held_beside(lease), lease.id, lease))
     if not candidates:
         return None, young_until
     return max(candidates, key=lambda candidate: candidate[:2])[2], None
@@ -226,7 +236,36 @@ def _victim(
 
 def _gpu_comes(leases: list[Lease], victims: list[Lease]) -> bool:
     """Whether a device's share was asked back and has not come yet."""
-    return any(x.allocation.shares and (x.reclaimed or x in victims) for x in leases)
+    return any(x.allocation.shares and ((x.reclaimed and not x.kept) or x in victims) for x in leases)
+
+
+class _Counts:
+    """Who holds how many of the leases that are of use to `want`, to which `gets` more are on their way."""
+
+    def __init__(self, useful: list[Lease], want: Want, gets: int = 0) -> None:
+        self._by_owner = _count(lease.owner for lease in useful)
+        self._by_class = _count(lease.key for lease in useful)
+        self._want = want
+        self._gets = gets
+
+    def held_beside(self, lease: Lease) -> int:
+        """Leases of its class where the one who waits is its owner too, else of its owner."""
+        if lease.owner == self._want.owner:
+            return self._by_class.get(lease.key, 0)
+        return self._by_owner.get(lease.owner, 0)
+
+    def is_due(self, lease: Lease) -> bool:
+        """Whether its holder has so much more than the one who waits that it should change hands."""
+        want = self._want
+        if lease.key == want.key:
+            return False
+        same = lease.owner == want.owner
+        ours = (self._by_class.get(want.key, 0) if same else self._by_owner.get(want.owner, 0)) + self._gets
+        return self.held_beside(lease) >= ours + 2 or ours == 0
+
+
+def _useful(leases: list[Lease], lacking: list[str]) -> list[Lease]:
+    return [lease for lease in leases if any(lease.allocation.holds(name) > 0 for name in lacking)]
 
 
 def _count(keys: Iterable[object]) -> dict[object, int]:

@@ -104,6 +104,9 @@ class Lease(msgspec.Struct):
     pid: int = 0
     since: float = 0.0
     reclaimed: bool = False
+    """It was asked back."""
+    kept: bool = False
+    """It was asked back, and is in use: it comes some time."""
 
     @property
     def owner(self) -> int:

@@ -56,8 +56,10 @@ from ray._protocol import (
     LeaseDemand,
     LeaseFailed,
     LeaseGranted,
+    LeaseKept,
     LeaseReclaim,
     LeaseReturn,
+    Pressure,
     Retired,
     Unblocked,
 )
@@ -70,6 +72,11 @@ DEMANDS_PER_OWNER_MAX: Final = 10_000
 
 NOTICE_DELAYS_S: Final = (10.0, 30.0, 60.0, 120.0, 300.0)
 """After these delays a demand that cannot be met is mentioned again; then every last one of them."""
+
+
+CALM_S: Final = 0.1
+"""After this time without anyone waiting, owners may keep idle leases again: classes that alternate do not cause two
+messages each time."""
 
 
 class LeaseTable(Machine):
@@ -91,6 +98,10 @@ class LeaseTable(Machine):
         """The same demands by owner, in the order in which owners and classes have their turn."""
         self._leases: dict[int, Lease] = {}
         self._by_proc: dict[int, Lease] = {}
+        self._pressed: dict[int, None] = {}
+        """Owners that were told that others wait."""
+        self._kept = 0
+        """How many leases were asked back and are in use."""
         self._serial = 0
         self._deadlines: Deadlines[Key | str] = Deadlines()
         self._events = {
@@ -106,6 +117,7 @@ class LeaseTable(Machine):
         self._messages = {
             LeaseDemand: self._on_demand,
             LeaseReturn: self._on_return,
+            LeaseKept: self._on_kept,
             Blocked: self._on_blocked,
             Unblocked: self._on_unblocked,
             Retired: self._on_retired,
@@ -255,6 +267,7 @@ class LeaseTable(Machine):
     def _schedule(self, now: float) -> None:
         """Take resources for all that fits, and ask for leases back on behalf of what does not."""
         if not self._turns:
+            self._relax(now)
             return
         blocked = fairness.share_out(self._turns, self.ledger, self._start)
         if not any(want.passed_over >= want.patience for want in blocked):
@@ -263,12 +276,35 @@ class LeaseTable(Machine):
             self._deadlines.set("hold", now + fairness.HOLD_S)
         self._deadlines.clear("reclaim")
         if blocked:
-            ended_by_owners = [lease for lease in self._leases.values() if lease.owner != ACTORS]
-            victims, again_at = fairness.choose_reclaims(blocked, ended_by_owners, self._wants, self.ledger, now)
+            victims, again_at = fairness.choose_reclaims(
+                blocked, self._ended_by_owners(), self._wants, self.ledger, now
+            )
+            self._press(blocked)
+            self._withdraw_reclaims(blocked)
             for lease in victims:
                 self._reclaim(lease)
             if again_at is not None:
                 self._deadlines.set("reclaim", again_at)
+        else:
+            self._relax(now)
+
+    def _press(self, blocked: list[Want]) -> None:
+        """Tell who holds what is lacking that idle leases are wanted back."""
+        self._deadlines.clear("calm")
+        lacking = {name for want in blocked[: fairness.WAITERS_SERVED] for name in self.ledger.lacking(want.demand)}
+        for lease in self._ended_by_owners():
+            if lease.owner not in self._pressed and any(lease.allocation.holds(name) for name in lacking):
+                self._pressed[lease.owner] = None
+                self._emit(Send(lease.owner, Pressure(True)))
+
+    def _relax(self, now: float) -> None:
+        """Nobody waits any more."""
+        self._withdraw_reclaims([])
+        if self._pressed and "calm" not in self._deadlines:
+            self._deadlines.set("calm", now + CALM_S)
+
+    def _ended_by_owners(self) -> list[Lease]:
+        return [lease for lease in self._leases.values() if lease.owner != ACTORS]
 
     def _start(self, want: Want) -> None:
         self._serial += 1
@@ -335,10 +371,26 @@ class LeaseTable(Machine):
 
     def _on_retired(self, event: Received, message: Retired, now: float) -> None:
         lease = self._by_proc.get(event.sender)
+        self._emit(WorkerRetired(event.sender))
         if lease is not None:
             self._end(lease)
-            self._emit(WorkerRetired(event.sender))
             self._schedule(now)
+
+    def _on_kept(self, event: Received, message: LeaseKept, now: float) -> None:
+        lease = self._leases.get(message.lease)
+        if lease is not None and lease.owner == event.sender and lease.reclaimed and not lease.kept:
+            lease.kept = True
+            self._kept += 1
+            self._schedule(now)
+
+    def _withdraw_reclaims(self, blocked: list[Want]) -> None:
+        """What is in use, and not needed any more by those who wait, may stay so."""
+        if not self._kept:
+            return
+        for lease in fairness.needless_reclaims(blocked, self._ended_by_owners(), self.ledger):
+            lease.reclaimed = lease.kept = False
+            self._kept -= 1
+            self._emit(Send(lease.owner, LeaseReclaim(lease.id, wanted=False)))
 
     def _on_worker_gone(self, event: WorkerGone, now: float) -> None:
         lease = self._by_proc.get(event.proc)
@@ -351,6 +403,7 @@ class LeaseTable(Machine):
 
     def _on_left(self, event: ProcessLeft, now: float) -> None:
         self._jobs.pop(event.proc, None)
+        self._pressed.pop(event.proc, None)
         for lease in [x for x in self._leases.values() if x.owner == event.proc]:
             if lease.held:
                 self._emit(StopWorker(lease.proc, "the process that it worked for has ended"))
@@ -364,6 +417,7 @@ class LeaseTable(Machine):
 
     def _end(self, lease: Lease) -> None:
         del self._leases[lease.id]
+        self._kept -= lease.kept
         if lease.held:
             del self._by_proc[lease.proc]
         self.ledger.give(lease.allocation)
@@ -389,6 +443,10 @@ class LeaseTable(Machine):
                 # more often before it holds them up again.
                 for want in self._wants.values():
                     fairness.give_up_hold(want)
+            elif key == "calm":
+                for owner in self._pressed:
+                    self._emit(Send(owner, Pressure(False)))
+                self._pressed.clear()
             elif isinstance(key, tuple):
                 self._notice(self._wants[key], now)
         self._schedule(now)
@@ -439,7 +497,9 @@ class LeaseTable(Machine):
             self._require(0 <= want.starting <= want.count, f"{key} has more leases starting than wanted")
             self._require(self._turns[want.owner][key] is want, f"{key} has no turn")
             self._require(want.owner == ACTORS or want.owner in self._jobs, f"{key} is wanted by the dead")
+        self._require(self._kept == sum(lease.kept for lease in self._leases.values()), "kept leases miscounted")
         for lease in self._leases.values():
+            self._require(lease.reclaimed or not lease.kept, f"lease {lease.id} is kept from nobody")
             self._require(lease.owner == ACTORS or lease.owner in self._jobs, f"lease {lease.id} of the dead")
             self._require(lease.held or lease.key in self._wants, f"lease {lease.id} starts unwanted")
         self._require(

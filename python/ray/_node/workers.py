@@ -294,7 +294,8 @@ class WorkerPool(Machine):
 
     def _on_retired(self, event: WorkerRetired, now: float) -> None:
         worker = self._workers.get(event.proc)
-        if worker is not None and worker.state == "busy":
+        if worker is not None and worker.joined and worker.state != "dying":
+            self._unlist(worker)  # its owner may have returned it before it heard
             worker.announced = "it had reached its max_calls"
             self._set_state(worker, "retired", now)
 

@@ -82,7 +82,10 @@ impl Core {
                 let State { owner, out, .. } = state;
                 owner.handle_lease_granted(ClassId(class), lease, worker, pid, gpu_ids, now, out);
             }
-            FromNode::LeaseReclaim { lease } => state.owner.handle_lease_reclaim(lease, now, &mut state.out),
+            FromNode::LeaseReclaim { lease, wanted } => {
+                state.owner.handle_lease_reclaim(lease, wanted, now, &mut state.out);
+            }
+            FromNode::Pressure { pressed } => state.owner.handle_pressure(pressed, now, &mut state.out),
             FromNode::WorkerDied { proc, .. } if self.is_connected(proc) => {
                 state.deferred.entry(proc).or_default().push(msg)
             }

@@ -332,6 +332,7 @@ impl Core {
             ToNode::LeaseReturn { lease, reusable } => {
                 (node_wire::LEASE_RETURN, node_wire::lease_return(lease, reusable))
             }
+            ToNode::LeaseKept { lease } => (node_wire::LEASE_KEPT, node_wire::lease_kept(lease)),
             ToNode::ActorCreate { creation, spec } => {
                 (node_wire::ACTOR_CREATE, node_wire::actor_create(&creation, &spec))
             }
