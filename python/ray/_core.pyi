@@ -137,7 +137,10 @@ class Core:
         detached: bool,
     ) -> None: ...
     def kill_actor(self, actor: bytes, no_restart: bool) -> None: ...
-    def limit_pending_calls(self, actor: bytes, limit: int) -> None: ...
+    def configure_calls(self, actor: bytes, *, max_pending: int, any_order: bool) -> None:
+        """Before the first call of an actor: how many may be unfinished (negative: any number), and whether those whose
+        arguments are there may overtake the others.
+        """
     def actor_state(self, actor: bytes) -> int:
         """0 pending, 1 alive, 2 restarting, 3 dead, -1 never heard of."""
 
@@ -168,9 +171,9 @@ class Core:
 
 @final
 class ActorHandleRef:
-    """Counts one handle of an actor; pickling hands it on like an ObjectRef."""
+    """Counts one handle of an actor, unless it is the actor's own; pickling hands it on like an ObjectRef."""
 
-    def __init__(self, actor: bytes, owner_node: int) -> None: ...
+    def __init__(self, actor: bytes, owner_node: int, *, counted: bool = True) -> None: ...
     def binary(self) -> bytes: ...
     @property
     def owner_node(self) -> int: ...

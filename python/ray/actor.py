@@ -150,6 +150,7 @@ class ActorClass(Generic[T]):
             concurrency = opts.ASYNC_MAX_CONCURRENCY if is_async else 1
         actor = core.next_actor_id()
         ref = _core.ActorHandleRef(actor, core.node)
+        described.configure(core, actor)
         if name:
             _reserve(name, namespace, actor, described)
         core.create_actor(
@@ -185,7 +186,14 @@ class ActorClass(Generic[T]):
     def _blob(self, core: Core, run: dict[str, int], namespace: str, env: dict[str, Any]) -> bytes:
         from ray.remote_function import pickle_blob
 
-        carried = ("concurrency_groups", "max_pending_calls", "max_task_retries", "name")
+        carried = (
+            "allow_out_of_order_execution",
+            "concurrency_groups",
+            "max_concurrency",
+            "max_pending_calls",
+            "max_task_retries",
+            "name",
+        )
         meta = {
             "options": {name: self._options[name] for name in carried if name in self._options},
             "resources": run,
@@ -289,9 +297,7 @@ def _rebuild_handle(ref: ActorHandleRef, methods: bytes) -> ActorHandle[Any]:
 
 def _adopt(ref: ActorHandleRef, methods: ActorMethods) -> ActorHandle[Any]:
     """A handle to an actor that another process may have created."""
-    core = session.core
-    if methods.max_pending_calls > 0 and core is not None:
-        core.limit_pending_calls(ref.binary(), methods.max_pending_calls)
+    methods.configure(session.core, ref.binary())
     return ActorHandle(ref, methods)
 
 
@@ -408,6 +414,7 @@ class ActorMethod:
 
 def _rebuild_method(ref: ActorHandleRef, methods: bytes, name: str, options: dict[str, Any]) -> ActorMethod:
     described = ActorMethods.from_bytes(methods)
+    described.configure(session.core, ref.binary())
     return ActorMethod(ref, described, name, described.methods.get(name) or SPECIAL[name], options)
 
 

@@ -137,7 +137,7 @@ class RuntimeContext:
 
     @property
     def current_actor(self) -> ActorHandle[Any]:
-        """A handle to the actor that this process is.
+        """A handle to the actor that this process is. The actor may keep it: it does not keep the actor alive.
 
         Raises:
             RuntimeError: If it is none.
@@ -149,7 +149,7 @@ class RuntimeContext:
         if actor is None:
             message = "current_actor is only there inside of an actor"
             raise RuntimeError(message)
-        return ActorHandle(_core.ActorHandleRef(actor.id, session.require().node), actor.methods)
+        return ActorHandle(_core.ActorHandleRef(actor.id, session.require().node, counted=False), actor.methods)
 
     @property
     def was_current_actor_reconstructed(self) -> bool:

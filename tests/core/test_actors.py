@@ -480,3 +480,74 @@ def test_the_destructor_runs_when_an_actor_ends_gracefully(cluster, tmp_path):
     ray.get(leaver.ping.remote())
     leaver.__ray_terminate__.remote()
     wait_until(tally.count, what="a last word of the actor")
+
+
+class Echo:
+    def __init__(self, value=None):
+        self.value = value
+
+    def echo(self, value):
+        return value
+
+    def keep_own_handle(self):
+        self.me = ray.get_runtime_context().current_actor
+        return os.getpid()
+
+    def call_own_handle(self):
+        return self.me.echo.remote("from myself")
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_concurrency": 2}, {"allow_out_of_order_execution": True}, {"concurrency_groups": {"io": 1}}]
+)
+def test_calls_may_overtake_those_that_wait_for_arguments(cluster, tmp_path, options):
+    gate = Gate(tmp_path)
+
+    @ray.remote
+    def late():
+        gate.wait()
+        return "late"
+
+    actor = ray.remote(Echo).options(**options).remote()
+    first = actor.echo.remote(late.remote())
+    assert ray.get(actor.echo.remote("second"), timeout=20) == "second"
+    gate.open()
+    assert ray.get(first) == "late"
+
+
+def test_calls_that_wait_for_arguments_beside_the_queue_fail_with_their_actor(cluster, tmp_path):
+    gate = Gate(tmp_path)
+
+    @ray.remote
+    def late():
+        gate.wait()
+
+    actor = ray.remote(Echo).options(max_concurrency=2).remote()
+    ray.get(actor.__ray_ready__.remote())
+    waiting, cancelled = actor.echo.remote(late.remote()), actor.echo.remote(late.remote())
+    ray.cancel(cancelled)
+    with pytest.raises(ray.exceptions.TaskCancelledError):
+        ray.get(cancelled, timeout=20)
+    ray.kill(actor)
+    with pytest.raises(ray.exceptions.ActorDiedError):
+        ray.get(waiting, timeout=20)
+    gate.open()
+
+
+def test_an_actor_whose_argument_failed_is_dead(cluster):
+    @ray.remote
+    def fail():
+        raise KeyError("missing part")
+
+    actor = ray.remote(Echo).remote(fail.remote())
+    with pytest.raises(ray.exceptions.ActorDiedError, match="missing part"):
+        ray.get(actor.echo.remote(1))
+
+
+def test_an_actor_that_keeps_its_own_handle_ends_with_the_last_other_one(cluster):
+    actor = ray.remote(Echo).remote()
+    pid = ray.get(actor.keep_own_handle.remote())
+    assert ray.get(ray.get(actor.call_own_handle.remote())) == "from myself"
+    assert is_alive(pid)
+    del actor
+    wait_until(lambda: not is_alive(pid))

@@ -219,3 +219,12 @@ def test_local_state_of_coroutines_is_not_mixed_up(cluster):
 
     contexts = Contexts.remote()
     assert ray.get([contexts.remember.remote(i) for i in range(10)]) == list(range(10))
+
+
+def test_order_cannot_be_promised_by_an_async_actor(cluster):
+    class Waits:
+        async def wait(self):
+            pass
+
+    with pytest.raises(ValueError, match="allow_out_of_order_execution=False"):
+        ray.remote(Waits).options(allow_out_of_order_execution=False).remote()

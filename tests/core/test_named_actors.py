@@ -158,3 +158,25 @@ def test_named_actors_can_be_listed(cluster, name):
 def test_wrong_naming_options_are_refused(cluster, options):
     with pytest.raises((TypeError, ValueError)):
         Counter.options(**options).remote()
+
+
+@pytest.mark.parametrize("end", ["kill", "drop", "exit"])
+def test_a_name_is_free_as_soon_as_its_actor_is_not_wanted(cluster, end):
+    for _ in range(5):
+        actor = Counter.options(name="free at once").remote()
+        ray.get(actor.increment.remote())
+        if end == "kill":
+            ray.kill(actor)
+        elif end == "exit":
+            with pytest.raises(ray.exceptions.ActorDiedError):
+                ray.get(actor.__ray_terminate__.remote())
+        del actor
+        with pytest.raises(ValueError, match="free at once"):
+            ray.get_actor("free at once")
+
+
+def test_get_if_exists_does_not_find_what_was_killed(cluster):
+    for _ in range(5):
+        actor = Counter.options(name="again and again", get_if_exists=True).remote()
+        ray.get(actor.increment.remote())
+        ray.kill(actor)

@@ -1,13 +1,14 @@
 //! Actors from their callers' side: where the actor lives now, and the calls on their way to it.
 //!
 //! Calls go straight to the actor's process, in the order of submission; the connection keeps it. A
-//! call whose arguments are not there holds back those behind it. Which life of an actor is the
-//! current one is told by the node (`ActorState`); until it says so, calls wait here.
+//! call whose arguments are not there holds back those behind it, unless the actor takes its calls in any
+//! order, as asynchronous and threaded ones do. Which life of an actor is the current one is told by the
+//! node (`ActorState`); until it says so, calls wait here.
 //!
-//! Invariants: a call is in `queue` or in `sent`, never in both; `sent` belongs to one incarnation;
-//! when the actor is dead both are empty.
+//! Invariants: a call is in one of `unready`, `queue` and `sent`; `sent` belongs to one incarnation; when the
+//! actor is dead all are empty.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use crate::ids::{ActorId, FunctionId, ObjectId, ProcId, TaskId};
 use crate::msg::{ActorSpec, Msg, Slot};
@@ -27,10 +28,13 @@ pub enum ActorState {
 #[derive(Debug)]
 pub struct ActorClient {
     pub(crate) state: ActorState,
+    /// Calls that wait for arguments beside the queue.
+    unready: BTreeSet<TaskId>,
     queue: VecDeque<TaskId>,
     sent: VecDeque<TaskId>,
     /// Largest number of unfinished calls; negative: no limit.
     max_pending: i32,
+    any_order: bool,
     subscribed: bool,
     creation: Option<TaskId>,
     detached: bool,
@@ -42,9 +46,11 @@ impl ActorClient {
     fn new() -> Self {
         Self {
             state: ActorState::Pending,
+            unready: BTreeSet::new(),
             queue: VecDeque::new(),
             sent: VecDeque::new(),
             max_pending: -1,
+            any_order: false,
             subscribed: false,
             creation: None,
             detached: false,
@@ -153,7 +159,7 @@ impl Owner {
         for (slot, id) in &entry.deps {
             match self.objects.value(*id) {
                 Some(Value::Inline(payload)) if payload.is_error() => {
-                    let error = payload.clone();
+                    let error = payload.with_code(ErrorCode::ActorDied);
                     self.handle_actor_state(actor, ActorState::Dead(error), now_ns, out);
                     return;
                 }
@@ -186,9 +192,12 @@ impl Owner {
         }
     }
 
-    /// Sets the limit of unfinished calls for an actor made elsewhere.
-    pub fn limit_pending_calls(&mut self, actor: ActorId, max_pending: i32) {
-        self.actors.entry(actor).or_insert_with(ActorClient::new).max_pending = max_pending;
+    /// How an actor wants to be called: unfinished calls at most (negative: any number), and whether those whose
+    /// arguments are there may overtake the others.
+    pub fn configure_calls(&mut self, actor: ActorId, max_pending: i32, any_order: bool) {
+        let client = self.actors.entry(actor).or_insert_with(ActorClient::new);
+        client.max_pending = max_pending;
+        client.any_order = any_order;
     }
 
     #[must_use]
@@ -201,7 +210,9 @@ impl Owner {
             return Ok(());
         };
         match u32::try_from(client.max_pending) {
-            Ok(limit) if limit > 0 && client.queue.len() + client.sent.len() >= limit as usize => {
+            Ok(limit)
+                if limit > 0 && client.unready.len() + client.queue.len() + client.sent.len() >= limit as usize =>
+            {
                 Err(Refused::TooManyPendingCalls(limit))
             }
             _ => Ok(()),
@@ -215,9 +226,23 @@ impl Owner {
             self.finish_with(task, &error, now_ns, out);
             return;
         }
-        client.queue.push_back(task);
+        if client.any_order && self.tasks.get(&task).is_some_and(|entry| entry.missing > 0) {
+            client.unready.insert(task);
+        } else {
+            client.queue.push_back(task);
+        }
         if !self.is_unborn(actor) {
             self.subscribe(actor, out);
+        }
+        self.flush_calls(actor, now_ns, out);
+    }
+
+    /// All arguments of a call are there.
+    pub(crate) fn call_ready(&mut self, actor: ActorId, task: TaskId, now_ns: u64, out: &mut Out) {
+        if let Some(client) = self.actors.get_mut(&actor)
+            && client.unready.remove(&task)
+        {
+            client.queue.push_back(task);
         }
         self.flush_calls(actor, now_ns, out);
     }
@@ -241,11 +266,16 @@ impl Owner {
                 return;
             }
             let Some(&task) = client.queue.front() else { return };
-            if self.tasks.get(&task).is_some_and(|entry| entry.missing > 0) {
-                return;
-            }
+            let any_order = client.any_order;
             if !self.has_arguments(task) {
-                self.await_arguments(task, out);
+                if self.tasks.get(&task).is_some_and(|entry| entry.missing == 0) {
+                    self.await_arguments(task, out); // one was lost
+                }
+                if any_order && let Some(client) = self.actors.get_mut(&actor) {
+                    client.queue.pop_front();
+                    client.unready.insert(task);
+                    continue;
+                }
                 return;
             }
             let failed = self.failed_dependency(task);
@@ -278,7 +308,7 @@ impl Owner {
         };
         if let Some(at) = client.sent.iter().position(|t| *t == task) {
             client.sent.remove(at);
-        } else {
+        } else if !client.unready.remove(&task) {
             client.queue.retain(|t| *t != task);
         }
     }
@@ -314,10 +344,11 @@ impl Owner {
                 self.flush_calls(actor, now_ns, out);
             }
             ActorState::Dead(error) => {
-                let queue =
-                    self.actors.get_mut(&actor).map(|client| std::mem::take(&mut client.queue)).unwrap_or_default();
-                for task in queue {
-                    self.finish_with(task, &error, now_ns, out);
+                if let Some(client) = self.actors.get_mut(&actor) {
+                    let (unready, queue) = (std::mem::take(&mut client.unready), std::mem::take(&mut client.queue));
+                    for task in unready.into_iter().chain(queue) {
+                        self.finish_with(task, &error, now_ns, out);
+                    }
                 }
                 self.forget_creation(actor, out);
                 if actor.proc == self.me && !self.objects.is_known(self.handle_object(actor)) {

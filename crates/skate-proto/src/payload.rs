@@ -76,6 +76,16 @@ impl Payload {
     pub fn is_error(&self) -> bool {
         matches!(self.data.first(), Some(&TAG_ERROR_TEXT | &TAG_ERROR_PICKLE))
     }
+
+    /// The same exception under another code.
+    #[must_use]
+    pub fn with_code(&self, code: ErrorCode) -> Self {
+        let mut data = self.data.to_vec();
+        if let Some(old) = data.get_mut(1).filter(|_| self.is_error()) {
+            *old = code as u8;
+        }
+        Self { data: Blob::new(&data), refs: self.refs.clone() }
+    }
 }
 
 /// First byte of a payload that holds an exception's text; the code follows.

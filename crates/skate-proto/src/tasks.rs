@@ -316,7 +316,7 @@ impl Owner {
             return;
         }
         if let Some(actor) = entry.actor {
-            self.flush_calls(actor, now_ns, out);
+            self.call_ready(actor, task, now_ns, out);
         } else if entry.place == Place::Waiting {
             self.start(task, now_ns, out);
         }

@@ -377,8 +377,9 @@ impl PyCore {
         Ok(())
     }
 
-    fn limit_pending_calls(&self, actor: &[u8], limit: i32) -> PyResult<()> {
-        self.inner.limit_pending_calls(actor_id(actor)?, limit);
+    #[pyo3(signature = (actor, *, max_pending, any_order))]
+    fn configure_calls(&self, actor: &[u8], max_pending: i32, any_order: bool) -> PyResult<()> {
+        self.inner.configure_calls(actor_id(actor)?, max_pending, any_order);
         Ok(())
     }
 

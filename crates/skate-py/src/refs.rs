@@ -201,11 +201,12 @@ pub(crate) fn _rebuild_ref(id: &[u8]) -> PyResult<ObjectRef> {
     ObjectRef::new(id)
 }
 
-/// Counts one handle of an actor.
+/// Counts one handle of an actor, unless it is the actor's own, which must not keep itself alive.
 #[pyclass(frozen, module = "ray._core")]
 pub(crate) struct ActorHandleRef {
     pub(crate) object: ObjectId,
     pub(crate) core: Option<Arc<Core>>,
+    counted: bool,
 }
 
 impl ActorHandleRef {
@@ -216,7 +217,7 @@ impl ActorHandleRef {
 
 impl Drop for ActorHandleRef {
     fn drop(&mut self) {
-        if let Some(core) = &self.core {
+        if let (Some(core), true) = (&self.core, self.counted) {
             core.release(self.object);
         }
     }
@@ -225,15 +226,16 @@ impl Drop for ActorHandleRef {
 #[pymethods]
 impl ActorHandleRef {
     #[new]
-    fn new(actor: &[u8], owner_node: u64) -> PyResult<Self> {
+    #[pyo3(signature = (actor, owner_node, *, counted = true))]
+    fn new(actor: &[u8], owner_node: u64, counted: bool) -> PyResult<Self> {
         let id = ActorId::from_bytes(actor).ok_or_else(|| PyValueError::new_err("an actor id has 16 bytes"))?;
         let task = TaskId { node: NodeKey(owner_node), proc: ProcId(id.proc.0), seq: id.seq };
         let object = ObjectId { task, index: ObjectId::ACTOR_INDEX };
         let core = current();
-        if let Some(core) = &core {
+        if let (Some(core), true) = (&core, counted) {
             core.hold_handle(object);
         }
-        Ok(Self { object, core })
+        Ok(Self { object, core, counted })
     }
 
     fn binary<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {

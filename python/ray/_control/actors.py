@@ -282,6 +282,7 @@ class ActorTable(Machine):
         if actor.state == "alive":
             # Calls that were made are in the worker's queue already; it finishes them, then announces its end.
             actor.doom = actor.doom or ActorDeath(NO_HANDLES, final=True)
+            self._free_name(actor)
             self._emit(Send(actor.proc, ActorStop(actor.id)))
         else:
             self._end(actor, ActorDeath(NO_HANDLES, final=True))
@@ -291,6 +292,7 @@ class ActorTable(Machine):
         if actor is not None and actor.state != "dead":
             if actor.doom is None:
                 actor.doom = ActorDeath(message.reason or "it ended itself", final=True)
+                self._free_name(actor)
             self._emit(ActorWorkerExits(actor.proc, actor.doom.reason))
 
     def _end(self, actor: Actor, death: ActorDeath) -> None:
@@ -300,6 +302,8 @@ class ActorTable(Machine):
         if actor.proc:
             if actor.doom is None or not actor.doom.final:
                 actor.doom = death
+            if death.final:
+                self._free_name(actor)
             self._emit(StopActorWorker(actor.proc, death.reason))
         elif death.final:
             self._emit(WithdrawActor(actor.id))
@@ -329,8 +333,7 @@ class ActorTable(Machine):
         actor.cause_kind = kind
         actor.cause = cause.encode() if isinstance(cause, str) else cause
         actor.spec = actor.env = actor.strategy = b""
-        if actor.name:
-            self.names.release(actor.name, actor.namespace, actor.id)
+        self._free_name(actor)
         self._publish(actor)
         actor.pid = 0
         owned = self._owned.get(actor.owner, {})
@@ -342,6 +345,11 @@ class ActorTable(Machine):
         if len(self._dead) > DEAD_REMEMBERED:
             oldest = next(iter(self._dead))
             del self._dead[oldest], self._actors[oldest]
+
+    def _free_name(self, actor: Actor) -> None:
+        """An actor that will not live again is not found any more, and another one may have its name."""
+        if actor.name:
+            self.names.release(actor.name, actor.namespace, actor.id)
 
     def _detach_worker(self, actor: Actor, reason: str) -> None:
         """The actor is over before its process is."""
@@ -393,7 +401,7 @@ class ActorTable(Machine):
             if actor.state == "dead":
                 self._require(not actor.spec, f"{actor.id.hex()} is dead and keeps its specification")
                 self._require(actor.id in self._dead, f"{actor.id.hex()} is dead and not listed so")
-            elif actor.name:
+            elif actor.name and not (actor.doom and actor.doom.final):
                 taken = self.names.get(actor.name, actor.namespace)
                 self._require(taken and taken.actor == actor.id, f"{actor.id.hex()} has lost its name")
             if not (actor.detached or actor.state == "dead" or actor.doom):

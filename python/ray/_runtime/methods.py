@@ -7,10 +7,13 @@ as bytes that equal classes share.
 from __future__ import annotations
 
 from types import FunctionType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ray._runtime import signature
 from ray._runtime.signature import Signature
+
+if TYPE_CHECKING:
+    from ray._core import Core
 
 __all__ = ["ActorMethods", "Method", "method_options"]
 
@@ -50,9 +53,10 @@ class ActorMethods:
         groups: Names of the concurrency groups.
         max_task_retries: How often calls are run again when the actor dies, unless a method says otherwise.
         max_pending_calls: How many unfinished calls one caller may have; -1 for any number.
+        any_order: Whether a call whose arguments are there may overtake one that still waits for its own.
     """
 
-    __slots__ = ("_bytes", "class_name", "groups", "max_pending_calls", "max_task_retries", "methods")
+    __slots__ = ("_bytes", "any_order", "class_name", "groups", "max_pending_calls", "max_task_retries", "methods")
 
     def __init__(
         self,
@@ -61,12 +65,14 @@ class ActorMethods:
         groups: tuple[str, ...],
         max_task_retries: int,
         max_pending_calls: int,
+        any_order: bool,
     ) -> None:
         self.class_name = class_name
         self.methods = methods
         self.groups = groups
         self.max_task_retries = max_task_retries
         self.max_pending_calls = max_pending_calls
+        self.any_order = any_order
         self._bytes: bytes | None = None
 
     def to_bytes(self) -> bytes:
@@ -75,9 +81,21 @@ class ActorMethods:
             from ray._runtime import serialization
 
             self._bytes = serialization.dumps(
-                (self.class_name, self.methods, self.groups, self.max_task_retries, self.max_pending_calls)
+                (
+                    self.class_name,
+                    self.methods,
+                    self.groups,
+                    self.max_task_retries,
+                    self.max_pending_calls,
+                    self.any_order,
+                )
             )
         return self._bytes
+
+    def configure(self, core: Core | None, actor: bytes) -> None:
+        """Tells the core how such an actor is called, unless it is called as most are."""
+        if core is not None and (self.any_order or self.max_pending_calls > 0):
+            core.configure_calls(actor, max_pending=self.max_pending_calls, any_order=self.any_order)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -119,8 +137,28 @@ def describe(cls: type, options: dict[str, Any]) -> ActorMethods:
             raise ValueError(message)
     pending = options.get("max_pending_calls")
     return ActorMethods(
-        cls.__name__, methods, groups, options.get("max_task_retries") or 0, -1 if pending is None else pending
+        cls.__name__,
+        methods,
+        groups,
+        options.get("max_task_retries") or 0,
+        -1 if pending is None else pending,
+        _any_order(cls, options),
     )
+
+
+def _any_order(cls: type, options: dict[str, Any]) -> bool:
+    """Actors that run several calls at a time keep no order anyway; those that run one promise it by default."""
+    chosen = options.get("allow_out_of_order_execution")
+    is_async = is_async_class(cls)
+    if is_async and chosen is False:
+        message = (
+            f"allow_out_of_order_execution=False is not possible for {cls.__qualname__}, which has async methods: "
+            "they run at the same time"
+        )
+        raise ValueError(message)
+    if chosen is not None:
+        return bool(chosen)
+    return is_async or (options.get("max_concurrency") or 1) > 1 or bool(options.get("concurrency_groups"))
 
 
 def functions_of(cls: type) -> dict[str, tuple[Any, int]]:

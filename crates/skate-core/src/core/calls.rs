@@ -127,8 +127,8 @@ impl Core {
         self.step(|state, now| state.owner.create_actor(creation, args, deps, now, &mut state.out));
     }
 
-    pub fn limit_pending_calls(&self, actor: ActorId, limit: i32) {
-        self.state.lock().owner.limit_pending_calls(actor, limit);
+    pub fn configure_calls(&self, actor: ActorId, max_pending: i32, any_order: bool) {
+        self.state.lock().owner.configure_calls(actor, max_pending, any_order);
     }
 
     pub fn actor_state(&self, actor: ActorId) -> Option<ActorState> {
