@@ -19,7 +19,7 @@ MARK = "SKATE_TEST_DRIVER"
 _TERMINAL_CODE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
-def wait_until(condition, timeout_s=DEADLINE_S, what="the condition"):
+def wait_until(condition, timeout_s=DEADLINE_S, what="the condition", interval_s=0.005):
     """Call `condition` until it returns something true, and return that."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -27,7 +27,7 @@ def wait_until(condition, timeout_s=DEADLINE_S, what="the condition"):
             return result
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what} did not hold within {timeout_s} s")
-        time.sleep(0.005)
+        time.sleep(interval_s)
 
 
 class Gate:
@@ -71,6 +71,23 @@ def is_alive(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def wait_until_idle(pid):
+    """Wait until the main thread of a process sleeps and has used no CPU since the last look."""
+
+    def used():
+        state, *fields = Path(f"/proc/{pid}/task/{pid}/stat").read_text().rpartition(")")[2].split()
+        return state, fields[10:12]
+
+    last = None
+
+    def is_idle():
+        nonlocal last
+        before, last = last, used()
+        return last[0] == "S" and last == before
+
+    wait_until(is_idle, what="the process to be idle", interval_s=0.1)
 
 
 def sleep_in_steps(seconds=50):

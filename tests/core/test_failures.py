@@ -26,6 +26,7 @@ from tests.core.helpers import (
     run_driver,
     start_driver,
     wait_until,
+    wait_until_idle,
 )
 
 GONE_WITHIN_S = 5.0
@@ -134,7 +135,7 @@ def test_an_interrupt_ends_a_get(no_cluster):
             print("interrupted", ray.get(short.remote()), flush=True)
     """) as process:
         wait_for_ready(process)
-        time.sleep(0.2)  # let it enter `get`
+        wait_until_idle(process.pid)
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=40)
     assert "interrupted still works" in output, errors

@@ -5,13 +5,13 @@ import time
 
 import pytest
 
-from tests.core.helpers import run_driver, start_driver
+from tests.core.helpers import run_driver, start_driver, wait_until_idle
 
 PROGRAM = """
     import asyncio, time
     import ray
 
-    ray.init(num_cpus=1)
+    ray.init(num_cpus=1, object_store_memory=100 << 20)
 
     @ray.remote
     def sleep(seconds=50):
@@ -58,6 +58,8 @@ PROGRAM = """
         "next(stream.remote())",
         "ray.get(Actor.remote().sleep.remote())",
         "ray.get(sleep.options(num_cpus=9).remote())",
+        "held = ray.put(bytes(60 << 20)); ray.put(bytes(60 << 20))",
+        "held = ray.put(bytes(60 << 20)); sleep.remote(bytes(60 << 20))",
         "sleep.remote().future().result()",
         "asyncio.run(wait_for(sleep.remote()))",
         "asyncio.run(iterate())",
@@ -67,7 +69,7 @@ PROGRAM = """
 def test_an_interrupt_ends_the_wait_and_the_cluster_stays_usable(no_cluster, wait):
     with start_driver(PROGRAM.format(wait=wait)) as process:
         assert process.stdout.readline() == "ready\n"
-        time.sleep(0.5)  # until it waits; there is no other sign of that
+        wait_until_idle(process.pid)
         start = time.monotonic()
         process.send_signal(signal.SIGINT)
         assert process.stdout.readline() == "interrupted 7\n"

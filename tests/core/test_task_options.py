@@ -44,6 +44,15 @@ def test_no_results_are_no_reference(cluster):
     assert pair.options(num_returns=0).remote() is None or pair.options(num_returns=0).remote() == []
 
 
+def test_many_results_that_are_together_larger_than_a_message(cluster):
+    @ray.remote(num_returns=1000)
+    def many():
+        return [bytes([number % 256]) * 90_000 for number in range(1000)]
+
+    results = ray.get(many.remote())
+    assert [(result[0], len(result)) for result in results] == [(number % 256, 90_000) for number in range(1000)]
+
+
 def test_large_results_among_several(cluster):
     @ray.remote(num_returns=2)
     def sizes():

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
-use skate_core::core::Core;
+use skate_core::core::{Core, INLINE_ANSWER_BYTES_MAX};
 use skate_proto::executor::{Work, WorkKind};
 use skate_proto::ids::{ObjectId, TaskId};
 use skate_proto::msg::{Returns, Slot};
@@ -282,9 +282,10 @@ impl Task {
                 if items.len() != count as usize {
                     return Err(wrong(format!("{} values", items.len())));
                 }
+                let mut budget = INLINE_ANSWER_BYTES_MAX;
                 items
                     .iter()
-                    .map(|item| Serialized::new(py, hooks, item)?.into_value(py, &self.core))
+                    .map(|item| Serialized::new(py, hooks, item)?.into_value_within(py, &self.core, &mut budget))
                     .collect::<PyResult<_>>()?
             }
         };

@@ -25,7 +25,7 @@ use skate_proto::ids::ObjectId;
 use skate_proto::payload::{Blob, Payload, TAG_ERROR_PICKLE, TAG_ERROR_TEXT, Value};
 
 use crate::Hooks;
-use crate::errors::to_py;
+use crate::core::waiting;
 
 const TAG_NONE: u8 = 0;
 const TAG_FALSE: u8 = 1;
@@ -158,11 +158,17 @@ impl Serialized {
 
     /// Inline when small, else copied into a block of shared memory.
     pub(crate) fn into_value(self, py: Python<'_>, core: &Core) -> PyResult<Value> {
-        if self.len() <= INLINE_BYTES_MAX {
+        self.into_value_within(py, core, &mut INLINE_BYTES_MAX.clone())
+    }
+
+    /// The same for one of several values that travel together: inline as long as `budget` lasts.
+    pub(crate) fn into_value_within(self, py: Python<'_>, core: &Core, budget: &mut usize) -> PyResult<Value> {
+        if self.len() <= INLINE_BYTES_MAX.min(*budget) {
+            *budget -= self.len();
             return Ok(Value::Inline(self.into_payload(py)));
         }
         let len = self.len() as u64;
-        let block = py.detach(|| core.alloc(len)).map_err(to_py)?;
+        let block = waiting(py, || core.alloc(len))?;
         self.with_parts(py, |parts| {
             // Buffers are plain memory: the copy needs no interpreter.
             let parts: Vec<(usize, SendSlice)> =

@@ -88,7 +88,7 @@ impl Core {
                 state.owner.stream_watch(task, watch);
                 (waiter, watch)
             };
-            let result = self.wait_for(&|| waiter.is_done(), deadline, self.holds_cpus());
+            let result = self.wait_for(&|| waiter.is_done(), deadline, self.users_wait());
             let mut state = self.state.lock();
             state.watches.remove(&watch);
             state.owner.stream_unwatch(task, watch);

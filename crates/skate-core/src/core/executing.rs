@@ -9,6 +9,7 @@ use skate_proto::msg::Msg;
 use skate_proto::owner::Effect;
 use skate_proto::payload::Value;
 
+use super::waiting::Wait;
 use super::waiting::thread_id;
 use super::{Core, CoreError, State};
 use crate::node_wire;
@@ -38,7 +39,7 @@ impl Core {
                 let state = self.state.lock();
                 state.executor.has_work(group) || state.executor.exiting || state.closed.is_some()
             };
-            match self.wait_for(&done, None, false) {
+            match self.wait_for(&done, None, Wait { blocks: false, hears: true }) {
                 Ok(()) | Err(CoreError::Closed(_)) => {}
                 Err(error) => return Err(error),
             }
@@ -127,7 +128,7 @@ impl Core {
                 || state.executor.is_cancelled(task)
                 || state.executor.items_taken(task).is_none_or(|taken| sent < taken + limit)
         };
-        self.wait_for(&done, None, self.holds_cpus())
+        self.wait_for(&done, None, self.users_wait())
     }
 
     /// The counts of a piece of work are not needed any more.
@@ -192,7 +193,10 @@ impl Core {
         if !done() {
             self.tell_node(node_wire::RETIRED, 0, &node_wire::empty());
             // Nothing but the end of the lending, or of the cluster, ends this wait.
-            while matches!(self.wait_for(&done, None, false), Err(CoreError::Interrupted)) {}
+            while matches!(
+                self.wait_for(&done, None, Wait { blocks: false, hears: false }),
+                Err(CoreError::Interrupted)
+            ) {}
         }
     }
 

@@ -44,6 +44,9 @@ type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
 /// Values up to this many serialised bytes live in their owner and travel in messages.
 pub const INLINE_BYTES_MAX: usize = 100 * 1024;
+/// Inline values of one answer together; those beyond go to shared memory like large ones, so that a message
+/// stays a message.
+pub const INLINE_ANSWER_BYTES_MAX: usize = 8 << 20;
 const TIMER_TOKEN: u64 = u64::MAX;
 
 #[derive(Debug, thiserror::Error)]

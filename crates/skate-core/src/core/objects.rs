@@ -195,7 +195,7 @@ impl Core {
                 return Ok(block);
             }
             let min_bytes = self.store.request_bytes(len);
-            match self.ask(node_wire::SEGMENT_REQUEST, &node_wire::segment_request(min_bytes), None)? {
+            match self.ask(node_wire::SEGMENT_REQUEST, &node_wire::segment_request(min_bytes), None, true)? {
                 Answer::Segment { segment, size, fd } => {
                     self.store.add_segment(segment, size, &fd).map_err(|e| CoreError::Store(e.to_string()))?;
                 }
@@ -212,7 +212,7 @@ impl Core {
         if let Some(mapping) = self.store.mapping(segment) {
             return Ok(mapping);
         }
-        match self.ask(node_wire::SEGMENT_MAP, &node_wire::segment(segment), None)? {
+        match self.ask(node_wire::SEGMENT_MAP, &node_wire::segment(segment), None, false)? {
             Answer::Segment { segment, size, fd } => {
                 self.store.map_readonly(segment, size, &fd).map_err(|e| CoreError::Store(e.to_string()))
             }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use skate_proto::ids::SegmentId;
 use skate_proto::objects::WaiterId;
 
-use super::waiting::{Waiter, Watch};
+use super::waiting::{Wait, Waiter, Watch};
 use super::{Core, CoreError, State};
 use crate::node_wire;
 
@@ -31,13 +31,21 @@ pub(super) enum Answer {
 impl Core {
     /// Asks the node and waits for its answer.
     pub fn request(&self, op: &str, args: &[u8], deadline: Option<Instant>) -> Result<(bool, Vec<u8>), CoreError> {
-        match self.ask(node_wire::REQUEST, &node_wire::request(op, args), deadline)? {
+        match self.ask(node_wire::REQUEST, &node_wire::request(op, args), deadline, false)? {
             Answer::Reply { ok, body } => Ok((ok, body)),
             _ => Err(CoreError::Store("the node answered a request with something else".into())),
         }
     }
 
-    pub(super) fn ask(&self, kind: u8, body: &[u8], deadline: Option<Instant>) -> Result<Answer, CoreError> {
+    /// `interruptible`: the answer may take long, and a signal ends the wait for it. Otherwise it is near, and a
+    /// signal is looked at afterwards.
+    pub(super) fn ask(
+        &self,
+        kind: u8,
+        body: &[u8],
+        deadline: Option<Instant>,
+        interruptible: bool,
+    ) -> Result<Answer, CoreError> {
         let (corr, waiter) = {
             let mut state = self.state.lock();
             if let Some(why) = &state.closed {
@@ -52,9 +60,8 @@ impl Core {
         };
         self.tell_node(kind, corr, body);
         let result = loop {
-            // An answer of the node is near; a signal is looked at afterwards.
-            match self.wait_for(&|| waiter.is_done(), deadline, false) {
-                Err(CoreError::Interrupted) => {}
+            match self.wait_for(&|| waiter.is_done(), deadline, Wait { blocks: false, hears: interruptible }) {
+                Err(CoreError::Interrupted) if !interruptible => {}
                 other => break other,
             }
         };

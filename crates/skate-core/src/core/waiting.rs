@@ -86,21 +86,30 @@ pub(super) enum Watch {
     Event(Arc<Completions>, u64),
 }
 
+/// What a wait does besides waiting.
+#[derive(Copy, Clone)]
+pub(super) struct Wait {
+    /// It stops a task that holds CPUs: a long one lends them to others.
+    pub(super) blocks: bool,
+    /// Signals and cancellations end it.
+    pub(super) hears: bool,
+}
+
 impl Core {
-    /// Drives the transport until `done`; in a worker's main thread a long wait gives CPUs back.
+    /// Drives the transport until `done`.
     pub(super) fn wait_for(
         &self,
         done: &dyn Fn() -> bool,
         deadline: Option<Instant>,
-        blocks: bool,
+        Wait { blocks, hears }: Wait,
     ) -> Result<(), CoreError> {
         if done() {
             return Ok(());
         }
-        let main = self.is_main_thread();
+        let main = hears && self.is_main_thread();
         // Workers are told by `interrupted` what a signal was for.
-        let look =
-            self.signals.get().filter(|_| self.role == Role::Driver && thread_id() == u64::from(std::process::id()));
+        let is_drivers_main = || self.role == Role::Driver && thread_id() == u64::from(std::process::id());
+        let look = self.signals.get().filter(|_| hears && is_drivers_main());
         let signalled = || main && self.interrupted.load(Ordering::Acquire);
         let transport = self.transport().clone();
         let outcome = |driven: Driven| match driven {
@@ -145,9 +154,9 @@ impl Core {
         self.main_thread.load(Ordering::Relaxed) == thread_id()
     }
 
-    /// Whether a wait of the calling thread stops a task that holds CPUs.
-    pub(super) fn holds_cpus(&self) -> bool {
-        self.role == Role::Worker && self.is_main_thread()
+    /// How user code waits.
+    pub(super) fn users_wait(&self) -> Wait {
+        Wait { blocks: self.role == Role::Worker && self.is_main_thread(), hears: true }
     }
 
     pub(super) fn begin_block(&self) {
@@ -202,7 +211,7 @@ impl Core {
             self.perform(&mut state, now);
             (waiter, watch)
         };
-        let result = self.wait_for(&|| waiter.is_done(), deadline, self.holds_cpus());
+        let result = self.wait_for(&|| waiter.is_done(), deadline, self.users_wait());
         let mut state = self.state.lock();
         state.watches.remove(&watch);
         for &id in ids {
