@@ -146,8 +146,10 @@ class Core:
 
     # cold requests to the node; msgpack in, msgpack out. Raises RuntimeError(name, message) on refusal.
     def request(self, op: str, args: bytes, timeout: float | None = 30.0) -> bytes: ...
-    def next_log(self) -> tuple[str, int, int, list[str]] | tuple[str, str] | None:
-        """Blocks a logging thread: LogLines as (name, pid, stream, lines), Notice as (level, text), None at the end."""
+    def next_log(self) -> tuple[str, int, int, list[str]] | tuple[str, str] | tuple[object] | None:
+        """Blocks a logging thread: LogLines as (name, pid, stream, lines), Notice as (level, text), a failed task's
+        exception that nobody has looked at as (exception,), None at the end.
+        """
 
     # executing side (workers)
     def next_task(self, group: str = "") -> Task | None:

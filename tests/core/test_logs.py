@@ -264,3 +264,69 @@ def test_an_actor_on_a_worker_that_ran_tasks_prints_under_its_own_name(no_cluste
     )
     assert re.search(r"\(speak pid=\d+\) first a task", output + errors)
     assert re.search(r"\(Speaker pid=\d+\) then an actor", output + errors)
+
+
+FAILURES = """
+    import asyncio
+    ray.init(num_cpus=2)
+
+    @ray.remote
+    def fail(text):
+        raise ValueError(text)
+
+    @ray.remote
+    def pass_on(value):
+        return value
+
+    def expect(wait):
+        try:
+            wait()
+        except ValueError:
+            pass
+        else:
+            raise AssertionError
+
+    async def wait_for(awaitable):
+        return await awaitable
+"""
+
+
+def test_the_failure_of_a_task_whose_result_nobody_wants_is_told(no_cluster):
+    status, _, errors = run_driver(
+        program(
+            FAILURES
+            + """
+    fail.remote("forgotten at once")
+    reference = fail.remote("only waited for")
+    ray.wait([reference])
+    del reference
+    """
+        )
+    )
+    assert status == 0, errors
+    assert "ValueError: forgotten at once" in errors
+    assert "ValueError: only waited for" in errors
+    assert errors.count("Unhandled error") == 2
+
+
+def test_a_failure_that_somebody_has_seen_is_not_told_again(no_cluster):
+    status, _, errors = run_driver(
+        program(
+            FAILURES
+            + """
+    expect(lambda: ray.get(fail.remote("got")))
+    expect(lambda: ray.get([fail.remote("got first"), fail.remote("got second")]))
+    expect(lambda: ray.get(pass_on.remote(fail.remote("passed on"))))
+    expect(lambda: fail.remote("future").future().result())
+    expect(lambda: asyncio.run(wait_for(fail.remote("awaited"))))
+    """
+        )
+    )
+    assert status == 0, errors
+    assert "Unhandled" not in errors
+
+
+def test_unhandled_errors_can_be_silenced(no_cluster):
+    env = {"RAY_IGNORE_UNHANDLED_ERRORS": "1"}
+    _, _, errors = run_driver(program(FAILURES + '\n    fail.remote("x"); ray.wait([fail.remote("y")])'), env=env)
+    assert "Unhandled" not in errors

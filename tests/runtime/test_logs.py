@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ray._runtime.logs import KEYS_MAX, Folder, Output, format_line
+from ray._runtime import logs
+from ray._runtime.logs import KEYS_MAX, Folder, Output, UnhandledErrors, format_line
 
 
 def test_first_line_is_shown_at_once_and_echoes_are_counted() -> None:
@@ -41,3 +42,11 @@ def test_colour_only_on_terminals() -> None:
     output = Output(1, "f", 7, "hello", 3)
     assert format_line(output, colour=False) == "(f pid=7) hello [repeated 3x across cluster]\n"
     assert "\033[" in format_line(output, colour=True)
+
+
+def test_of_many_unhandled_errors_some_are_shown_and_the_others_counted():
+    errors = UnhandledErrors()
+    shown = [line for number in range(30) for line in errors.handle(f"error {number}", 0.0)]
+    assert len(shown) == logs.UNHANDLED_MAX
+    assert errors.handle("later", logs.FOLD_S)[0].startswith("20 further")
+    assert errors.flush() == []

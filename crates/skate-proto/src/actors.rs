@@ -157,7 +157,7 @@ impl Owner {
         }
         let mut deps = Vec::with_capacity(entry.deps.len());
         for (slot, id) in &entry.deps {
-            match self.objects.value(*id) {
+            match self.objects.read(*id) {
                 Some(Value::Inline(payload)) if payload.is_error() => {
                     let error = payload.with_code(ErrorCode::ActorDied);
                     self.handle_actor_state(actor, ActorState::Dead(error), now_ns, out);

@@ -22,7 +22,7 @@
 //! Invariants: an entry exists exactly while something counts it; the references inside a value are
 //! counted while the value is kept; a freed block is freed once.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use smallvec::SmallVec;
 
@@ -50,6 +50,8 @@ pub(crate) struct Entry {
     /// Unfinished tasks of this process that have it as an argument.
     pub(crate) dependents: SmallVec<[TaskId; 1]>,
     resolving: bool,
+    /// Owner: somebody has looked at the value.
+    read: bool,
     /// Owner: the task that can make it again.
     pub(crate) lineage: Option<TaskId>,
 }
@@ -62,6 +64,9 @@ pub struct Objects {
     /// these by a late message asks the node about that process, and hears of its end once more.
     dead: HashMap<ProcId, Box<str>, foldhash::fast::RandomState>,
     dead_order: VecDeque<ProcId>,
+    /// Results that were read before they were there, and dropped: should they be failures, somebody who waited for
+    /// several has had another one. As many as there are unfinished tasks at most.
+    awaited: HashSet<ObjectId, foldhash::fast::RandomState>,
 }
 
 /// As many as the node remembers.
@@ -79,7 +84,13 @@ pub(crate) struct Gone {
 impl Objects {
     #[must_use]
     pub fn new(me: ProcId) -> Self {
-        Self { me, entries: HashMap::default(), dead: HashMap::default(), dead_order: VecDeque::new() }
+        Self {
+            me,
+            entries: HashMap::default(),
+            dead: HashMap::default(),
+            dead_order: VecDeque::new(),
+            awaited: HashSet::default(),
+        }
     }
 
     #[must_use]
@@ -122,6 +133,13 @@ impl Objects {
     #[must_use]
     pub fn value(&self, id: ObjectId) -> Option<&Value> {
         self.entries.get(&id)?.value.as_ref()
+    }
+
+    /// The same for who uses it: should it be an exception, it has not gone unnoticed.
+    pub fn read(&mut self, id: ObjectId) -> Option<&Value> {
+        let entry = self.entries.get_mut(&id)?;
+        entry.read = true;
+        entry.value.as_ref()
     }
 
     #[must_use]
@@ -243,9 +261,16 @@ impl Objects {
                 gone.actors.push(id);
             }
             gone.lineage.extend(entry.lineage);
+            if entry.read && entry.value.is_none() && id.owner() == self.me {
+                self.awaited.insert(id);
+            }
             if let Some(value) = entry.value {
-                if let (Value::Stored { location, .. }, true) = (&value, id.owner() == self.me) {
-                    out.push(Effect::Free(*location));
+                match &value {
+                    Value::Stored { location, .. } if id.owner() == self.me => out.push(Effect::Free(*location)),
+                    Value::Inline(payload) if id.owner() == self.me && !entry.read && payload.is_failure() => {
+                        out.push(Effect::Unread(payload.clone()));
+                    }
+                    _ => {}
                 }
                 for &inner in value.refs() {
                     if let Some(inner_entry) = self.entries.get_mut(&inner) {
@@ -281,6 +306,13 @@ impl Objects {
         let owned = self.is_owned(id);
         let Some(entry) = self.entries.get_mut(&id) else {
             if owned {
+                let awaited = self.awaited.remove(&id);
+                if let Value::Inline(payload) = &value
+                    && payload.is_failure()
+                    && !awaited
+                {
+                    out.push(Effect::Unread(payload.clone()));
+                }
                 self.discard(&value, gone, out);
             } else {
                 for &inner in value.refs() {
@@ -385,7 +417,7 @@ impl Objects {
     }
 
     fn send_value(&mut self, id: ObjectId, to: ProcId, out: &mut Out) {
-        let Some(value) = self.value(id).cloned() else { return };
+        let Some(value) = self.read(id).cloned() else { return };
         self.hand_over(value.refs(), to, out);
         out.send(to, Msg::Resolved { object: id, value });
     }

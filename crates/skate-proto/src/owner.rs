@@ -14,7 +14,7 @@ use crate::leases::{ClassId, Leases};
 use crate::location::Location;
 use crate::msg::{ActorSpec, Msg};
 use crate::objects::{Gone, Objects, WaiterId, owner_died};
-use crate::payload::{Blob, Value};
+use crate::payload::{Blob, Payload, Value};
 use crate::streams::Stream;
 use crate::tasks::{Definitions, TaskEntry};
 
@@ -30,6 +30,8 @@ pub enum Effect {
     Node(ToNode),
     /// Something that a local party waits for has happened; `failed`: the value is an exception.
     Notify { waiter: WaiterId, failed: bool },
+    /// A task has failed, and the last reference to its result went without anyone having looked.
+    Unread(Payload),
     /// A block is not needed any more.
     Free(Location),
 }

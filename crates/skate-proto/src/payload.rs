@@ -77,6 +77,13 @@ impl Payload {
         matches!(self.data.first(), Some(&TAG_ERROR_TEXT | &TAG_ERROR_PICKLE))
     }
 
+    /// Whether a task failed, by its own fault or with its worker: somebody should hear of it.
+    #[must_use]
+    pub fn is_failure(&self) -> bool {
+        const FAILURES: [u8; 3] = [ErrorCode::Task as u8, ErrorCode::WorkerCrashed as u8, ErrorCode::OutOfMemory as u8];
+        self.is_error() && self.data.get(1).is_some_and(|code| FAILURES.contains(code))
+    }
+
     /// The same exception under another code.
     #[must_use]
     pub fn with_code(&self, code: ErrorCode) -> Self {

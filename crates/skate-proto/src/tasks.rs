@@ -353,9 +353,10 @@ impl Owner {
         }
     }
 
-    pub(crate) fn failed_dependency(&self, task: TaskId) -> Option<Payload> {
-        let entry = self.tasks.get(&task)?;
-        entry.deps.iter().find_map(|(_, id)| match self.objects.value(*id) {
+    pub(crate) fn failed_dependency(&mut self, task: TaskId) -> Option<Payload> {
+        let Self { tasks, objects, .. } = self;
+        let entry = tasks.get(&task)?;
+        entry.deps.iter().find_map(|(_, id)| match objects.read(*id) {
             Some(Value::Inline(payload)) if payload.is_error() => Some(payload.clone()),
             _ => None,
         })

@@ -422,6 +422,13 @@ impl PyCore {
                 Some((name, pid, stream, lines).into_pyobject(py)?.into_any())
             }
             Some(Log::Notice { level, text }) => Some((level, text).into_pyobject(py)?.into_any()),
+            Some(Log::Unhandled(payload)) => {
+                let error = match Bytes::of_blob(&payload.data).load(py, self.hooks.get(), None) {
+                    Ok(value) => value,
+                    Err(error) => error.into_value(py).into_bound(py).into_any(),
+                };
+                Some((error,).into_pyobject(py)?.into_any())
+            }
         })
     }
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Folder", "Output", "Printer"]
 
 FOLD_S = 5.0  # how long lines are taken for one
+UNHANDLED_MAX = 10  # unhandled errors shown within FOLD_S; further ones are counted
 KEYS_MAX = 10_000  # lines remembered at a time; beyond it lines are shown unfolded
 
 _COLOURS = (36, 35, 32, 34, 33)  # cyan, magenta, green, blue, yellow: chosen by process
@@ -100,6 +101,32 @@ def format_line(output: Output, *, colour: bool) -> str:
     return f"{prefix} {output.text}{suffix}\n"
 
 
+class UnhandledErrors:
+    """Failures of tasks whose results were dropped unread: the first few of a while are shown, the others counted."""
+
+    def __init__(self) -> None:
+        self._until = 0.0
+        self._shown = 0
+        self._left_out = 0
+
+    def handle(self, text: str, now: float) -> list[str]:
+        """What to print now about one more failure."""
+        if now < self._until and self._shown >= UNHANDLED_MAX:
+            self._left_out += 1
+            return []
+        out = []
+        if now >= self._until:
+            out = self.flush()
+            self._until, self._shown = now + FOLD_S, 0
+        self._shown += 1
+        return [*out, f"Unhandled error (RAY_IGNORE_UNHANDLED_ERRORS=1 silences these): {text}\n"]
+
+    def flush(self) -> list[str]:
+        """How many were left out."""
+        count, self._left_out = self._left_out, 0
+        return [f"{count} further unhandled errors were left out here.\n"] if count else []
+
+
 class Printer:
     """Two daemon threads: one reads from the core, one waits for deadlines and exists only after something folded."""
 
@@ -107,6 +134,8 @@ class Printer:
         fold = os.environ.get("RAY_DEDUP_LOGS", "1") != "0"
         self._folder = Folder() if fold else None
         self._core = core
+        ignored = os.environ.get("RAY_IGNORE_UNHANDLED_ERRORS", "") not in ("", "0")
+        self._unhandled = None if ignored else UnhandledErrors()
         self._changed = threading.Condition()
         self._closed = False
         self._timer: threading.Thread | None = None
@@ -122,6 +151,8 @@ class Printer:
             self._changed.notify_all()
             if self._folder is not None:
                 _write(self._folder.flush(float("inf")))
+        if self._unhandled is not None:
+            _complain(self._unhandled.flush())
 
     def _read(self) -> None:
         while True:
@@ -131,7 +162,9 @@ class Printer:
                 return
             if event is None:
                 return
-            if len(event) == 2:
+            if len(event) == 1:
+                self._error(event[0])
+            elif len(event) == 2:
                 _notice(*event)
             else:
                 self._lines(*event)
@@ -148,6 +181,12 @@ class Printer:
                 self._timer = threading.Thread(target=self._wait_for_deadlines, name="ray-logs-fold", daemon=True)
                 self._timer.start()
             self._changed.notify_all()
+
+    def _error(self, error: object) -> None:
+        from ray.exceptions import TaskCancelledError
+
+        if self._unhandled is not None and not isinstance(error, TaskCancelledError):
+            _complain(self._unhandled.handle(str(error), time.monotonic()))
 
     def _wait_for_deadlines(self) -> None:
         assert self._folder is not None
@@ -186,6 +225,13 @@ def _is_terminal(target: Any) -> bool:
 
 
 def _notice(level: str, text: str) -> None:
-    if sys.stderr is not None:
-        sys.stderr.write(f"(skate) {level}: {text}\n")
-        sys.stderr.flush()
+    _complain([f"(skate) {level}: {text}\n"])
+
+
+def _complain(texts: list[str]) -> None:
+    if texts and sys.stderr is not None:
+        try:
+            sys.stderr.write("".join(texts))
+            sys.stderr.flush()
+        except (OSError, ValueError):
+            return

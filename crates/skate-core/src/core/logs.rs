@@ -2,6 +2,8 @@
 
 use std::sync::atomic::Ordering;
 
+use skate_proto::payload::Payload;
+
 use super::Core;
 
 /// Log lines that the driver has not printed; beyond, the oldest are dropped and counted.
@@ -10,8 +12,18 @@ const LOG_LINES_MAX: usize = 10_000;
 /// What a driver prints.
 #[derive(Debug)]
 pub enum Log {
-    Lines { name: String, pid: u32, stream: u8, lines: Vec<String> },
-    Notice { level: String, text: String },
+    Lines {
+        name: String,
+        pid: u32,
+        stream: u8,
+        lines: Vec<String>,
+    },
+    Notice {
+        level: String,
+        text: String,
+    },
+    /// The exception of a task at which nobody has looked.
+    Unhandled(Payload),
 }
 
 impl Core {

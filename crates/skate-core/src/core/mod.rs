@@ -280,6 +280,8 @@ impl Core {
                     Effect::Node(msg) => self.send_node(state, msg),
                     Effect::Notify { waiter, failed } => woken |= Self::notify(state, waiter, failed),
                     Effect::Free(location) => self.free(state, location),
+                    Effect::Unread(error) if self.role == Role::Driver => self.add_log(Log::Unhandled(error)),
+                    Effect::Unread(_) => {}
                 }
             }
             // The vector's memory is used again; nothing was added to the new one unless by loopback.

@@ -87,11 +87,18 @@ impl Core {
 
     /// An exception that is there while others are missing.
     fn failed_early(&self, ids: &[ObjectId]) -> Option<(usize, Payload)> {
-        let state = self.state.lock();
-        let objects = &state.owner.objects;
+        let mut state = self.state.lock();
+        let objects = &mut state.owner.objects;
         let at = objects.first_failed(ids)?;
+        if ids.iter().all(|id| objects.is_ready(*id)) {
+            return None;
+        }
+        // Whoever gets one exception has asked for all of them.
+        for id in ids {
+            objects.read(*id);
+        }
         match objects.value(ids[at]) {
-            Some(Value::Inline(payload)) if !ids.iter().all(|id| objects.is_ready(*id)) => Some((at, payload.clone())),
+            Some(Value::Inline(payload)) => Some((at, payload.clone())),
             _ => None,
         }
     }
@@ -123,7 +130,7 @@ impl Core {
         {
             let mut state = self.state.lock();
             for (at, &id) in ids.iter().enumerate() {
-                match state.owner.objects.value(id) {
+                match state.owner.objects.read(id) {
                     Some(Value::Inline(payload)) => fetched.push(Fetched::Inline(payload.clone())),
                     Some(Value::Stored { location, .. }) => {
                         let location = *location;
@@ -173,7 +180,7 @@ impl Core {
     /// The value of a ready object, unless that takes asking the node.
     pub fn fetch_mapped(&self, id: ObjectId) -> Option<Fetched> {
         let mut state = self.state.lock();
-        match state.owner.objects.value(id)? {
+        match state.owner.objects.read(id)? {
             Value::Inline(payload) => Some(Fetched::Inline(payload.clone())),
             Value::Stored { location, .. } => {
                 let location = *location;
