@@ -147,6 +147,28 @@ def _call_to_next_life(actor, why):
     return reference if "queue of its actor" in why(reference) else None
 
 
+def test_a_call_behind_one_that_waits_for_its_argument_names_both(why, gate):
+    late = wait_at.options(name="late").remote(gate)
+    actor = Waiter.remote()
+    ray.get(actor.process.remote())
+    actor.wait_at.options(name="early").remote(late)
+    text = until(why, actor.process.remote(), "it runs")
+    assert "behind an earlier call, early, which waits for its argument" in text.splitlines()[0]
+    assert "late was given to worker" in text.splitlines()[1]
+
+
+def test_what_belongs_to_a_worker_is_explained_by_it(why, gate):
+    @ray.remote
+    def start_many():
+        return [wait_at.options(name="theirs").remote(gate) for _ in range(6)], os.getpid()
+
+    references, owner = ray.get(start_many.remote())
+    text = until(why, references[-1], "theirs waits for a worker", "4 of 4 are in use by theirs")
+    assert f"its owner is a worker, process {owner}" in text
+    gate.open()
+    ray.get(references)
+
+
 def test_a_borrowed_reference_names_its_owner(why, gate):
     reference = wait_at.remote(gate)
 
@@ -157,8 +179,8 @@ def test_a_borrowed_reference_names_its_owner(why, gate):
         return why(references[0])
 
     text = ray.get(explain.remote([reference]))
-    assert "belongs to another process" in text
-    assert f"the driver, process {os.getpid()}" in text
+    assert "wait_at was given to worker" in text
+    assert f"its owner is the driver, process {os.getpid()}" in text
 
 
 def test_a_timeout_says_what_is_missing(why, gate):

@@ -358,7 +358,7 @@ def test_why_names_who_uses_what_is_lacking():
     world.send(driver, demand(1, 2, label="simulate"))
     first, second = granted(world, driver)
     world.send(driver, demand(2, 1, label="report"))
-    assert world.request(driver, "why.lease", 2) == (
+    assert world.request(driver, "why.lease", 2, driver) == (
         f"needs CPU: 1; 2 of 2 are in use by simulate (pid {first.pid}), simulate (pid {second.pid})"
     )
 
@@ -367,7 +367,7 @@ def test_why_says_that_a_worker_is_starting():
     world = World({"CPU": 1}, auto=False)
     driver = world.driver()
     world.send(driver, demand())
-    assert "being started" in str(world.request(driver, "why.lease", 1))
+    assert "being started" in str(world.request(driver, "why.lease", 1, driver))
 
 
 def test_a_worker_serves_one_environment():

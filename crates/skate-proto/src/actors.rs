@@ -302,6 +302,14 @@ impl Owner {
         self.actors.get(&actor).and_then(|client| client.sent.iter().position(|t| *t == task)).unwrap_or(0)
     }
 
+    /// The call that holds back this one: its name, and the argument that it waits for.
+    pub(crate) fn call_in_front(&self, actor: ActorId, task: TaskId) -> Option<(&str, ObjectId)> {
+        let first = *self.actors.get(&actor)?.queue.front()?;
+        let entry = self.tasks.get(&first).filter(|entry| first != task && entry.missing > 0)?;
+        let missing = entry.deps.iter().map(|(_, id)| *id).find(|id| !self.objects.is_ready(*id))?;
+        Some((&self.definitions[entry.def].call.name, missing))
+    }
+
     pub(crate) fn call_left(&mut self, actor: ActorId, task: TaskId) {
         let Some(client) = self.actors.get_mut(&actor) else {
             return;

@@ -82,6 +82,25 @@ pub struct ActorSpec {
     pub groups: Vec<(String, u32)>,
 }
 
+/// Why a value is not there, and what that waits for in turn.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reason {
+    pub text: String,
+    pub waits_for: WaitsFor,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WaitsFor {
+    /// Nothing that could be asked about.
+    Nothing,
+    /// It is another process's: ask there.
+    Owner,
+    Object(ObjectId),
+    /// A worker for this class of the owner's tasks: the node knows more.
+    Lease(u32),
+    Actor(ActorId),
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Msg {
     /// Owner to worker: calls numbered `id` are described by `def`; the function itself comes
@@ -159,6 +178,16 @@ pub enum Msg {
     },
     /// Worker to owner: it ends by its own will, and has answered all that it started.
     Leaving,
+    /// Anybody to owner: why is the value not there?
+    Why {
+        object: ObjectId,
+        question: u64,
+    },
+    /// Owner to who asked.
+    Because {
+        question: u64,
+        reason: Reason,
+    },
     /// Owner to the process that allocated them.
     FreeBlocks {
         blocks: Vec<(SegmentId, u64)>,

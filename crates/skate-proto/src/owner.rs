@@ -177,6 +177,10 @@ impl Owner {
                 }
             }
             Msg::CancelObject { object, force, recursive } => self.cancel(object, force, recursive, now_ns, out),
+            Msg::Why { object, question } => {
+                let reason = self.why(object, now_ns);
+                out.push(Effect::Send { to: from, msg: Msg::Because { question, reason }, urgent: true });
+            }
             Msg::Missing { object, segment } => self.handle_missing(object, segment, now_ns, out),
             Msg::Define { .. }
             | Msg::Forget { .. }
@@ -184,6 +188,7 @@ impl Owner {
             | Msg::Steal { .. }
             | Msg::Cancel { .. }
             | Msg::ItemsTaken { .. }
+            | Msg::Because { .. }
             | Msg::FreeBlocks { .. } => {}
         }
         self.settle(gone, out);

@@ -19,7 +19,7 @@ use smallvec::SmallVec;
 
 use crate::ids::{ActorId, LeaseId, ObjectId, ProcId, SegmentId, TaskId};
 use crate::leases::ClassId;
-use crate::msg::{CallDef, Done, Msg, Push, Returns, Slot};
+use crate::msg::{CallDef, Done, Msg, Push, Reason, Returns, Slot, WaitsFor};
 use crate::objects::Gone;
 use crate::owner::{Effect, LINEAGE_BYTES_MAX, Map, Out, Owner, ToNode};
 use crate::payload::{Blob, ErrorCode, Payload, Value};
@@ -697,59 +697,71 @@ impl Owner {
 
     /// Why an object has no value yet: one sentence, and the object to ask about next.
     #[must_use]
-    pub fn why(&self, id: ObjectId, now_ns: u64) -> (String, Option<ObjectId>, Option<ClassId>, Option<ActorId>) {
+    pub fn why(&self, id: ObjectId, now_ns: u64) -> Reason {
+        let because = |text: String, waits_for| Reason { text, waits_for };
         if let Some(value) = self.objects.value(id) {
             let what = if value.is_error() { "it is there: an exception" } else { "it is there" };
-            return (what.into(), None, None, None);
+            return because(what.into(), WaitsFor::Nothing);
         }
         if id.owner() != self.me {
-            return ("it belongs to another process, which has not sent its value yet".into(), None, None, None);
+            return because("it belongs to another process".into(), WaitsFor::Owner);
         }
         let Some(entry) = self.tasks.get(&id.task) else {
-            return ("no task of this process makes it".into(), None, None, None);
+            return because("no task of its owner makes it".into(), WaitsFor::Nothing);
         };
         let definition = &self.definitions[entry.def];
         let name = &definition.call.name;
         let attempt = if entry.attempt > 0 { format!(" (attempt {})", entry.attempt + 1) } else { String::new() };
+        let ends = if entry.cancelled { "; it is being cancelled" } else { "" };
         if entry.missing > 0 {
             let dep = entry.deps.iter().map(|(_, id)| *id).find(|id| !self.objects.is_ready(*id));
-            return (format!("{name}{attempt} waits for {} of its arguments", entry.missing), dep, None, None);
+            let text = format!("{name}{attempt} waits for {} of its arguments", entry.missing);
+            return because(text, dep.map_or(WaitsFor::Nothing, WaitsFor::Object));
         }
+        let seconds = now_ns.saturating_sub(entry.pushed_ns) as f64 / 1e9;
         match entry.place {
-            Place::Waiting | Place::Queued => {
-                (format!("{name}{attempt} waits for a worker"), None, definition.class, None)
-            }
-            Place::Called => (format!("{name}{attempt} waits in the queue of its actor"), None, None, entry.actor),
+            Place::Waiting | Place::Queued => because(
+                format!("{name}{attempt} waits for a worker"),
+                definition.class.map_or(WaitsFor::Nothing, |class| WaitsFor::Lease(class.0)),
+            ),
+            Place::Called => match entry.actor.and_then(|actor| self.call_in_front(actor, id.task)) {
+                Some((first, missing)) => because(
+                    format!("{name}{attempt} waits behind an earlier call, {first}, which waits for its argument"),
+                    WaitsFor::Object(missing),
+                ),
+                None => because(
+                    format!("{name}{attempt} waits in the queue of its actor"),
+                    entry.actor.map_or(WaitsFor::Nothing, WaitsFor::Actor),
+                ),
+            },
             Place::Pushed(lease) => {
-                let seconds = now_ns.saturating_sub(entry.pushed_ns) as f64 / 1e9;
                 let pid = self.leases.pid(lease).unwrap_or(0);
+                let streams = definition.call.returns == Returns::Streaming && definition.call.backpressure > 0;
                 let there = match self.leases.tasks_before(lease, id.task) {
+                    0 if self.leases.is_blocked(lease) && streams => {
+                        "it waits until its consumer takes an item, or in ray.get() or ray.wait()".into()
+                    }
                     0 if self.leases.is_blocked(lease) => "it runs, and waits in ray.get() or ray.wait() itself".into(),
                     0 => "it runs".into(),
                     before => format!("{before} other tasks come first"),
                 };
-                (
-                    format!("{name}{attempt} was given to worker pid={pid} {seconds:.1} s ago, where {there}"),
-                    None,
-                    None,
-                    None,
+                because(
+                    format!("{name}{attempt} was given to worker pid={pid} {seconds:.1} s ago, where {there}{ends}"),
+                    WaitsFor::Nothing,
                 )
             }
             Place::Sent { .. } => {
-                let seconds = now_ns.saturating_sub(entry.pushed_ns) as f64 / 1e9;
                 let before = entry.actor.map_or(0, |actor| self.calls_before(actor, id.task));
                 let there = match before {
                     0 => "it runs, or waits for calls of others".into(),
                     _ => format!("{before} earlier calls of this process are not done"),
                 };
-                (
-                    format!("{name}{attempt} was sent to its actor {seconds:.1} s ago, where {there}"),
-                    None,
-                    None,
-                    entry.actor,
+                because(
+                    format!("{name}{attempt} was sent to its actor {seconds:.1} s ago, where {there}{ends}"),
+                    entry.actor.map_or(WaitsFor::Nothing, WaitsFor::Actor),
                 )
             }
-            Place::Finished => ("its task has ended".into(), None, None, None),
+            Place::Finished => because("its task has ended".into(), WaitsFor::Nothing),
         }
     }
 }

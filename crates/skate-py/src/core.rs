@@ -15,6 +15,7 @@ use skate_core::transport::Address;
 use skate_proto::actors::{ActorState, Creation};
 use skate_proto::handshake::Role;
 use skate_proto::ids::{ActorId, FunctionId, ObjectId, ProcId};
+use skate_proto::msg::{Reason, WaitsFor};
 use skate_proto::payload::{Blob, ErrorCode};
 
 use crate::Hooks;
@@ -92,6 +93,14 @@ fn ids_of(core: &Arc<Core>, refs: &Bound<'_, PyAny>) -> PyResult<Vec<ObjectId>> 
 impl PyCore {
     fn load<'py>(&self, py: Python<'py>, id: ObjectId, fetched: Fetched) -> PyResult<Bound<'py, PyAny>> {
         Bytes::of_fetched(&self.inner, fetched)?.load(py, self.hooks.get(), Some(id))
+    }
+
+    /// The node's answer to a request as text, and whether it could give one.
+    fn ask_node(&self, py: Python<'_>, op: &str, args: Vec<u8>) -> PyResult<(String, bool)> {
+        let deadline = Some(Instant::now() + Duration::from_secs(5));
+        let (ok, body) = waiting(py, || self.inner.request(op, &args, deadline))?;
+        let decoded = py.import("msgspec.msgpack")?.call_method1("decode", (PyBytes::new(py, &body),))?;
+        Ok((decoded.str()?.extract()?, ok))
     }
 }
 
@@ -277,29 +286,34 @@ impl PyCore {
     /// The chain of reasons why a value is not there: (what, reason), outermost first.
     fn why(&self, py: Python<'_>, reference: &Bound<'_, ObjectRef>) -> PyResult<Vec<(String, String)>> {
         let mut chain = Vec::new();
-        let mut next = Some(reference.get().id_in(&self.inner)?);
+        let mut id = reference.get().id_in(&self.inner)?;
+        let deadline = || Some(Instant::now() + Duration::from_secs(5));
         // Arguments of arguments; a cycle is impossible, a long chain is cut.
-        while let (Some(id), true) = (next, chain.len() < 64) {
-            let (reason, argument, class, actor) = self.inner.why(id);
-            chain.push((format!("object {id}"), reason));
-            next = argument;
-            let borrowed = (id.owner() != self.inner.me() && !self.inner.is_ready(id)).then(|| id.owner());
-            let question = match (class, actor) {
-                (None, None) if borrowed.is_some() => borrowed.map(|owner| ("why.process", rmp_int(owner.0))),
-                (Some(class), _) => Some(("why.lease", rmp_int(u64::from(class.0)))),
-                (None, Some(actor)) => Some(("why.actor", rmp_bin(&actor.to_bytes()))),
-                _ => None,
-            };
-            if let Some((op, args)) = question {
-                let deadline = Some(Instant::now() + Duration::from_secs(5));
-                let (ok, body) = waiting(py, || self.inner.request(op, &args, deadline))?;
-                let text: String = py
-                    .import("msgspec.msgpack")?
-                    .call_method1("decode", (PyBytes::new(py, &body),))?
-                    .str()?
-                    .extract()?;
-                chain.push(("node".into(), if ok { text } else { format!("the node could not say: {text}") }));
+        while chain.len() < 64 {
+            let mut reason = self.inner.why(id);
+            if reason.waits_for == WaitsFor::Owner {
+                let (where_, _) = self.ask_node(py, "why.process", rmp_int(id.owner().0))?;
+                match waiting(py, || self.inner.ask_why(id, deadline())) {
+                    Ok(told) => reason = Reason { text: format!("{}; its owner is {where_}", told.text), ..told },
+                    Err(_) => {
+                        let text = format!("it belongs to {where_}, which does not answer");
+                        reason = Reason { text, waits_for: WaitsFor::Nothing };
+                    }
+                }
             }
+            chain.push((format!("object {id}"), reason.text));
+            let question = match reason.waits_for {
+                WaitsFor::Nothing | WaitsFor::Owner => break,
+                WaitsFor::Object(argument) => {
+                    id = argument;
+                    continue;
+                }
+                WaitsFor::Lease(class) => ("why.lease", rmp_pair(u64::from(class), id.owner().0)),
+                WaitsFor::Actor(actor) => ("why.actor", rmp_bin(&actor.to_bytes())),
+            };
+            let (text, ok) = self.ask_node(py, question.0, question.1)?;
+            chain.push(("node".into(), if ok { text } else { format!("the node could not say: {text}") }));
+            break;
         }
         Ok(chain)
     }
@@ -511,6 +525,15 @@ pub(crate) fn sorted(map: HashMap<String, i64>) -> Vec<(String, i64)> {
 fn rmp_int(number: u64) -> Vec<u8> {
     let mut out = vec![0x91, 0xcf];
     out.extend_from_slice(&number.to_be_bytes());
+    out
+}
+
+/// Msgpack of a list of two numbers.
+fn rmp_pair(first: u64, second: u64) -> Vec<u8> {
+    let mut out = vec![0x92, 0xcf];
+    out.extend_from_slice(&first.to_be_bytes());
+    out.push(0xcf);
+    out.extend_from_slice(&second.to_be_bytes());
     out
 }
 

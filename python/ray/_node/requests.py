@@ -55,7 +55,7 @@ class RequestTable(Machine):
             "actor.list_named": (("namespace",), self._list_named),
             "actor.info": (("actor",), self._actor_info),
             "actor.list": ((), self._actor_list),
-            "why.lease": (("class_id",), self._why_lease),
+            "why.lease": (("class_id", "owner"), self._why_lease),
             "why.actor": (("actor",), self._why_actor),
             "worker.label": (("label",), self._worker_label),
             "why.process": (("proc",), self._why_process),
@@ -213,8 +213,8 @@ class RequestTable(Machine):
 
     # ------------------------------------------------------------------ reasons
 
-    def _why_lease(self, event: Received, now: float, class_id: int) -> str:
-        return self._manager.leases.why(event.sender, class_id)
+    def _why_lease(self, event: Received, now: float, class_id: int, owner: int) -> str:
+        return self._manager.leases.why(owner, class_id)
 
     def _why_actor(self, event: Received, now: float, actor: bytes) -> str:
         record = self._manager.actors.get(actor)
@@ -234,9 +234,9 @@ class RequestTable(Machine):
     def _why_process(self, event: Received, now: float, proc: int) -> str:
         process = self._manager.processes.get(proc)
         if process is None:
-            return "the owner has ended"
+            return "a process that has ended"
         what = "the driver" if process.role == ROLE_DRIVER else "a worker"
-        return f"the owner is {what}, process {process.pid}; ask ray.util.state.why there for more"
+        return f"{what}, process {process.pid}"
 
     # ------------------------------------------------------------------ keys, jobs, the node itself
 

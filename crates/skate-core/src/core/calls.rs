@@ -5,13 +5,15 @@ use std::time::Instant;
 
 use skate_proto::actors::{ActorState, Creation};
 use skate_proto::ids::{ActorId, ObjectId, TaskId};
-use skate_proto::leases::{ClassId, ClassSpec};
-use skate_proto::msg::{CallDef, Slot};
+use skate_proto::leases::ClassSpec;
+use skate_proto::msg::{CallDef, Msg, Reason, Slot};
 use skate_proto::objects::WaiterId;
+use skate_proto::owner::Effect;
 use skate_proto::payload::{Blob, Payload};
 use skate_proto::streams::Next;
 use skate_proto::tasks::Refused;
 
+use super::requests::Answer;
 use super::waiting::{Completions, Waiter, Watch};
 use super::{Core, CoreError, State};
 
@@ -59,9 +61,24 @@ impl Core {
         })
     }
 
-    pub fn why(&self, id: ObjectId) -> (String, Option<ObjectId>, Option<ClassId>, Option<ActorId>) {
+    /// Why a value is not there, as far as this process knows.
+    pub fn why(&self, id: ObjectId) -> Reason {
         let now = self.now_ns();
         self.state.lock().owner.why(id, now)
+    }
+
+    /// The same, as its owner knows.
+    pub fn ask_why(&self, object: ObjectId, deadline: Option<Instant>) -> Result<Reason, CoreError> {
+        let ask = |question| {
+            self.step(|state, _| {
+                let msg = Msg::Why { object, question };
+                state.out.effects.push(Effect::Send { to: object.owner(), msg, urgent: true });
+            });
+        };
+        match self.ask_with(ask, deadline, true)? {
+            Answer::Reason(reason) => Ok(reason),
+            _ => Err(CoreError::Store("a process answered a question with something else".into())),
+        }
     }
 
     /// The next item, its local count being the caller's; `None` at the end.

@@ -65,6 +65,7 @@ impl Core {
                 }
                 self.release_segments(&self.store.surplus());
             }
+            Msg::Because { question, reason } => self.answered(state, question, Answer::Reason(reason)),
             other => owner.handle_message(from, other, now, out),
         }
     }

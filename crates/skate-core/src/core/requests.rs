@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use skate_proto::ids::SegmentId;
+use skate_proto::msg::Reason;
 use skate_proto::objects::WaiterId;
 
 use super::waiting::{Wait, Waiter, Watch};
@@ -24,6 +25,8 @@ pub(super) enum Answer {
         fd: OwnedFd,
     },
     Denied(String),
+    /// Of another member.
+    Reason(Reason),
     /// This process can open no more descriptors.
     NoDescriptor,
 }
@@ -46,6 +49,15 @@ impl Core {
         deadline: Option<Instant>,
         interruptible: bool,
     ) -> Result<Answer, CoreError> {
+        self.ask_with(|corr| self.tell_node(kind, corr, body), deadline, interruptible)
+    }
+
+    pub(super) fn ask_with(
+        &self,
+        ask: impl FnOnce(u64),
+        deadline: Option<Instant>,
+        interruptible: bool,
+    ) -> Result<Answer, CoreError> {
         let (corr, waiter) = {
             let mut state = self.state.lock();
             if let Some(why) = &state.closed {
@@ -58,7 +70,7 @@ impl Core {
             state.watches.insert(answer_watch(corr), Watch::Thread(waiter.clone()));
             (corr, waiter)
         };
-        self.tell_node(kind, corr, body);
+        ask(corr);
         let result = loop {
             match self.wait_for(&|| waiter.is_done(), deadline, Wait { blocks: false, hears: interruptible }) {
                 Err(CoreError::Interrupted) if !interruptible => {}
