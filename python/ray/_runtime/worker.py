@@ -23,7 +23,7 @@ from ray._runtime import context, errors, methods, output
 from ray._runtime import session as membership
 from ray._runtime.calls import translated
 from ray._runtime.ids import TaskID
-from ray._runtime.options import DYNAMIC, STREAMING
+from ray._runtime.options import DYNAMIC, STREAMING, UNIT
 from ray.actor import ActorExit
 from ray.exceptions import TaskCancelledError
 
@@ -57,7 +57,7 @@ class Leave(BaseException):
 class Loaded:
     """A function or class that was unpickled once."""
 
-    __slots__ = ("calls", "function", "max_calls", "meta", "retry_exceptions")
+    __slots__ = ("calls", "cpus", "function", "max_calls", "meta", "retry_exceptions")
 
     def __init__(self, function: Any, meta: dict[str, Any]) -> None:
         self.function = function
@@ -65,6 +65,7 @@ class Loaded:
         retry = meta.get("retry_exceptions", False)
         self.retry_exceptions = tuple(retry) if isinstance(retry, list | tuple) else retry
         self.max_calls = meta.get("max_calls", 0)
+        self.cpus = cpus_of(meta)
         self.calls = 0
 
 
@@ -77,6 +78,8 @@ class Worker:
         # Tasks whose user code runs now, by thread. An entry is what a cancellation may interrupt.
         self.running: dict[int, bytes] = {}
         self.main_thread = threading.get_ident()
+        self.cpus = -1  # that the last task's class holds, in units
+        self._thread_limit: str | None = None  # what this process has set OMP_NUM_THREADS to
         self.gpu_ids: list[int] | None = None
         # UUIDs of the visible devices, when they are named so: then ids are positions among them.
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
@@ -154,6 +157,8 @@ class Worker:
         loaded = self.load(task)
         if loaded is None:
             return
+        if loaded.cpus != self.cpus:
+            self.set_cpus(loaded.cpus)
         arguments = self.arguments(task)
         if arguments is None:
             return
@@ -322,7 +327,7 @@ class Worker:
         return loaded
 
     def _load(self, task: Task) -> Loaded | BaseException:
-        loaded = _load(task)
+        loaded = _load(task, self.set_cpus)
         if not self._env_known and isinstance(loaded, Loaded):
             # A worker serves one environment for its whole life: the first to come names it.
             self._env_known = True
@@ -338,6 +343,16 @@ class Worker:
         except BaseException as error:
             task.fail(errors.dependency_error(error, task.name), retryable=False)
         return None
+
+    def set_cpus(self, cpus: int) -> None:
+        """Limits the threads of numerical libraries that are loaded from now on to the CPUs of the task's class.
+
+        N workers on N cores would otherwise start a pool of N threads each. Libraries that are loaded already keep
+        their pool. A number that the user has chosen, in the driver's environment, a `runtime_env` or a task, stays.
+        """
+        self.cpus = cpus
+        if os.environ.get("OMP_NUM_THREADS") == self._thread_limit:
+            self._thread_limit = os.environ["OMP_NUM_THREADS"] = str(max(1, cpus // UNIT))
 
     def set_gpus(self, gpu_ids: list[int]) -> None:
         """Makes the assigned devices, and no others, visible to what initialises CUDA from now on."""
@@ -439,13 +454,21 @@ def end_stream(task: Task, error: BaseException) -> None:
     task.finish_stream()
 
 
-def _load(task: Task) -> Loaded | BaseException:
+def cpus_of(meta: dict[str, Any]) -> int:
+    """CPUs that a task, or an actor while it lives, holds, in units."""
+    resources: dict[str, int] = meta.get("resources") or {}
+    return resources.get("CPU", 0)
+
+
+def _load(task: Task, set_cpus: Callable[[int], None]) -> Loaded | BaseException:
+    """Unpickles the task's function, once the environment is as the libraries that it imports must find it."""
     blob = task.blob
     try:
         if blob is None:
             message = f"the code of {task.name} did not arrive with its first task"
             raise RuntimeError(message)
         function, meta = pickle.loads(blob)
+        set_cpus(cpus_of(meta))
         return Loaded(pickle.loads(function), meta)
     except Exception as error:
         wrapped = RuntimeError(
