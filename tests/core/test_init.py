@@ -102,6 +102,12 @@ def test_resources_are_those_that_were_given(fresh_cluster):
     assert total["object_store_memory"] > 0
 
 
+def test_programs_can_demand_the_head_node(cluster):
+    assert ray.cluster_resources()["node:__internal_head__"] == 1.0
+    pinned = ray.remote(resources={"node:__internal_head__": 0.001})(os.getpid)
+    assert ray.get(pinned.remote(), timeout=20)
+
+
 def test_the_size_of_the_object_store_can_be_chosen(fresh_cluster):
     fresh_cluster(num_cpus=1, object_store_memory=100_000_000)
     assert ray.cluster_resources()["object_store_memory"] == pytest.approx(100_000_000, rel=0.05)

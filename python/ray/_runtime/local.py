@@ -15,6 +15,7 @@ from ray._runtime import session
 
 __all__ = ["RayContext", "init", "shutdown"]
 
+HEAD_RESOURCE = "node:__internal_head__"  # programs demand a little of it to be on the head node
 OBJECT_STORE_SHARE = 0.3  # of the memory that this process may use
 OBJECT_STORE_BYTES_MIN = 64 * 1024 * 1024
 SHUTDOWN_TIMEOUT_S = 5.0
@@ -383,7 +384,8 @@ def _start(
 
     ip = extras.get("_node_ip_address") or "127.0.0.1"
     session_id, token, node_key = os.urandom(16), os.urandom(32), _core.random_id()
-    amounts.setdefault(f"node:{ip}", 10_000)
+    for resource in (f"node:{ip}", HEAD_RESOURCE):
+        amounts.setdefault(resource, 10_000)
     config = NodeConfig(
         session_dir="",  # made by the launcher
         session=session_id,
