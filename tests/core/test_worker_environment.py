@@ -82,3 +82,31 @@ def test_a_number_of_threads_that_a_task_chose_stays(undecided, fresh_cluster):
     ray.get(variable.remote(THREADS))
     pid = ray.get(choose.remote())
     assert ray.get(look.remote()) == (pid, "6")
+
+
+def test_devices_stay_as_they_are_for_tasks_without_gpus(undecided, fresh_cluster):
+    fresh_cluster(num_cpus=1, num_gpus=1)
+    assert ray.get(variable.remote(DEVICES)) is None
+    assert ray.get(Reader.remote(DEVICES).read.remote()) is None
+
+
+@pytest.mark.parametrize("found", [None, "3,5"])
+def test_a_worker_finds_its_devices_again_after_a_task_with_gpus(undecided, fresh_cluster, found):
+    if found is not None:
+        undecided.setenv(DEVICES, found)
+    fresh_cluster(num_cpus=1, num_gpus=1)
+
+    @ray.remote(max_calls=0)  # Ray's default for tasks with GPUs is 1, and every one of them has a new process
+    def look():
+        return os.getpid(), os.environ.get(DEVICES)
+
+    used = ray.get(look.options(num_gpus=1).remote())
+    free = ray.get(look.remote())
+    assert used == (free[0], "0" if found is None else "3")
+    assert free[1] == found
+
+
+def test_devices_can_be_hidden_from_tasks_without_gpus(undecided, fresh_cluster):
+    undecided.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
+    fresh_cluster(num_cpus=1, num_gpus=1)
+    assert ray.get(variable.remote(DEVICES)) == ""

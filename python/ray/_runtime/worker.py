@@ -81,8 +81,9 @@ class Worker:
         self.cpus = -1  # that the last task's class holds, in units
         self._thread_limit: str | None = None  # what this process has set OMP_NUM_THREADS to
         self.gpu_ids: list[int] | None = None
+        self._devices = os.environ.get("CUDA_VISIBLE_DEVICES")  # what tasks without GPUs find
         # UUIDs of the visible devices, when they are named so: then ids are positions among them.
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        visible = (self._devices or "").split(",")
         self._gpu_names = visible if not all(name.strip().isdigit() for name in visible if name) else []
         self.bound_methods: dict[str, Callable[..., Any]] = {}
         self.leaving: Leave | None = None
@@ -355,11 +356,20 @@ class Worker:
             self._thread_limit = os.environ["OMP_NUM_THREADS"] = str(max(1, cpus // UNIT))
 
     def set_gpus(self, gpu_ids: list[int]) -> None:
-        """Makes the assigned devices, and no others, visible to what initialises CUDA from now on."""
+        """Makes the assigned devices, and no others, visible to what initialises CUDA from now on.
+
+        A task without GPUs sees what this process found at its start, as in Ray, where the environment variable
+        RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=1 hides all devices from it.
+        """
         self.gpu_ids = gpu_ids
         names = self._gpu_names
-        chosen = [names[gpu] if gpu < len(names) else str(gpu) for gpu in gpu_ids]
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)
+        if gpu_ids or os.environ.get("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "").lower() in ("1", "true"):
+            chosen = [names[gpu] if gpu < len(names) else str(gpu) for gpu in gpu_ids]
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)
+        elif self._devices is None:
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = self._devices
 
     # --- actors ------------------------------------------------------------------------------------------------------
 
