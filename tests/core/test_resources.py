@@ -78,6 +78,21 @@ def test_available_resources_shrink_and_grow(cluster, tmp_path):
     wait_until(lambda: ray.available_resources().get("CPU") == 4, what="return of the CPUs")
 
 
+def test_available_object_store_memory_is_what_values_leave(fresh_cluster):
+    size, total = 50_000_000, 200_000_000
+    fresh_cluster(num_cpus=1, object_store_memory=total)
+
+    def free():
+        return ray.available_resources()["object_store_memory"]
+
+    assert free() == pytest.approx(total, rel=0.05)
+    reference = ray.put(bytes(size))
+    wait_until(lambda: free() <= total - size, what="use of the object store")
+    assert free() > total - 2 * size
+    del reference
+    wait_until(lambda: free() > total - size / 2, what="return of the memory")
+
+
 def test_gpus_are_handed_out_by_id(fresh_cluster, tmp_path):
     fresh_cluster(num_cpus=2, num_gpus=2)
     gates = [Gate(tmp_path) for _ in range(2)]
