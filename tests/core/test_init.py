@@ -113,6 +113,18 @@ def test_the_size_of_the_object_store_can_be_chosen(fresh_cluster):
     assert ray.cluster_resources()["object_store_memory"] == pytest.approx(100_000_000, rel=0.05)
 
 
+def test_an_object_store_larger_than_the_memory_is_refused(no_cluster):
+    with pytest.raises(ValueError, match=r"(?i)memory"):
+        ray.init(num_cpus=1, object_store_memory=10**14, include_dashboard=False, logging_level="ERROR")
+    assert not ray.is_initialized()
+
+
+@pytest.mark.skate  # the words are ours
+def test_the_refusal_of_a_large_object_store_names_both_sizes(no_cluster):
+    with pytest.raises(ValueError, match=r"100000000000000 bytes.* has \d+ bytes"):
+        ray.init(num_cpus=1, object_store_memory=10**14)
+
+
 def test_the_number_of_cpus_defaults_to_those_of_the_machine(fresh_cluster):
     fresh_cluster()
     assert ray.cluster_resources()["CPU"] == len(os.sched_getaffinity(0))

@@ -128,7 +128,7 @@ def init(
         num_gpus: GPUs to schedule with; those of `CUDA_VISIBLE_DEVICES`, else of the machine by default.
         resources: Further resources, by name.
         labels: Not available yet.
-        object_store_memory: Bytes of shared memory for values; 30 % of the machine's by default.
+        object_store_memory: Bytes of shared memory for values, no more than the machine has; 30 % of it by default.
         local_mode: Not available.
         ignore_reinit_error: Return the running cluster's context instead of raising when there is one.
         include_dashboard: True is not available yet.
@@ -293,6 +293,12 @@ def _resources(
         raise TypeError(message)
     elif store < OBJECT_STORE_BYTES_MIN:
         message = f"object_store_memory must be at least {OBJECT_STORE_BYTES_MIN} bytes (64 MiB), not {store}"
+        raise ValueError(message)
+    elif store > memory_bytes():
+        message = (
+            f"object_store_memory is {store} bytes, but this machine, or the control group of this process, has "
+            f"{memory_bytes()} bytes of memory, which tasks and actors need a part of; ask for less"
+        )
         raise ValueError(message)
     amounts: dict[str, float] = {
         "CPU": _count("num_cpus", num_cpus, available_cpus),
