@@ -125,6 +125,18 @@ def test_the_refusal_of_a_large_object_store_names_both_sizes(no_cluster):
         ray.init(num_cpus=1, object_store_memory=10**14)
 
 
+@pytest.mark.skate
+def test_asking_for_a_dashboard_warns_once_that_there_is_none(no_cluster):
+    status, output, errors = run_driver("""
+        import ray
+        context = ray.init(num_cpus=1, include_dashboard=True)
+        print(context.dashboard_url)
+    """)
+    assert (status, output.strip()) == (0, "None"), errors
+    assert errors.count("dashboard") == 2, errors  # the argument's name, and that there is none
+    assert len(errors.splitlines()) == 1
+
+
 def test_the_number_of_cpus_defaults_to_those_of_the_machine(fresh_cluster):
     fresh_cluster()
     assert ray.cluster_resources()["CPU"] == len(os.sched_getaffinity(0))

@@ -131,7 +131,7 @@ def init(
         object_store_memory: Bytes of shared memory for values, no more than the machine has; 30 % of it by default.
         local_mode: Not available.
         ignore_reinit_error: Return the running cluster's context instead of raising when there is one.
-        include_dashboard: True is not available yet.
+        include_dashboard: True only warns that there is no dashboard yet.
         dashboard_host: Where a dashboard would listen.
         dashboard_port: Where a dashboard would listen.
         job_config: A `ray.job_config.JobConfig`.
@@ -165,7 +165,6 @@ def init(
         {
             "labels": labels,
             "local_mode": local_mode,
-            "include_dashboard": include_dashboard,
             "enable_resource_isolation": enable_resource_isolation,
             "cgroup_path": cgroup_path,
             "system_reserved_cpu": system_reserved_cpu,
@@ -189,6 +188,8 @@ def init(
         amounts = _resources(num_cpus, num_gpus, resources, object_store_memory, kwargs.get("_memory"))
         if configure_logging:
             _configure_logging(logging_level, logging_format)
+        if include_dashboard:
+            _warn("ray.init(include_dashboard=True): Skate has no dashboard yet, and goes on without one.")
         return _start(amounts, job, log_to_driver, kwargs, logging_config)
 
 
@@ -362,6 +363,12 @@ def memory_bytes() -> int:
 
 
 # --- start and end -------------------------------------------------------------------------------------------------
+
+
+def _warn(text: str) -> None:
+    import logging
+
+    logging.getLogger("ray").warning(text)
 
 
 def _configure_logging(level: int | str, pattern: str | None) -> None:
