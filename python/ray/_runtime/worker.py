@@ -11,11 +11,13 @@ Invariants: every task taken from the core is finished exactly once, by `finish`
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import pickle
 import signal
 import sys
 import threading
+from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
 from ray import _core
@@ -28,7 +30,7 @@ from ray.actor import ActorExit
 from ray.exceptions import TaskCancelledError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
     from ray._core import Core, Task
@@ -187,7 +189,7 @@ class Worker:
         try:
             running[thread] = task.id
             value = function(*args, **kwargs)
-            if task.num_returns != 1:
+            if task.num_returns != 1 or type(value) is GeneratorType:
                 value = self.collect(task, value, retry)
             running.pop(thread, None)
         except BaseException as error:
@@ -209,9 +211,37 @@ class Worker:
             return _STREAMED
         if wanted == DYNAMIC:
             return self._dynamic(task, value, retry)
-        if hasattr(value, "__next__"):
-            return list(value)
-        return value
+        if not hasattr(value, "__next__"):
+            return value
+        if wanted == 0:
+            for _ in value:  # called for what it does
+                pass
+            return None
+        taken = list(itertools.islice(value, wanted))
+        if len(taken) == wanted:
+            self._expect_end(task, value)
+        elif wanted == 1:
+            message = f"{task.name} is declared with num_returns=1, but yielded nothing"
+            raise ValueError(message)
+        return taken[0] if wanted == 1 else taken
+
+    @staticmethod
+    def _expect_end(task: Task, items: Iterator[Any]) -> None:
+        """The values are there, so that what a generator does beyond them is reported, and is no failure; as in Ray."""
+        what = f"{task.name} is declared with num_returns={task.num_returns}, and went on after so many values"
+        try:
+            next(items)
+        except StopIteration:
+            return
+        except ActorExit:
+            raise
+        except Exception as error:
+            print(f"{what}, until it raised:\n{errors.remote_traceback(error)}", file=sys.stderr)
+        else:
+            print(
+                f"{what}: what it yields beyond them is dropped. Leave num_returns out to get all of it as a stream.",
+                file=sys.stderr,
+            )
 
     def _stream(self, task: Task, value: Any) -> None:
         if not hasattr(value, "__iter__"):
