@@ -187,12 +187,19 @@ class RemoteFunction(Generic[P, R]):
     def _complete(self) -> None:
         function = self._function
         self.__wrapped__ = function
+        self.__dict__["__doc__"] = None  # not this class's, when the function has none
         for name in _CARRIED:
             value = getattr(function, name, None)
             if value is not None:
                 self.__dict__[name] = value
         recipe = _Recipe(function, self._default_options, self._pickled)
-        self.__dict__["remote"] = calls.remote_callable(recipe)
+        remote: Any = calls.remote_callable(recipe)
+        # What `inspect` and `help` look for. They find the signature through `__wrapped__`, when they are asked.
+        remote.__wrapped__ = function
+        remote.__name__ = getattr(function, "__name__", "remote")
+        remote.__qualname__ = getattr(function, "__qualname__", "remote")
+        remote.__doc__ = self.__dict__["__doc__"]
+        self.__dict__["remote"] = remote
 
     @property
     def _function_name(self) -> str:
