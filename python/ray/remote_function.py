@@ -222,6 +222,9 @@ class RemoteFunction(Generic[P, R]):
             key, known = None, None
         if known is not None:
             return known
+        if "max_calls" in task_options:
+            message = "option 'max_calls' belongs to the function, not to a call: set it in @ray.remote(max_calls=...)"
+            raise ValueError(message)
         opts.check(task_options, opts.TASK, "remote functions")
         derived = RemoteFunction(self._function, {**self._default_options, **task_options}, self._pickled)
         if key is not None and len(self._derived) < DERIVED_MAX:
