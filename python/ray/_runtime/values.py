@@ -63,7 +63,7 @@ def get(object_refs: Any, *, timeout: float | None = None, _use_object_store: bo
 
     Args:
         object_refs: A reference, or a list of references.
-        timeout: Seconds to wait at most; 0 only looks, None waits for ever.
+        timeout: Seconds to wait at most; 0 only looks, None and -1 wait for ever.
 
     Returns:
         The value, or the list of values in the same order.
@@ -96,6 +96,8 @@ def get(object_refs: Any, *, timeout: float | None = None, _use_object_store: bo
 
 
 def _get_in_time(core: Core, refs: list[Any], timeout: float) -> list[Any]:
+    if timeout == -1:  # Ray's other word for no limit, here but not in wait()
+        return core.get(refs)
     _check_timeout(timeout)
     try:
         return core.get(refs, timeout)
