@@ -296,6 +296,42 @@ def test_methods_of_actors_may_have_dynamic_returns(cluster):
     assert ray.get(list(ray.get(counter.count.options(num_returns="dynamic").remote(3)))) == [0, 1, 2]
 
 
+def test_the_end_of_a_stream_is_finished_and_not_ready(cluster, tmp_path):
+    gate = Gate(tmp_path)
+
+    @ray.remote
+    def two():
+        yield 1
+        gate.wait()
+        yield 2
+
+    stream = two.remote()
+    wait_until(stream.next_ready)
+    assert not stream.is_finished()
+    assert ray.get(next(stream)) == 1
+    assert not stream.next_ready()
+    gate.open()
+    wait_until(stream.next_ready)
+    assert ray.wait([stream], timeout=20) == ([stream], [])
+    assert ray.get(next(stream)) == 2
+    wait_until(stream.is_finished)
+    assert not stream.next_ready()
+    assert list(stream) == []
+    assert not stream.next_ready()
+
+
+def test_a_stream_can_be_polled_to_its_end(cluster):
+    async def poll():
+        stream, seen = count.remote(3), []
+        while not stream.is_finished():
+            if stream.next_ready():
+                seen.append(await anext(stream))
+            await asyncio.sleep(0)
+        return await asyncio.gather(*seen)
+
+    assert asyncio.run(poll()) == [0, 1, 2]
+
+
 class Yielding:
     """Methods that yield; an asynchronous actor has both."""
 

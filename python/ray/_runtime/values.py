@@ -215,7 +215,9 @@ def _wait_mixed(
     events = _core.Completions(core)
     try:
         for index, item in enumerate(waitables):
-            if isinstance(item, ObjectRefGenerator):
+            if isinstance(item, ObjectRefGenerator) and item._ahead is not None:
+                done.add(index)
+            elif isinstance(item, ObjectRefGenerator):
                 events.watch_stream(item._stream, index)
             else:
                 events.watch(item, index)
