@@ -7,7 +7,7 @@ import threading
 import pytest
 
 import ray
-from tests.core.helpers import Gate, run_driver, start_driver, wait_until
+from tests.core.helpers import Gate, is_alive, run_driver, start_driver, wait_until
 
 
 def test_a_resource_limits_how_many_tasks_run(cluster, tmp_path):
@@ -247,3 +247,19 @@ def test_a_zero_cpu_cluster_runs_what_needs_none(no_cluster):
         print(ray.get(ray.remote(num_cpus=0)(lambda: "ran").remote()))
     """)
     assert (status, output.splitlines()[-1]) == (0, "ran"), errors
+
+
+@pytest.mark.slow  # idle workers stay for some seconds
+def test_workers_of_a_burst_end_before_long(fresh_cluster, tmp_path):
+    fresh_cluster(num_cpus=1)
+    gate = Gate(tmp_path)
+
+    @ray.remote(num_cpus=0)
+    def wait():
+        gate.wait()
+        return os.getpid()
+
+    references = [wait.remote() for _ in range(6)]
+    gate.open()
+    pids = set(ray.get(references))
+    wait_until(lambda: sum(map(is_alive, pids)) <= 1, what="the end of idle workers")
