@@ -292,8 +292,10 @@ class Worker:
         if isinstance(error, SystemExit):
             self._exit(error)
         if isinstance(error, KeyboardInterrupt):
-            self.cancelled(task)
-            return
+            if isinstance(error, TaskInterrupt) or self.core.cancelled(task.id):
+                self.cancelled(task)
+                return
+            error, retry = _of_the_task(task, error), False
         retryable = self._is_retryable(task, error, retry)
         described = self.describe(task, translated(error))
         if task.num_returns == STREAMING and not retryable:
@@ -486,6 +488,11 @@ class Worker:
 
 
 _STREAMED: Any = object()
+
+
+def _of_the_task(task: Task, error: KeyboardInterrupt) -> TaskCancelledError:
+    """What an interrupt that nobody sent, but the task raised, is for its caller: where it was raised is told, too."""
+    return TaskCancelledError(TaskID(task.id), "it raised KeyboardInterrupt").with_traceback(error.__traceback__)
 
 
 def end_stream(task: Task, error: BaseException) -> None:
