@@ -115,8 +115,9 @@ def _timed_out(core: Core, refs: list[Any], timeout: float) -> Exception:
     ready, missing = split
     message = f"{len(missing)} of {len(ready) + len(missing)} values were not there after {timeout} s."
     if missing:
-        reasons = "; ".join(f"{what}: {reason}" for what, reason in core.why(missing[0]))
-        message += f" The first, {missing[0].hex()}, waits for: {reasons or 'nothing that is known'}."
+        (_, reason), *deeper = core.why(missing[0])
+        reasons = "; ".join([reason, *(f"{what}: {cause}" for what, cause in deeper)])
+        message += f" The first of them is {missing[0].hex()}: {reasons}."
     return GetTimeoutError(message)
 
 
