@@ -443,7 +443,7 @@ def _start(
     if not _atexit_registered:
         import atexit
 
-        atexit.register(shutdown)
+        atexit.register(shutdown, _exiting_interpreter=True)
         _atexit_registered = True
     if log_to_driver is not False:
         from ray._runtime import logs
@@ -491,6 +491,7 @@ def shutdown(*, wait_for_processes: bool = False, _exiting_interpreter: bool = F
     with session.lock:
         if session.core is None or session.mode == session.WORKER_MODE:
             return
+        session.closing, session.exiting = True, _exiting_interpreter
         node, printer = _node, _printer
         _node = _printer = None
         # The reply comes after every line that workers have printed. The node may be gone; it is ended below anyway.
