@@ -1,6 +1,7 @@
 """Starting, describing and ending a local cluster."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -147,6 +148,9 @@ def test_nodes_describes_the_one_node(cluster):
     assert node["Alive"] is True
     assert node["NodeID"] == ray.get_runtime_context().get_node_id()
     assert node["Resources"]["CPU"] == 4
+    assert node["Labels"] == {"ray.io/node-id": node["NodeID"]}
+    assert Path(node["RayletSocketName"]).exists()
+    assert Path(node["ObjectStoreSocketName"]).exists()
 
 
 def test_environment_variables_of_the_job_reach_every_worker(fresh_cluster):

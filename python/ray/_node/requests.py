@@ -149,14 +149,18 @@ class RequestTable(Machine):
 
     def _nodes(self, event: Received, now: float) -> list[dict[str, Any]]:
         facts = self._manager.facts
+        node_id = f"{facts.node:016x}" + "0" * 40
         return [
             {
-                "NodeID": f"{facts.node:016x}" + "0" * 40,
+                "NodeID": node_id,
                 "Alive": True,
                 "NodeManagerAddress": facts.address,
                 "NodeManagerHostname": facts.hostname,
                 "Resources": self._manager.leases.ledger.total,
-                "Labels": facts.labels,
+                "Labels": {"ray.io/node-id": node_id, **facts.labels},
+                # One socket serves for both.
+                "RayletSocketName": facts.socket,
+                "ObjectStoreSocketName": facts.socket,
             }
         ]
 

@@ -40,7 +40,7 @@ def nodes() -> list[dict[str, Any]]:
 
     Returns:
         For each node a dictionary with `NodeID`, `Alive` (and `alive`), `NodeManagerAddress`, `NodeManagerHostname`,
-        `Resources`, `Labels` and further keys that Ray has.
+        `Resources`, `Labels`, `RayletSocketName` and further keys that Ray has.
     """
     return [_describe(node) for node in session.request("nodes")]
 
@@ -50,8 +50,6 @@ def _describe(node: dict[str, Any]) -> dict[str, Any]:
     described = {
         "NodeManagerPort": 0,
         "ObjectManagerPort": 0,
-        "ObjectStoreSocketName": "",
-        "RayletSocketName": "",
         "MetricsExportPort": 0,
         "NodeName": node["NodeManagerAddress"],
         **node,
