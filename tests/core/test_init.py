@@ -95,6 +95,12 @@ def test_the_context_can_be_read_and_shown(fresh_cluster):
     assert ray.__version__ in repr(context)
 
 
+def test_notebooks_show_the_context_as_a_table(fresh_cluster):
+    shown = fresh_cluster(num_cpus=1)._repr_html_()
+    assert "<table" in shown
+    assert ray.__version__ in shown
+
+
 def test_resources_are_those_that_were_given(fresh_cluster):
     fresh_cluster(num_cpus=3, num_gpus=2, resources={"special": 2})
     total = ray.cluster_resources()

@@ -88,6 +88,20 @@ class RayContext(Mapping[str, Any]):
     def __str__(self) -> str:
         return repr(self)
 
+    def _repr_html_(self) -> str:
+        """A small table, for notebooks."""
+        import html
+
+        shown = {
+            "Python": self.python_version,
+            "Ray": self.ray_version,
+            "Session": self.address_info["session_dir"],
+            "Dashboard": self.dashboard_url or "none yet",
+        }
+        cell = '<td style="text-align: left">'
+        rows = (f"<tr>{cell}<b>{name}</b></td>{cell}{html.escape(value)}</td></tr>" for name, value in shown.items())
+        return f"<table>{''.join(rows)}</table>"
+
 
 def init(
     address: str | None = None,
