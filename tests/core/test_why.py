@@ -207,3 +207,10 @@ def test_a_timeout_says_what_is_missing(why, gate):
 def test_only_references_can_be_asked_about(why):
     with pytest.raises(TypeError, match="int"):
         why(1)
+
+
+def test_a_type_of_accelerator_that_is_not_there_is_named_in_words(why):
+    reference = wait_at.options(accelerator_type="V100").remote(None)
+    text = until(why, reference, "an accelerator of type V100; this node has none")
+    assert "0.001" not in text
+    ray.cancel(reference)
