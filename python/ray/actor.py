@@ -59,6 +59,7 @@ class ActorClass(Generic[T]):
         self._signature: Signature | None = None
         self._described: ActorMethods | None = None
         self.__wrapped__ = user_class
+        self.__dict__["__doc__"] = None  # not this class's, when the user's has none
         for name in ("__name__", "__qualname__", "__doc__", "__module__"):
             value = getattr(user_class, name, None)
             if value is not None:

@@ -187,12 +187,19 @@ class RemoteFunction(Generic[P, R]):
     def _complete(self) -> None:
         function = self._function
         self.__wrapped__ = function
+        self.__dict__["__doc__"] = None  # not this class's, when the function has none
         for name in _CARRIED:
             value = getattr(function, name, None)
             if value is not None:
                 self.__dict__[name] = value
         recipe = _Recipe(function, self._default_options, self._pickled)
-        self.__dict__["remote"] = calls.remote_callable(recipe)
+        remote: Any = calls.remote_callable(recipe)
+        # What `inspect` and `help` look for. They find the signature through `__wrapped__`, when they are asked.
+        remote.__wrapped__ = function
+        remote.__name__ = getattr(function, "__name__", "remote")
+        remote.__qualname__ = getattr(function, "__qualname__", "remote")
+        remote.__doc__ = self.__dict__["__doc__"]
+        self.__dict__["remote"] = remote
 
     @property
     def _function_name(self) -> str:
@@ -215,6 +222,9 @@ class RemoteFunction(Generic[P, R]):
             key, known = None, None
         if known is not None:
             return known
+        if "max_calls" in task_options:
+            message = "option 'max_calls' belongs to the function, not to a call: set it in @ray.remote(max_calls=...)"
+            raise ValueError(message)
         opts.check(task_options, opts.TASK, "remote functions")
         derived = RemoteFunction(self._function, {**self._default_options, **task_options}, self._pickled)
         if key is not None and len(self._derived) < DERIVED_MAX:

@@ -223,7 +223,10 @@ class RuntimeContext:
 
     def get_node_labels(self) -> dict[str, str]:
         """Labels of this node."""
-        return {"ray.io/node-id": self.get_node_id()}
+        from ray._runtime import cluster
+
+        node_id = self.get_node_id()
+        return next(dict(node["Labels"]) for node in cluster.nodes() if node["NodeID"] == node_id)
 
     def get_placement_group_id(self) -> str | None:
         """None: there are no placement groups yet."""

@@ -188,6 +188,14 @@ def test_a_keyboard_interrupt_raised_in_a_task_does_not_end_the_driver(cluster):
     assert ray.get(identity.remote(1)) == 1
 
 
+def test_a_keyboard_interrupt_of_a_task_is_shown_with_its_place(cluster):
+    with pytest.raises(ray.exceptions.TaskCancelledError) as caught:
+        ray.get(fail.remote(KeyboardInterrupt()), timeout=20)
+    assert isinstance(caught.value, ray.exceptions.RayTaskError)
+    assert "test_errors.py" in str(caught.value)
+    assert "in fail" in str(caught.value)
+
+
 def test_exit_in_a_task_is_an_error_of_that_task_only(cluster):
     @ray.remote(max_retries=0)
     def leave():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import ray
-from tests.core.helpers import Gate, Tally, is_alive, kill_self, wait_until
+from tests.core.helpers import Gate, Tally, is_alive, kill_self, run_driver, wait_until
 
 
 @ray.remote(num_returns="streaming")
@@ -294,3 +294,112 @@ def test_methods_of_actors_may_have_dynamic_returns(cluster):
 
     counter = Counter.remote()
     assert ray.get(list(ray.get(counter.count.options(num_returns="dynamic").remote(3)))) == [0, 1, 2]
+
+
+def test_the_end_of_a_stream_is_finished_and_not_ready(cluster, tmp_path):
+    gate = Gate(tmp_path)
+
+    @ray.remote
+    def two():
+        yield 1
+        gate.wait()
+        yield 2
+
+    stream = two.remote()
+    wait_until(stream.next_ready)
+    assert not stream.is_finished()
+    assert ray.get(next(stream)) == 1
+    assert not stream.next_ready()
+    gate.open()
+    wait_until(stream.next_ready)
+    assert ray.wait([stream], timeout=20) == ([stream], [])
+    assert ray.get(next(stream)) == 2
+    wait_until(stream.is_finished)
+    assert not stream.next_ready()
+    assert list(stream) == []
+    assert not stream.next_ready()
+
+
+def test_a_stream_can_be_polled_to_its_end(cluster):
+    async def poll():
+        stream, seen = count.remote(3), []
+        while not stream.is_finished():
+            if stream.next_ready():
+                seen.append(await anext(stream))
+            await asyncio.sleep(0)
+        return await asyncio.gather(*seen)
+
+    assert asyncio.run(poll()) == [0, 1, 2]
+
+
+class Yielding:
+    """Methods that yield; an asynchronous actor has both."""
+
+    def three(self):
+        yield from range(3)
+
+
+class AsyncYielding(Yielding):
+    async def three_async(self):
+        number = 0
+        while True:  # without an end, so that nobody may wait for it
+            yield number
+            number += 1
+
+
+@pytest.mark.parametrize("count_wanted", [1, 2])
+def test_a_number_of_results_takes_the_first_values_of_a_generator(cluster, count_wanted):
+    def first(method, *arguments):
+        references = method.options(num_returns=count_wanted).remote(*arguments)
+        return ray.get(references if count_wanted > 1 else [references], timeout=20)
+
+    expected = list(range(count_wanted))
+    assert first(count, 3) == expected
+    actor = ray.remote(AsyncYielding).remote()
+    assert first(ray.remote(Yielding).remote().three) == expected
+    assert first(actor.three) == expected
+    assert first(actor.three_async) == expected
+
+
+def test_a_generator_with_too_few_values_is_an_error(cluster):
+    for number, wanted in ((0, 1), (1, 2)):
+        references = count.options(num_returns=wanted).remote(number)
+        with pytest.raises(ValueError, match=f"num_returns={wanted}"):
+            ray.get(references if wanted == 1 else references[-1])
+
+
+def test_an_error_after_the_values_does_not_take_them_back(cluster):
+    @ray.remote(num_returns=2)
+    def late():
+        yield 1
+        yield 2
+        raise ValueError("late")
+
+    assert ray.get(late.remote()) == [1, 2]
+
+
+def test_what_a_generator_yields_beyond_its_results_is_reported(no_cluster):
+    status, output, errors = run_driver("""
+        import time
+        import ray
+
+        @ray.remote(num_returns=2)
+        def three():
+            yield from [1, 2, 3]
+
+        @ray.remote(num_returns=2)
+        def late():
+            yield 1
+            yield 2
+            raise KeyError("too late")
+
+        ray.init(num_cpus=1)
+        ray.get(three.remote())
+        ray.get(late.remote())
+        time.sleep(0 if "skate" in ray.__version__ else 1)  # the original cannot wait for output
+        ray.shutdown()
+    """)
+    assert status == 0, errors
+    said = output + errors
+    assert "num_returns=2" in said
+    assert "KeyError: 'too late'" in said

@@ -1,6 +1,7 @@
 """Starting, describing and ending a local cluster."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -94,6 +95,12 @@ def test_the_context_can_be_read_and_shown(fresh_cluster):
     assert ray.__version__ in repr(context)
 
 
+def test_notebooks_show_the_context_as_a_table(fresh_cluster):
+    shown = fresh_cluster(num_cpus=1)._repr_html_()
+    assert "<table" in shown
+    assert ray.__version__ in shown
+
+
 def test_resources_are_those_that_were_given(fresh_cluster):
     fresh_cluster(num_cpus=3, num_gpus=2, resources={"special": 2})
     total = ray.cluster_resources()
@@ -102,9 +109,39 @@ def test_resources_are_those_that_were_given(fresh_cluster):
     assert total["object_store_memory"] > 0
 
 
+def test_programs_can_demand_the_head_node(cluster):
+    assert ray.cluster_resources()["node:__internal_head__"] == 1.0
+    pinned = ray.remote(resources={"node:__internal_head__": 0.001})(os.getpid)
+    assert ray.get(pinned.remote(), timeout=20)
+
+
 def test_the_size_of_the_object_store_can_be_chosen(fresh_cluster):
     fresh_cluster(num_cpus=1, object_store_memory=100_000_000)
     assert ray.cluster_resources()["object_store_memory"] == pytest.approx(100_000_000, rel=0.05)
+
+
+def test_an_object_store_larger_than_the_memory_is_refused(no_cluster):
+    with pytest.raises(ValueError, match=r"(?i)memory"):
+        ray.init(num_cpus=1, object_store_memory=10**14, include_dashboard=False, logging_level="ERROR")
+    assert not ray.is_initialized()
+
+
+@pytest.mark.skate  # the words are ours
+def test_the_refusal_of_a_large_object_store_names_both_sizes(no_cluster):
+    with pytest.raises(ValueError, match=r"100000000000000 bytes.* has \d+ bytes"):
+        ray.init(num_cpus=1, object_store_memory=10**14)
+
+
+@pytest.mark.skate
+def test_asking_for_a_dashboard_warns_once_that_there_is_none(no_cluster):
+    status, output, errors = run_driver("""
+        import ray
+        context = ray.init(num_cpus=1, include_dashboard=True)
+        print(context.dashboard_url)
+    """)
+    assert (status, output.strip()) == (0, "None"), errors
+    assert errors.count("dashboard") == 2, errors  # the argument's name, and that there is none
+    assert len(errors.splitlines()) == 1
 
 
 def test_the_number_of_cpus_defaults_to_those_of_the_machine(fresh_cluster):
@@ -117,6 +154,9 @@ def test_nodes_describes_the_one_node(cluster):
     assert node["Alive"] is True
     assert node["NodeID"] == ray.get_runtime_context().get_node_id()
     assert node["Resources"]["CPU"] == 4
+    assert node["Labels"] == {"ray.io/node-id": node["NodeID"]}
+    assert Path(node["RayletSocketName"]).exists()
+    assert Path(node["ObjectStoreSocketName"]).exists()
 
 
 def test_environment_variables_of_the_job_reach_every_worker(fresh_cluster):

@@ -78,6 +78,47 @@ def test_an_interrupt_ends_the_wait_and_the_cluster_stays_usable(no_cluster, wai
         assert process.returncode == 0
 
 
+@pytest.mark.skate  # Ray's threads are silent, too, but its main one may abort
+def test_daemon_threads_that_wait_end_silently_with_the_program(no_cluster):
+    status, _, errors = run_driver("""
+        import os, signal, sys, threading, time
+        import ray
+
+        ray.init(num_cpus=1)
+
+        @ray.remote
+        def sleep():
+            time.sleep(50)
+
+        @ray.remote
+        def stream():
+            yield sleep()
+
+        reference = sleep.remote()
+        waits = (
+            lambda: ray.get(reference),
+            lambda: ray.get([reference], timeout=50),
+            lambda: ray.wait([reference]),
+            lambda: next(stream.remote()),
+        )
+        inside = threading.Semaphore(0)
+
+        def wait(function):
+            inside.release()
+            function()
+
+        for function in waits:
+            threading.Thread(target=wait, args=[function], daemon=True).start()
+        for _ in waits:
+            inside.acquire()
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        ray.get(reference)
+    """)
+    assert status != 0
+    assert errors.count("Traceback") == 1, errors
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+
+
 def test_references_can_be_awaited_on_a_loop_that_runs_already(no_cluster):
     status, output, errors = run_driver("""
         import asyncio

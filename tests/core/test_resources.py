@@ -7,7 +7,7 @@ import threading
 import pytest
 
 import ray
-from tests.core.helpers import Gate, run_driver, start_driver, wait_until
+from tests.core.helpers import Gate, is_alive, run_driver, start_driver, wait_until
 
 
 def test_a_resource_limits_how_many_tasks_run(cluster, tmp_path):
@@ -76,6 +76,21 @@ def test_available_resources_shrink_and_grow(cluster, tmp_path):
     gate.open()
     ray.get(reference)
     wait_until(lambda: ray.available_resources().get("CPU") == 4, what="return of the CPUs")
+
+
+def test_available_object_store_memory_is_what_values_leave(fresh_cluster):
+    size, total = 50_000_000, 200_000_000
+    fresh_cluster(num_cpus=1, object_store_memory=total)
+
+    def free():
+        return ray.available_resources()["object_store_memory"]
+
+    assert free() == pytest.approx(total, rel=0.05)
+    reference = ray.put(bytes(size))
+    wait_until(lambda: free() <= total - size, what="use of the object store")
+    assert free() > total - 2 * size
+    del reference
+    wait_until(lambda: free() > total - size / 2, what="return of the memory")
 
 
 def test_gpus_are_handed_out_by_id(fresh_cluster, tmp_path):
@@ -232,3 +247,19 @@ def test_a_zero_cpu_cluster_runs_what_needs_none(no_cluster):
         print(ray.get(ray.remote(num_cpus=0)(lambda: "ran").remote()))
     """)
     assert (status, output.splitlines()[-1]) == (0, "ran"), errors
+
+
+@pytest.mark.slow  # idle workers stay for some seconds
+def test_workers_of_a_burst_end_before_long(fresh_cluster, tmp_path):
+    fresh_cluster(num_cpus=1)
+    gate = Gate(tmp_path)
+
+    @ray.remote(num_cpus=0)
+    def wait():
+        gate.wait()
+        return os.getpid()
+
+    references = [wait.remote() for _ in range(6)]
+    gate.open()
+    pids = set(ray.get(references))
+    wait_until(lambda: sum(map(is_alive, pids)) <= 1, what="the end of idle workers")

@@ -146,6 +146,36 @@ def test_a_task_may_need_no_cpu(cluster):
     assert ray.get(process_id.options(num_cpus=0).remote()) > 0
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"num_cpus": True},
+        {"memory": True},
+        {"max_retries": True},
+        {"num_returns": True},
+        {"_labels": {"team": "blue"}},
+        {"fallback_strategy": []},
+        {"label_selector": {}},
+    ],
+)
+def test_what_asks_for_nothing_special_is_accepted(cluster, option):
+    assert ray.get(process_id.options(**option).remote(), timeout=20) > 0
+
+
+def test_an_actor_may_have_labels_and_an_empty_list_of_strategies(cluster):
+    @ray.remote(num_cpus=True, _labels={"team": "blue"}, fallback_strategy=[], max_restarts=True)
+    class Actor:
+        def held(self):
+            return ray.get_runtime_context().get_assigned_resources()
+
+    assert ray.get(Actor.remote().held.remote()) == {"CPU": 1}
+
+
+def test_max_calls_in_options_of_a_call_is_refused(cluster):
+    with pytest.raises(ValueError, match="max_calls"):
+        process_id.options(max_calls=1)
+
+
 def test_memory_can_be_demanded(cluster):
     assert ray.get(process_id.options(memory=10_000_000).remote()) > 0
 

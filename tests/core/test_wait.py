@@ -63,6 +63,22 @@ def test_a_timeout_of_zero_only_looks(cluster, gate):
     assert ray.wait([early], timeout=0) == ([early], [])
 
 
+def test_a_timeout_of_minus_one_is_no_limit_for_get_only(cluster, gate):
+    late = when_open.remote(gate, 7)
+    with pytest.raises(ValueError, match="timeout"):
+        ray.wait([late], timeout=-1)
+    threading.Timer(0.2, gate.open).start()  # the task ends while both wait
+    assert ray.get(late, timeout=-1) == 7
+    assert ray.get([late], timeout=-1) == [7]
+
+
+@pytest.mark.skate  # Ray's process aborts
+def test_other_negative_timeouts_are_refused(cluster, gate):
+    for timeout in (-0.5, -2):
+        with pytest.raises(ValueError, match="timeout"):
+            ray.get(when_open.remote(gate), timeout=timeout)
+
+
 def test_a_failed_task_counts_as_ready(cluster):
     @ray.remote
     def fail():

@@ -53,6 +53,42 @@ def test_a_value_that_is_there(why):
     assert "is there" in why(ray.put(1))
 
 
+def test_a_value_that_is_an_exception_names_its_type(why):
+    @ray.remote
+    def fail():
+        raise LookupError("nothing")
+
+    reference = fail.remote()
+    ray.wait([reference])
+    assert "is there: an exception, RayTaskError(LookupError)" in why(reference)
+    ray.cancel(cancelled := wait_at.options(resources={"unobtainium": 1}).remote(None))
+    assert "TaskCancelledError" in until(why, cancelled, "is there")
+
+
+def test_a_generator_is_explained_as_its_next_value(why, gate):
+    @ray.remote
+    def one(gate):
+        gate.wait(50)
+        yield 1
+
+    stream = one.remote(gate)
+    until(why, stream, "one", "it runs")
+    gate.open()
+    until(why, stream, "next value", "is there")
+    assert ray.get(next(stream)) == 1
+    until(why, stream, "has ended")
+    with pytest.raises(TypeError, match="ObjectRefGenerator"):
+        why(3)
+
+
+def test_a_timeout_tells_the_reason_and_the_reference_once(why, gate):
+    reference = wait_at.remote(gate)
+    until(why, reference, "it runs")
+    with pytest.raises(ray.exceptions.GetTimeoutError, match="it runs") as caught:
+        ray.get(reference, timeout=0.01)
+    assert str(caught.value).count(reference.hex()) == 1
+
+
 def test_a_task_that_runs_names_its_process(why, gate):
     reference = wait_at.remote(gate)
     text = until(why, reference, "wait_at", "it runs")
@@ -193,3 +229,10 @@ def test_a_timeout_says_what_is_missing(why, gate):
 def test_only_references_can_be_asked_about(why):
     with pytest.raises(TypeError, match="int"):
         why(1)
+
+
+def test_a_type_of_accelerator_that_is_not_there_is_named_in_words(why):
+    reference = wait_at.options(accelerator_type="V100").remote(None)
+    text = until(why, reference, "an accelerator of type V100; this node has none")
+    assert "0.001" not in text
+    ray.cancel(reference)

@@ -473,6 +473,17 @@ def test_idle_workers_above_the_limit_are_asked_to_leave_after_a_while():
     assert world.node.pool.statistics()["workers_idle"] == 4, "those that stay are there again"
 
 
+def test_a_burst_of_workers_is_gone_within_seconds():
+    world = World({"CPU": 2})
+    driver = world.driver()
+    world.send(driver, demand(count=30, asked={}))
+    for grant in granted(world, driver):
+        world.send(driver, p.LeaseReturn(grant.lease))
+    assert world.node.pool.statistics()["workers_idle"] == 30
+    world.advance(6)
+    assert world.node.pool.statistics()["workers_leaving"] == 28
+
+
 def test_a_worker_that_is_leaving_gets_no_work():
     world = World({"CPU": 1})
     driver = world.driver()

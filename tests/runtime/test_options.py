@@ -28,7 +28,6 @@ class C: ...
         ({"num_cpu": 1}, ValueError),
         ({"max_restarts": 1}, ValueError),  # an actor's
         ({"num_cpus": "1"}, TypeError),
-        ({"num_cpus": True}, TypeError),
         ({"num_cpus": -1}, ValueError),
         ({"num_cpus": float("nan")}, ValueError),
         ({"num_cpus": 0.00001}, ValueError),
@@ -38,6 +37,8 @@ class C: ...
         ({"num_returns": 1.5}, TypeError),
         ({"num_returns": "streaming"}, ValueError),  # f does not yield
         ({"max_retries": -2}, ValueError),
+        ({"_labels": "a"}, TypeError),
+        ({"fallback_strategy": [{}]}, NotImplementedError),
         ({"max_calls": -1}, ValueError),
         ({"retry_exceptions": [1]}, ValueError),
         ({"retry_exceptions": None}, TypeError),
@@ -86,6 +87,12 @@ def test_bad_task_option_is_refused_by_name(option: dict[str, Any], error: type[
 def test_bad_actor_option_is_refused_by_name(option: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error, match=next(iter(option))):
         C.options(**option)
+
+
+@pytest.mark.parametrize("count", [None, 0, 1])
+def test_max_calls_is_no_option_of_a_call(count: int | None) -> None:
+    with pytest.raises(ValueError, match="max_calls"):
+        f.options(max_calls=count)
 
 
 def test_unknown_option_lists_the_valid_ones() -> None:

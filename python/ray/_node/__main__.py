@@ -98,6 +98,7 @@ def _serve(
             object_store_memory=config.object_store_memory,
             hostname=config.hostname,
             address=config.address,
+            socket=config.socket_path,
             labels=config.labels,
         ),
         new_id=random_id,

@@ -53,6 +53,7 @@ class NodeFacts(msgspec.Struct, frozen=True):
     object_store_memory: int
     hostname: str = "localhost"
     address: str = "127.0.0.1"
+    socket: str = ""
     labels: dict[str, str] = {}
 
 

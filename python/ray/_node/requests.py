@@ -13,7 +13,7 @@ import msgspec
 
 from ray._control.machine import Deadlines, Machine, ProcessLeft, Received, Send, Tick
 from ray._node.events import Labelled
-from ray._protocol import LOG_NAME_CHARS_MAX, ROLE_DRIVER, Reply, Request
+from ray._protocol import LOG_NAME_CHARS_MAX, ROLE_DRIVER, UNIT, Reply, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 RECLAIM_S: Final = 0.05
 """How long ``available_resources`` waits for leases that nobody uses to come back."""
+
+STORE: Final = "object_store_memory"
 
 _WIRE_STATES: Final = ("PENDING_CREATION", "ALIVE", "RESTARTING", "DEAD")
 
@@ -109,7 +111,7 @@ class RequestTable(Machine):
         for effect in leases.take_effects():
             self._emit(effect)
         if not asked:
-            return leases.ledger.available()
+            return self._free()
         key = (event.sender, event.corr)
         self._waiting[key] = asked
         self._deadlines.set(key, now + RECLAIM_S)
@@ -128,7 +130,17 @@ class RequestTable(Machine):
     def _finish(self, key: tuple[int, int]) -> None:
         del self._waiting[key]
         self._deadlines.clear(key)
-        self._answer(*key, self._manager.leases.ledger.available())
+        self._answer(*key, self._free())
+
+    def _free(self) -> dict[str, int]:
+        """What no lease holds; of shared memory, no more than is not lent to processes either."""
+        free = self._manager.leases.ledger.available()
+        store = self._manager.segments.statistics()
+        lent = store["store_bytes_used"] - store["store_bytes_warm"]
+        room = (store["store_bytes_capacity"] - lent) * UNIT
+        if STORE in free:
+            free[STORE] = max(min(free[STORE], room), 0)
+        return free
 
     def _on_left(self, event: ProcessLeft, now: float) -> None:
         for key in [key for key in self._waiting if key[0] == event.proc]:
@@ -137,14 +149,18 @@ class RequestTable(Machine):
 
     def _nodes(self, event: Received, now: float) -> list[dict[str, Any]]:
         facts = self._manager.facts
+        node_id = f"{facts.node:016x}" + "0" * 40
         return [
             {
-                "NodeID": f"{facts.node:016x}" + "0" * 40,
+                "NodeID": node_id,
                 "Alive": True,
                 "NodeManagerAddress": facts.address,
                 "NodeManagerHostname": facts.hostname,
                 "Resources": self._manager.leases.ledger.total,
-                "Labels": facts.labels,
+                "Labels": {"ray.io/node-id": node_id, **facts.labels},
+                # One socket serves for both.
+                "RayletSocketName": facts.socket,
+                "ObjectStoreSocketName": facts.socket,
             }
         ]
 

@@ -20,6 +20,9 @@ from ray._protocol import UNIT
 
 GPU: Final = "GPU"
 CPU: Final = "CPU"
+_ACCELERATOR: Final = "accelerator_type:"
+"""What the option `accelerator_type` demands a little of: the node's having it is what counts."""
+
 _BYTES_NAMES: Final = ("memory", "object_store_memory")
 
 
@@ -65,11 +68,15 @@ class Ledger:
         """Why this node can never meet the demand, as a sentence; None if it can when enough is free."""
         for name, units in demand.items():
             if units > self.total.get(name, 0):
-                return f"needs {name}: {show(name, units)}; this node has {show(name, self.total.get(name, 0))}"
+                return f"needs {show_part(name, units)}; this node has {self._show_total(name)}"
         gpus = demand.get(GPU, 0)
         if gpus > UNIT and gpus % UNIT:
             return f"needs GPU: {show(GPU, gpus)}; above one device only whole numbers can be had"
         return None
+
+    def _show_total(self, name: str) -> str:
+        total = self.total.get(name, 0)
+        return "none" if not total and name.startswith(_ACCELERATOR) else show(name, total)
 
     def lacking(self, demand: dict[str, int]) -> list[str]:
         """Names of which too little is free now. Empty means that `take` succeeds."""
@@ -147,7 +154,13 @@ def show_bytes(count: int) -> str:
     return f"{count} bytes"
 
 
+def show_part(name: str, units: int) -> str:
+    """One resource of a demand: "CPU: 1". The type of an accelerator has no amount that would tell anything."""
+    kind = name.removeprefix(_ACCELERATOR)
+    return f"{name}: {show(name, units)}" if kind == name else f"an accelerator of type {kind}"
+
+
 def show_demand(demand: dict[str, int]) -> str:
     """A demand as people write it: "CPU: 1, GPU: 0.5"."""
-    parts = [f"{name}: {show(name, units)}" for name, units in demand.items() if units > 0]
+    parts = [show_part(name, units) for name, units in demand.items() if units > 0]
     return ", ".join(parts) or "nothing"

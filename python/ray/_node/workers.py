@@ -68,8 +68,10 @@ KILLED_TRIES: Final = 20
 START_DEADLINE_S: Final = 10.0
 """From the wish to fork until the worker has joined; then it is killed and counts as a failure."""
 
-IDLE_S: Final = 60.0
-"""An idle worker above the limit is asked to end after this time."""
+IDLE_S: Final = 5.0
+"""An idle worker above the limit is asked to end after this time. A burst of tasks without CPUs leaves tens of them,
+each with megabytes of its own; forking one anew takes milliseconds, so that a program that pauses between bursts for
+longer than this hardly notices."""
 
 LEAVING_S: Final = 5.0
 """A worker that was asked to end and has not by then has a reason to stay."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from ray._runtime import session
-from ray._runtime.options import from_fixed
+from ray._runtime.options import from_fixed, to_fixed
 
 __all__ = ["available_resources", "cluster_resources", "nodes"]
+
+
+STORE = "object_store_memory"
 
 
 def _amounts(fixed: dict[str, int]) -> dict[str, float]:
@@ -20,8 +23,16 @@ def cluster_resources() -> dict[str, float]:
 
 
 def available_resources() -> dict[str, float]:
-    """Resources that nothing holds now, by name; those that are used up are left out. Memory is in bytes."""
-    return _amounts(session.request("available_resources"))
+    """Resources that nothing holds now, by name; those that are used up are left out. Memory is in bytes.
+
+    `object_store_memory` is less by what is lent to processes for their values. What this process has emptied, and
+    keeps for its next values, counts as free; what other processes keep so does not.
+    """
+    fixed = session.request("available_resources")
+    statistics = session.require().statistics()
+    kept = statistics["store_segment_bytes"] - statistics["store_used_bytes"]
+    fixed[STORE] = min(fixed.get(STORE, 0) + to_fixed(STORE, kept), session.request("cluster_resources").get(STORE, 0))
+    return _amounts(fixed)
 
 
 def nodes() -> list[dict[str, Any]]:
@@ -29,7 +40,7 @@ def nodes() -> list[dict[str, Any]]:
 
     Returns:
         For each node a dictionary with `NodeID`, `Alive` (and `alive`), `NodeManagerAddress`, `NodeManagerHostname`,
-        `Resources`, `Labels` and further keys that Ray has.
+        `Resources`, `Labels`, `RayletSocketName` and further keys that Ray has.
     """
     return [_describe(node) for node in session.request("nodes")]
 
@@ -39,8 +50,6 @@ def _describe(node: dict[str, Any]) -> dict[str, Any]:
     described = {
         "NodeManagerPort": 0,
         "ObjectManagerPort": 0,
-        "ObjectStoreSocketName": "",
-        "RayletSocketName": "",
         "MetricsExportPort": 0,
         "NodeName": node["NodeManagerAddress"],
         **node,

@@ -23,11 +23,12 @@ class ObjectRefGenerator(Generic[R]):
     out. It belongs to the process that called the task and cannot be sent to another.
     """
 
-    __slots__ = ("__weakref__", "_finished", "_stream")
+    __slots__ = ("__weakref__", "_ahead", "_finished", "_stream")
 
     def __init__(self, generator_ref: StreamRef, worker: Any = None) -> None:
         self._stream = generator_ref
         self._finished = False
+        self._ahead: ObjectRef[R] | None = None  # taken from the stream to tell an item from the end
 
     def __iter__(self) -> Self:
         return self
@@ -42,6 +43,8 @@ class ObjectRefGenerator(Generic[R]):
             StopIteration: At the end.
             GetTimeoutError: If it was not there in time.
         """
+        if self._ahead is not None:
+            return self._take_ahead()
         try:
             ref = self._stream.next(timeout_s)
         except TimeoutError as error:
@@ -66,6 +69,8 @@ class ObjectRefGenerator(Generic[R]):
     async def __anext__(self) -> ObjectRef[R]:
         from ray._runtime import futures
 
+        if self._ahead is not None:
+            return self._take_ahead()
         if not self._finished and not self._stream.ready():
             await futures.when_stream_ready(self._stream)
         ref = self._stream.next(None)
@@ -79,12 +84,20 @@ class ObjectRefGenerator(Generic[R]):
         return self._stream.completed()
 
     def next_ready(self) -> bool:
-        """Whether the next reference, or the end, is there already."""
-        return self._stream.ready()
+        """Whether the next reference is there already. False at the end, which `is_finished` tells."""
+        if self._ahead is None and not self._finished and self._stream.ready():
+            self._ahead = self._stream.next(None)
+            self._finished = self._ahead is None
+        return self._ahead is not None
 
     def is_finished(self) -> bool:
-        """Whether the iteration has reached its end."""
-        return self._finished
+        """Whether every reference has been handed out, and no other will come."""
+        return not self.next_ready() and self._finished
+
+    def _take_ahead(self) -> ObjectRef[R]:
+        ref, self._ahead = self._ahead, None
+        assert ref is not None, "asked only when there is one"
+        return ref
 
     def task_id(self) -> Any:
         """The task's id."""

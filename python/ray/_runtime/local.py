@@ -15,6 +15,7 @@ from ray._runtime import session
 
 __all__ = ["RayContext", "init", "shutdown"]
 
+HEAD_RESOURCE = "node:__internal_head__"  # programs demand a little of it to be on the head node
 OBJECT_STORE_SHARE = 0.3  # of the memory that this process may use
 OBJECT_STORE_BYTES_MIN = 64 * 1024 * 1024
 SHUTDOWN_TIMEOUT_S = 5.0
@@ -87,6 +88,20 @@ class RayContext(Mapping[str, Any]):
     def __str__(self) -> str:
         return repr(self)
 
+    def _repr_html_(self) -> str:
+        """A small table, for notebooks."""
+        import html
+
+        shown = {
+            "Python": self.python_version,
+            "Ray": self.ray_version,
+            "Session": self.address_info["session_dir"],
+            "Dashboard": self.dashboard_url or "none yet",
+        }
+        cell = '<td style="text-align: left">'
+        rows = (f"<tr>{cell}<b>{name}</b></td>{cell}{html.escape(value)}</td></tr>" for name, value in shown.items())
+        return f"<table>{''.join(rows)}</table>"
+
 
 def init(
     address: str | None = None,
@@ -127,10 +142,10 @@ def init(
         num_gpus: GPUs to schedule with; those of `CUDA_VISIBLE_DEVICES`, else of the machine by default.
         resources: Further resources, by name.
         labels: Not available yet.
-        object_store_memory: Bytes of shared memory for values; 30 % of the machine's by default.
+        object_store_memory: Bytes of shared memory for values, no more than the machine has; 30 % of it by default.
         local_mode: Not available.
         ignore_reinit_error: Return the running cluster's context instead of raising when there is one.
-        include_dashboard: True is not available yet.
+        include_dashboard: True only warns that there is no dashboard yet.
         dashboard_host: Where a dashboard would listen.
         dashboard_port: Where a dashboard would listen.
         job_config: A `ray.job_config.JobConfig`.
@@ -164,7 +179,6 @@ def init(
         {
             "labels": labels,
             "local_mode": local_mode,
-            "include_dashboard": include_dashboard,
             "enable_resource_isolation": enable_resource_isolation,
             "cgroup_path": cgroup_path,
             "system_reserved_cpu": system_reserved_cpu,
@@ -188,6 +202,8 @@ def init(
         amounts = _resources(num_cpus, num_gpus, resources, object_store_memory, kwargs.get("_memory"))
         if configure_logging:
             _configure_logging(logging_level, logging_format)
+        if include_dashboard:
+            _warn("ray.init(include_dashboard=True): Skate has no dashboard yet, and goes on without one.")
         return _start(amounts, job, log_to_driver, kwargs, logging_config)
 
 
@@ -293,6 +309,12 @@ def _resources(
     elif store < OBJECT_STORE_BYTES_MIN:
         message = f"object_store_memory must be at least {OBJECT_STORE_BYTES_MIN} bytes (64 MiB), not {store}"
         raise ValueError(message)
+    elif store > memory_bytes():
+        message = (
+            f"object_store_memory is {store} bytes, but this machine, or the control group of this process, has "
+            f"{memory_bytes()} bytes of memory, which tasks and actors need a part of; ask for less"
+        )
+        raise ValueError(message)
     amounts: dict[str, float] = {
         "CPU": _count("num_cpus", num_cpus, available_cpus),
         "GPU": _count("num_gpus", num_gpus, available_gpus),
@@ -357,6 +379,12 @@ def memory_bytes() -> int:
 # --- start and end -------------------------------------------------------------------------------------------------
 
 
+def _warn(text: str) -> None:
+    import logging
+
+    logging.getLogger("ray").warning(text)
+
+
 def _configure_logging(level: int | str, pattern: str | None) -> None:
     import logging
 
@@ -383,7 +411,8 @@ def _start(
 
     ip = extras.get("_node_ip_address") or "127.0.0.1"
     session_id, token, node_key = os.urandom(16), os.urandom(32), _core.random_id()
-    amounts.setdefault(f"node:{ip}", 10_000)
+    for resource in (f"node:{ip}", HEAD_RESOURCE):
+        amounts.setdefault(resource, 10_000)
     config = NodeConfig(
         session_dir="",  # made by the launcher
         session=session_id,
@@ -428,7 +457,7 @@ def _start(
     if not _atexit_registered:
         import atexit
 
-        atexit.register(shutdown)
+        atexit.register(shutdown, _exiting_interpreter=True)
         _atexit_registered = True
     if log_to_driver is not False:
         from ray._runtime import logs
@@ -476,6 +505,7 @@ def shutdown(*, wait_for_processes: bool = False, _exiting_interpreter: bool = F
     with session.lock:
         if session.core is None or session.mode == session.WORKER_MODE:
             return
+        session.closing, session.exiting = True, _exiting_interpreter
         node, printer = _node, _printer
         _node = _printer = None
         # The reply comes after every line that workers have printed. The node may be gone; it is ended below anyway.

@@ -33,14 +33,14 @@ def _type_error(name: str, wanted: str, value: Any) -> TypeError:
 
 
 def _quantity(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not isinstance(value, int | float):
         raise _type_error(name, "a number or None", value)
     to_fixed(name, value)
 
 
 def _integer(least: int, meaning: str, allowed_negative: int | None = None) -> Check:
     def check_integer(name: str, value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, int):
+        if not isinstance(value, int):
             raise _type_error(name, f"{meaning} or None", value)
         if value < least and value != allowed_negative:
             message = f"option {name!r} must be {meaning}, not {value}"
@@ -55,6 +55,12 @@ def _string(name: str, value: Any) -> None:
     if not value:
         message = f"option {name!r} cannot be an empty string"
         raise ValueError(message)
+
+
+def _labels(name: str, value: Any) -> None:
+    """Ray keeps them for its own lists of tasks; nothing reads them here."""
+    if not isinstance(value, dict):
+        raise _type_error(name, "a dictionary or None", value)
 
 
 def _boolean(name: str, value: Any) -> None:
@@ -73,7 +79,7 @@ def _resources(name: str, value: Any) -> None:
         if option is not None:
             message = f"option {name!r} cannot hold {key!r}; use the option {option!r}"
             raise ValueError(message)
-        if isinstance(amount, bool) or not isinstance(amount, int | float):
+        if not isinstance(amount, int | float):
             message = f"option {name!r} asks for {amount!r} of {key!r}, which is not a number"
             raise TypeError(message)
         to_fixed(f"{name}[{key!r}]", amount)
@@ -82,7 +88,7 @@ def _resources(name: str, value: Any) -> None:
 def _num_returns(name: str, value: Any) -> None:
     if value in ("streaming", "dynamic"):
         return
-    if isinstance(value, bool) or not isinstance(value, int | str):
+    if not isinstance(value, int | str):
         raise _type_error(name, "a number, 'streaming', 'dynamic' or None", value)
     if isinstance(value, str) or value < 0:
         message = (
@@ -142,7 +148,7 @@ def _bundle_index(name: str, value: Any) -> None:
 
 def _absent_option(what: str) -> Check:
     def refuse(name: str, value: Any) -> None:
-        if value is not False:
+        if value or not isinstance(value, bool | list | dict):
             _absent(what, name)
 
     return refuse
@@ -169,6 +175,7 @@ _COMMON: dict[str, Check] = {
     "resources": _resources,
     "runtime_env": _runtime_env,
     "scheduling_strategy": _strategy,
+    "_labels": _labels,
 }
 
 TASK: dict[str, Check] = {

@@ -35,6 +35,9 @@ worker_env: dict[str, Any] = {}  # in a worker, what its tasks or its actor aske
 default_actor_lifetime: str = "non_detached"
 context: Any = None  # what `ray.init` returned
 
+closing = False  # `shutdown` has begun, and the core is not detached yet
+exiting = False  # the interpreter is past the end of the program
+
 forked_from = 0  # in a forked child: the process that was in a cluster
 
 lock = threading.RLock()  # guards the transition between inside and outside; never held while user code runs
@@ -134,9 +137,9 @@ def _leave_to_parent() -> None:
 
 def detach() -> Core | None:
     """Forgets the core and unbinds everything from it. Returns it, for closing; None if there was none."""
-    global core, context, namespace, session_name, runtime_env, default_actor_lifetime, mode
+    global core, context, namespace, session_name, runtime_env, default_actor_lifetime, mode, closing
     with lock:
-        old, core = core, None
+        old, core, closing = core, None, False
         context, namespace, session_name, runtime_env = None, "", "", {}
         default_actor_lifetime, mode = "non_detached", SCRIPT_MODE
         bound = list(_bound)
@@ -177,11 +180,16 @@ def _refusal(error: RuntimeError) -> Exception:
     return error
 
 
-def gone(error: ConnectionError) -> Exception:
-    """Ray's exception for what the core says when its node cannot be reached any more."""
+def gone(error: ConnectionError) -> BaseException:
+    """Ray's exception for what the core says when its node cannot be reached any more.
+
+    When the interpreter exits, daemon threads end without a word wherever they are, and so do those that wait here.
+    """
     from ray.exceptions import LocalRayletDiedError, RaySystemError
 
-    if core is None:
+    if exiting and threading.current_thread().daemon:
+        return SystemExit()
+    if core is None or closing:
         return RaySystemError("ray.shutdown() was called meanwhile")
     logs = f" What it said last is in {temp_dir}/{session_name}/logs/node.log." if session_name else ""
     return LocalRayletDiedError(

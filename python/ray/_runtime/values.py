@@ -63,7 +63,7 @@ def get(object_refs: Any, *, timeout: float | None = None, _use_object_store: bo
 
     Args:
         object_refs: A reference, or a list of references.
-        timeout: Seconds to wait at most; 0 only looks, None waits for ever.
+        timeout: Seconds to wait at most; 0 only looks, None and -1 wait for ever.
 
     Returns:
         The value, or the list of values in the same order.
@@ -96,6 +96,8 @@ def get(object_refs: Any, *, timeout: float | None = None, _use_object_store: bo
 
 
 def _get_in_time(core: Core, refs: list[Any], timeout: float) -> list[Any]:
+    if timeout == -1:  # Ray's other word for no limit, here but not in wait()
+        return core.get(refs)
     _check_timeout(timeout)
     try:
         return core.get(refs, timeout)
@@ -113,8 +115,9 @@ def _timed_out(core: Core, refs: list[Any], timeout: float) -> Exception:
     ready, missing = split
     message = f"{len(missing)} of {len(ready) + len(missing)} values were not there after {timeout} s."
     if missing:
-        reasons = "; ".join(f"{what}: {reason}" for what, reason in core.why(missing[0]))
-        message += f" The first, {missing[0].hex()}, waits for: {reasons or 'nothing that is known'}."
+        (_, reason), *deeper = core.why(missing[0])
+        reasons = "; ".join([reason, *(f"{what}: {cause}" for what, cause in deeper)])
+        message += f" The first of them is {missing[0].hex()}: {reasons}."
     return GetTimeoutError(message)
 
 
@@ -213,7 +216,9 @@ def _wait_mixed(
     events = _core.Completions(core)
     try:
         for index, item in enumerate(waitables):
-            if isinstance(item, ObjectRefGenerator):
+            if isinstance(item, ObjectRefGenerator) and item._ahead is not None:
+                done.add(index)
+            elif isinstance(item, ObjectRefGenerator):
                 events.watch_stream(item._stream, index)
             else:
                 events.watch(item, index)

@@ -11,11 +11,13 @@ Invariants: every task taken from the core is finished exactly once, by `finish`
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import pickle
 import signal
 import sys
 import threading
+from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
 from ray import _core
@@ -23,12 +25,12 @@ from ray._runtime import context, errors, methods, output
 from ray._runtime import session as membership
 from ray._runtime.calls import translated
 from ray._runtime.ids import TaskID
-from ray._runtime.options import DYNAMIC, STREAMING
+from ray._runtime.options import DYNAMIC, STREAMING, UNIT
 from ray.actor import ActorExit
 from ray.exceptions import TaskCancelledError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
     from ray._core import Core, Task
@@ -57,7 +59,7 @@ class Leave(BaseException):
 class Loaded:
     """A function or class that was unpickled once."""
 
-    __slots__ = ("calls", "function", "max_calls", "meta", "retry_exceptions")
+    __slots__ = ("calls", "cpus", "function", "max_calls", "meta", "retry_exceptions")
 
     def __init__(self, function: Any, meta: dict[str, Any]) -> None:
         self.function = function
@@ -65,6 +67,7 @@ class Loaded:
         retry = meta.get("retry_exceptions", False)
         self.retry_exceptions = tuple(retry) if isinstance(retry, list | tuple) else retry
         self.max_calls = meta.get("max_calls", 0)
+        self.cpus = cpus_of(meta)
         self.calls = 0
 
 
@@ -77,9 +80,12 @@ class Worker:
         # Tasks whose user code runs now, by thread. An entry is what a cancellation may interrupt.
         self.running: dict[int, bytes] = {}
         self.main_thread = threading.get_ident()
+        self.cpus = -1  # that the last task's class holds, in units
+        self._thread_limit: str | None = None  # what this process has set OMP_NUM_THREADS to
         self.gpu_ids: list[int] | None = None
+        self._devices = os.environ.get("CUDA_VISIBLE_DEVICES")  # what tasks without GPUs find
         # UUIDs of the visible devices, when they are named so: then ids are positions among them.
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        visible = (self._devices or "").split(",")
         self._gpu_names = visible if not all(name.strip().isdigit() for name in visible if name) else []
         self.bound_methods: dict[str, Callable[..., Any]] = {}
         self.leaving: Leave | None = None
@@ -154,6 +160,8 @@ class Worker:
         loaded = self.load(task)
         if loaded is None:
             return
+        if loaded.cpus != self.cpus:
+            self.set_cpus(loaded.cpus)
         arguments = self.arguments(task)
         if arguments is None:
             return
@@ -181,7 +189,7 @@ class Worker:
         try:
             running[thread] = task.id
             value = function(*args, **kwargs)
-            if task.num_returns != 1:
+            if task.num_returns != 1 or type(value) is GeneratorType:
                 value = self.collect(task, value, retry)
             running.pop(thread, None)
         except BaseException as error:
@@ -203,9 +211,37 @@ class Worker:
             return _STREAMED
         if wanted == DYNAMIC:
             return self._dynamic(task, value, retry)
-        if hasattr(value, "__next__"):
-            return list(value)
-        return value
+        if not hasattr(value, "__next__"):
+            return value
+        if wanted == 0:
+            for _ in value:  # called for what it does
+                pass
+            return None
+        taken = list(itertools.islice(value, wanted))
+        if len(taken) == wanted:
+            self._expect_end(task, value)
+        elif wanted == 1:
+            message = f"{task.name} is declared with num_returns=1, but yielded nothing"
+            raise ValueError(message)
+        return taken[0] if wanted == 1 else taken
+
+    @staticmethod
+    def _expect_end(task: Task, items: Iterator[Any]) -> None:
+        """The values are there, so that what a generator does beyond them is reported, and is no failure; as in Ray."""
+        what = f"{task.name} is declared with num_returns={task.num_returns}, and went on after so many values"
+        try:
+            next(items)
+        except StopIteration:
+            return
+        except ActorExit:
+            raise
+        except Exception as error:
+            print(f"{what}, until it raised:\n{errors.remote_traceback(error)}", file=sys.stderr)
+        else:
+            print(
+                f"{what}: what it yields beyond them is dropped. Leave num_returns out to get all of it as a stream.",
+                file=sys.stderr,
+            )
 
     def _stream(self, task: Task, value: Any) -> None:
         if not hasattr(value, "__iter__"):
@@ -256,8 +292,10 @@ class Worker:
         if isinstance(error, SystemExit):
             self._exit(error)
         if isinstance(error, KeyboardInterrupt):
-            self.cancelled(task)
-            return
+            if isinstance(error, TaskInterrupt) or self.core.cancelled(task.id):
+                self.cancelled(task)
+                return
+            error, retry = _of_the_task(task, error), False
         retryable = self._is_retryable(task, error, retry)
         described = self.describe(task, translated(error))
         if task.num_returns == STREAMING and not retryable:
@@ -322,7 +360,7 @@ class Worker:
         return loaded
 
     def _load(self, task: Task) -> Loaded | BaseException:
-        loaded = _load(task)
+        loaded = _load(task, self.set_cpus)
         if not self._env_known and isinstance(loaded, Loaded):
             # A worker serves one environment for its whole life: the first to come names it.
             self._env_known = True
@@ -339,12 +377,31 @@ class Worker:
             task.fail(errors.dependency_error(error, task.name), retryable=False)
         return None
 
+    def set_cpus(self, cpus: int) -> None:
+        """Limits the threads of numerical libraries that are loaded from now on to the CPUs of the task's class.
+
+        N workers on N cores would otherwise start a pool of N threads each. Libraries that are loaded already keep
+        their pool. A number that the user has chosen, in the driver's environment, a `runtime_env` or a task, stays.
+        """
+        self.cpus = cpus
+        if os.environ.get("OMP_NUM_THREADS") == self._thread_limit:
+            self._thread_limit = os.environ["OMP_NUM_THREADS"] = str(max(1, cpus // UNIT))
+
     def set_gpus(self, gpu_ids: list[int]) -> None:
-        """Makes the assigned devices, and no others, visible to what initialises CUDA from now on."""
+        """Makes the assigned devices, and no others, visible to what initialises CUDA from now on.
+
+        A task without GPUs sees what this process found at its start, as in Ray, where the environment variable
+        RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=1 hides all devices from it.
+        """
         self.gpu_ids = gpu_ids
         names = self._gpu_names
-        chosen = [names[gpu] if gpu < len(names) else str(gpu) for gpu in gpu_ids]
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)
+        if gpu_ids or os.environ.get("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "").lower() in ("1", "true"):
+            chosen = [names[gpu] if gpu < len(names) else str(gpu) for gpu in gpu_ids]
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)
+        elif self._devices is None:
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = self._devices
 
     # --- actors ------------------------------------------------------------------------------------------------------
 
@@ -433,19 +490,32 @@ class Worker:
 _STREAMED: Any = object()
 
 
+def _of_the_task(task: Task, error: KeyboardInterrupt) -> TaskCancelledError:
+    """What an interrupt that nobody sent, but the task raised, is for its caller: where it was raised is told, too."""
+    return TaskCancelledError(TaskID(task.id), "it raised KeyboardInterrupt").with_traceback(error.__traceback__)
+
+
 def end_stream(task: Task, error: BaseException) -> None:
     """Ends a stream with an exception as its last item, as `ray.get` will raise it."""
     task.yield_error(error)
     task.finish_stream()
 
 
-def _load(task: Task) -> Loaded | BaseException:
+def cpus_of(meta: dict[str, Any]) -> int:
+    """CPUs that a task, or an actor while it lives, holds, in units."""
+    resources: dict[str, int] = meta.get("resources") or {}
+    return resources.get("CPU", 0)
+
+
+def _load(task: Task, set_cpus: Callable[[int], None]) -> Loaded | BaseException:
+    """Unpickles the task's function, once the environment is as the libraries that it imports must find it."""
     blob = task.blob
     try:
         if blob is None:
             message = f"the code of {task.name} did not arrive with its first task"
             raise RuntimeError(message)
         function, meta = pickle.loads(blob)
+        set_cpus(cpus_of(meta))
         return Loaded(pickle.loads(function), meta)
     except Exception as error:
         wrapped = RuntimeError(

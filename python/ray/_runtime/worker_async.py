@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from types import AsyncGeneratorType, GeneratorType
 from typing import TYPE_CHECKING, Any
 
 from ray import _core
@@ -120,7 +121,7 @@ class _Runner:
             value = (worker.bound_methods.get(name) or worker.bind(name))(*args, **kwargs)
             if hasattr(value, "__await__") and type(value) is not _core.ObjectRef:
                 value = await value
-            if task.num_returns != 1:
+            if task.num_returns != 1 or isinstance(value, GeneratorType | AsyncGeneratorType):
                 value = await self._collect(task, value, retry)
         except asyncio.CancelledError:
             if self._stopping or self._core.cancelled(task.id):
@@ -140,8 +141,14 @@ class _Runner:
     async def _collect(self, task: Task, value: Any, retry: Any) -> Any:
         if not hasattr(value, "__aiter__"):
             return self._worker.collect(task, value, retry)
-        if task.num_returns != STREAMING:
-            return self._worker.collect(task, iter([item async for item in value]), retry)
+        wanted = task.num_returns
+        if wanted != STREAMING:
+            items = []
+            async for item in value:
+                items.append(item)
+                if 0 < wanted < len(items):  # one too many, which is reported; there may be no end to them
+                    break
+            return self._worker.collect(task, iter(items), retry)
         # Where the consumer limits what may be unread, handing over an item can block: then another thread does it.
         may_block = task.backpressure > 0
         loop = asyncio.get_running_loop()
