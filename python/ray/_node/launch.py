@@ -119,6 +119,7 @@ def start_local_node(config: NodeConfig) -> NodeProcess:
         RuntimeError: If it does not start; the text has its own words, and the end of its log.
     """
     check(config)
+    _fill_standard_descriptors()
     if config.session_dir:
         directory, lock = config.session_dir, config.lock_fd
     else:
@@ -153,6 +154,22 @@ def start_local_node(config: NodeConfig) -> NodeProcess:
         session.remove(directory)
         raise RuntimeError(_start_error(answer.decode(errors="replace"), status, tail))
     return node
+
+
+def _fill_standard_descriptors() -> None:
+    """Open the null device where standard input, output or error is closed, as in a program that cron or a daemon runs.
+
+    Else the pipes made here, or later the core's sockets, get the numbers 0 to 2: the node would lose them when it is
+    given its own standard descriptors, and whatever prints here would write into them. They close on exec, so children
+    of the program find these numbers as closed as before.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest free number, unless a thread was faster
+            if opened != number:
+                os.close(opened)
 
 
 def _spawn(log: str, config_fd: int, inherited: tuple[int, ...]) -> int:
