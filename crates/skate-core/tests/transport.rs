@@ -888,3 +888,26 @@ fn a_listening_socket_is_for_its_user_only() {
     assert_eq!(mode & 0o777, 0o600);
     std::fs::remove_dir_all(&directory).unwrap();
 }
+
+#[test]
+fn a_program_that_closes_all_descriptors_is_told_so_and_loses_no_file_of_its_own() {
+    if !in_own_process("a_program_that_closes_all_descriptors_is_told_so_and_loses_no_file_of_its_own") {
+        return;
+    }
+    let cluster = Cluster::new();
+    let (a, b) = (cluster.join(A), cluster.join(B));
+    a.transport.send(B, ECHO, 1, &[], SendMode::Now);
+    a.drive_until(|h| h.count() == 1);
+    // SAFETY: closes what others own, which is what is under test; they must cope.
+    assert_eq!(unsafe { libc::close_range(3, 1000, 0) }, 0);
+    let files: Vec<_> = (0..200).map(|_| std::fs::File::open("/dev/null").unwrap()).collect();
+    for process in [&a, &b] {
+        process.transport.send(NODE, 9, 1, &[], SendMode::Now);
+        assert_eq!(process.transport.drive(&|| false, None), Driven::Closed);
+        assert_eq!(process.transport.drive(&|| false, None), Driven::Closed);
+        let closed = process.handler.closed.lock();
+        assert!(matches!(&closed[..], [(NODE, text)] if text.contains("os.closerange")), "{closed:?}");
+    }
+    drop((a, b, cluster));
+    assert!(files.iter().all(|file| file.metadata().is_ok()), "a number that is the program's own was closed");
+}
