@@ -6,7 +6,6 @@ import os
 import pytest
 
 import ray
-
 from tests.core.helpers import run_driver
 
 

@@ -806,6 +806,29 @@ fn without_descriptors_accepting_pauses_and_recovers() {
     let _b = cluster.join(B);
 }
 
+#[test]
+fn a_connection_waits_for_a_descriptor_at_either_end() {
+    if !in_own_process("a_connection_waits_for_a_descriptor_at_either_end") {
+        return;
+    }
+    let cluster = Cluster::new();
+    let (a, b, c) = (cluster.join(A), cluster.join(B), cluster.join(ProcId(9)));
+    let limit = libc::rlimit { rlim_cur: 64, rlim_max: 64 };
+    // SAFETY: lowers this process's own limit.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0);
+    // With none left the connector fails; with one, its end takes that, and the acceptor gets none.
+    for (left, from) in [(0, &a), (1, &c)] {
+        let mut spare: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
+        spare.truncate(spare.len() - left);
+        from.transport.send(B, ECHO, 1, &[], SendMode::Now);
+        let warned = || [from, &cluster.node].iter().any(|p| p.handler.warnings.swap(0, Ordering::AcqRel) > 0);
+        wait_for("a warning", warned);
+        drop(spare);
+        from.drive_until(|h| h.count() == 1);
+        assert!(from.handler.closed.lock().is_empty() && b.handler.closed.lock().is_empty());
+    }
+}
+
 fn cpu_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
@@ -847,8 +870,12 @@ fn strangers_that_say_nothing_are_limited_and_do_not_lock_others_out() {
     wait_for("the limit", || descriptors() >= 300 + 256);
     std::thread::sleep(Duration::from_millis(20));
     assert!(descriptors() < 300 + 256 + 30);
+    let begin = Instant::now();
+    let (a, _b) = (cluster.join(A), cluster.join(B));
+    a.transport.send(B, ECHO, 1, &[], SendMode::Now);
+    a.drive_until(|h| h.count() == 1);
+    assert!(begin.elapsed() < Duration::from_secs(2), "those who speak need not wait for those who do not");
     drop(strangers);
-    let _a = cluster.join(A);
 }
 
 #[test]
