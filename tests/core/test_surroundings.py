@@ -6,7 +6,7 @@ import os
 import pytest
 
 import ray
-from tests.core.helpers import run_driver
+from tests.core.helpers import Gate, run_driver
 
 
 @pytest.mark.parametrize("closed", ["0", "1", "0, 1", "0, 1, 2"])
@@ -65,3 +65,74 @@ def test_a_driver_that_closes_all_descriptors_gets_an_exception(no_cluster, when
     assert status == 0, errors
     assert "the program has closed descriptors" in output
     assert errors.count("\n") <= 1, errors
+
+
+@pytest.mark.skate
+def test_a_low_limit_of_descriptors_is_raised_for_many_actors(no_cluster):
+    status, output, errors = run_driver("""
+        import resource
+        resource.setrlimit(resource.RLIMIT_NOFILE, (32, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        import ray
+        ray.init(num_cpus=1, log_to_driver=False)
+
+        @ray.remote
+        class Counter:
+            def one(self):
+                return 1
+
+        actors = [Counter.remote() for _ in range(40)]
+        print(sum(ray.get([actor.one.remote() for actor in actors])))
+    """)
+    assert (status, output.split()) == (0, ["40"]), errors
+
+
+@pytest.mark.skate
+@pytest.mark.slow
+def test_a_driver_without_descriptors_is_named_and_no_actor_is_killed_for_it(no_cluster):
+    """Slow: a connection is tried for 5 s, since a lack of descriptors may pass."""
+    status, output, errors = run_driver("""
+        import os, resource, ray
+        ray.init(num_cpus=1, log_to_driver=False)
+
+        @ray.remote
+        class Counter:
+            def pid(self):
+                return os.getpid()
+
+        @ray.remote
+        class Caller:
+            def call(self, actor):
+                return ray.get(actor.pid.remote())
+
+        caller, actors = Caller.remote(), [Counter.remote() for _ in range(4)]
+        ray.get(caller.call.remote(actors[0]))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        files = []
+        try:
+            while True:
+                files.append(os.open(os.devnull, os.O_RDONLY))
+        except OSError:
+            pass
+        try:
+            ray.get(actors[1].pid.remote())
+        except ray.exceptions.ActorDiedError as error:
+            print(f"the driver (pid {os.getpid()}) has 6" in str(error), "ulimit -n" in str(error))
+        for file in files:
+            os.close(file)
+        # The others were not called meanwhile, and all are there.
+        print(len({ray.get(actor.pid.remote()) for actor in (actors[0], *actors[2:])}), end=" ")
+        print(len(ray.get([caller.call.remote(actor) for actor in actors])))
+    """)
+    assert (status, output.split()) == (0, ["True", "True", "3", "4"]), (output, errors)
+
+
+@pytest.mark.skate
+def test_a_worker_that_lost_its_connection_and_goes_on_is_not_said_to_be_killed_by_somebody(cluster):
+    @ray.remote(max_retries=0)
+    def close_all(gate):
+        os.closerange(3, 1000)
+        gate.wait()
+
+    with pytest.raises(ray.exceptions.WorkerCrashedError, match="its connection to the node was lost") as caught:
+        ray.get(close_all.remote(Gate("/nowhere")))
+    assert "kill -9" not in str(caught.value)

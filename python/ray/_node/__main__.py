@@ -6,10 +6,9 @@ and little memory, and imports what workers need while the node itself loads its
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,9 +16,6 @@ if TYPE_CHECKING:
     from ray._node.config import NodeConfig
     from ray._node.forkserver import ForkServer
     from ray._node.shell import Core
-
-DESCRIPTORS: Final = 1 << 16
-"""Thousands of workers, with as many segments and connections."""
 
 
 def main() -> int:
@@ -44,11 +40,11 @@ def main() -> int:
 def _run(config: NodeConfig) -> None:
     import signal
 
-    from ray._node import wire
+    from ray._node import descriptors, wire
     from ray._node.forkserver import ForkServer
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver
-    _raise_descriptor_limit()
+    descriptors.raise_limit()  # also the workers', who inherit it
     _keep_only(config.lifeline_fd, config.ready_fd, config.lock_fd)
     forks = ForkServer(
         wire.Init(
@@ -110,21 +106,6 @@ def _serve(
         log(f"removed what dead sessions had left: {', '.join(removed)}")
     gc.freeze()  # modules and classes stay for ever; the collector need not visit them
     shell.run()
-
-
-def _raise_descriptor_limit() -> None:
-    """A node holds a descriptor for each process, connection and segment; shells allow 1024 by default.
-
-    Workers inherit the limit, for each may talk to all the others. A limit that cannot be raised stays: what then
-    does not fit is refused with an error.
-    """
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _catch_signals() -> int:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from ray._node import session
+from ray._node import descriptors, session
 from ray._node.config import check
 from ray._node.forkserver import interpreter_flags, package_root
 
@@ -120,6 +120,7 @@ def start_local_node(config: NodeConfig) -> NodeProcess:
     """
     check(config)
     _fill_standard_descriptors()
+    descriptors.raise_limit()
     if config.session_dir:
         directory, lock = config.session_dir, config.lock_fd
     else:

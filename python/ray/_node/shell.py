@@ -19,7 +19,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ray._control.machine import Effect, Event, Log, Multicast, Send, Tick, earliest
-from ray._node import events, process, session, wire
+from ray._node import descriptors, events, process, session, wire
 from ray._node.logs import LogFiles
 from ray._node.manager import CoreJoined, CoreLeft, FrameCame, Shutdown
 from ray._protocol import KINDS, Message, SegmentGranted, SegmentMapped, encode
@@ -96,6 +96,7 @@ class Shell:
             events.Fork: self._fork,
             events.Kill: self._kill,
             events.ReadLogTail: self._read_log_tail,
+            events.LookAtDescriptors: self._look_at_descriptors,
             events.Labelled: lambda effect: self._logs.set_label(effect.proc, effect.label),
             events.Disconnect: lambda effect: self._core.disconnect(effect.proc),
             events.GrantSegment: self._grant_segment,
@@ -246,7 +247,12 @@ class Shell:
         for proc, lines in rest:
             self._forward(proc, lines)
         self._jobs.pop(effect.proc, None)
-        self._queue.appendleft(events.LogTail(effect.proc, tail))
+        usage = events.DescriptorUsage(*descriptors.usage(os.getpid()))
+        self._queue.appendleft(events.LogTail(effect.proc, tail, usage))
+
+    def _look_at_descriptors(self, effect: events.LookAtDescriptors) -> None:
+        seen = [events.DescriptorUsage(*descriptors.usage(pid)) for pid in (effect.asker_pid, effect.pid, os.getpid())]
+        self._queue.appendleft(events.DescriptorsSeen(effect.asker, effect.proc, *seen))
 
     def _forward(self, proc: int, lines: Message) -> None:
         for driver in self._manager.log_receivers(self._jobs.get(proc, 0)):
