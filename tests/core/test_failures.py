@@ -505,7 +505,9 @@ def test_the_death_of_the_node_process_is_an_error_and_never_a_hang(no_cluster):
     lines = output.splitlines()
     assert lines[0].startswith("error: LocalRayletDiedError"), plain(errors)
     assert "Call ray.shutdown() and ray.init()" in lines[0]
+    assert "it was killed by SIGKILL" in lines[0]
     assert f"{directory}/logs/node.log" in lines[0]
+    assert "listens on" in lines[1]
     assert lines[-1] == "again: 7"
     # What it said last is kept for whoever wants to know.
     assert "listens" in (Path(directory) / "logs" / "node.log").read_text()

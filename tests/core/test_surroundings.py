@@ -2,6 +2,7 @@
 missing directory for temporary files."""
 
 import os
+import re
 
 import pytest
 
@@ -136,3 +137,64 @@ def test_a_worker_that_lost_its_connection_and_goes_on_is_not_said_to_be_killed_
     with pytest.raises(ray.exceptions.WorkerCrashedError, match="its connection to the node was lost") as caught:
         ray.get(close_all.remote(Gate("/nowhere")))
     assert "kill -9" not in str(caught.value)
+
+
+@pytest.mark.skate
+def test_a_directory_for_sessions_that_cannot_be_made_is_named(no_cluster, tmp_path):
+    (tmp_path / "file").touch()
+    for wrong in ("file", "file/below"):
+        path = str(tmp_path / wrong)
+        status, _, errors = run_driver("import ray; ray.init()", env={"RAY_TMPDIR": path})
+        assert status == 1
+        assert re.search(f"RuntimeError: the directory of the session, {path}, .*RAY_TMPDIR", errors), errors
+
+
+@pytest.mark.skate
+def test_a_deleted_current_directory_is_named(no_cluster, tmp_path):
+    status, _, errors = run_driver(f"""
+        import os, ray
+        os.mkdir({str(tmp_path / "gone")!r})
+        os.chdir({str(tmp_path / "gone")!r})
+        os.rmdir(os.getcwd())
+        ray.init()
+    """)
+    assert status == 1
+    assert "current directory of this program has been deleted" in errors
+
+
+@pytest.mark.skate
+def test_a_node_without_descriptors_to_start_with_says_so(no_cluster):
+    status, _, errors = run_driver("""
+        import resource, ray
+        resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))
+        ray.init()
+    """)
+    assert status == 1
+    last = errors.partition("RuntimeError: ")[2]
+    assert "could not be started" in last, errors
+    assert "20 descriptors" in last, errors
+    assert "ulimit -n" in last, errors
+
+
+@pytest.mark.skate
+def test_a_node_that_was_sent_a_signal_is_said_to_have_been(no_cluster):
+    status, output, errors = run_driver("""
+        import os, signal, ray
+        from pathlib import Path
+        ray.init(num_cpus=1, log_to_driver=False)
+
+        @ray.remote
+        def wait():
+            signal.pause()
+
+        waiting = wait.remote()
+        (node,) = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        os.kill(int(node), signal.SIGTERM)
+        try:
+            ray.get(waiting)
+        except ray.exceptions.LocalRayletDiedError as error:
+            print(error)
+    """)
+    assert status == 0, errors
+    assert "somebody sent it SIGTERM" in output
+    assert "node.log" not in output, "the directory of a node that ends in order is gone"

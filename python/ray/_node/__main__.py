@@ -6,9 +6,12 @@ and little memory, and imports what workers need while the node itself loads its
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import resource
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,6 +19,10 @@ if TYPE_CHECKING:
     from ray._node.config import NodeConfig
     from ray._node.forkserver import ForkServer
     from ray._node.shell import Core
+
+
+SIGTERM_STATUS: Final = 128 + 15
+"""How a node ends that somebody has sent SIGTERM, as shells show it."""
 
 
 def main() -> int:
@@ -27,17 +34,27 @@ def main() -> int:
 
     config = read_config(int(sys.argv[2]))
     try:
-        _run(config)
+        ending = _run(config)
+        from ray._node.shell import SIGTERM_CAME
     except BaseException as error:
-        import traceback
+        with contextlib.suppress(OSError):  # a log without room for it
+            import traceback
 
-        traceback.print_exc()
-        _tell(config, f"{type(error).__name__}: {error}".encode())
+            traceback.print_exc()
+        _tell(config, _in_words(error).encode())
         return 1
-    return 0
+    return SIGTERM_STATUS if ending == SIGTERM_CAME else 0
 
 
-def _run(config: NodeConfig) -> None:
+def _in_words(error: BaseException) -> str:
+    text = f"{type(error).__name__}: {error}"
+    if (isinstance(error, OSError) and error.errno == errno.EMFILE) or f"(os error {errno.EMFILE})" in text:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        text += f". A process may have {limit} descriptors here, which are too few: raise the limit (ulimit -n)"
+    return text
+
+
+def _run(config: NodeConfig) -> str:
     import signal
 
     from ray._node import descriptors, wire
@@ -67,9 +84,7 @@ def _run(config: NodeConfig) -> None:
     from ray._core import NodeCore, memfd, random_id
 
     core = NodeCore(path=config.socket_path, session=config.session, token=config.token, node=config.node)
-    # From here on drivers can connect. They do so, and wait for their handshake, while the machines load.
-    _tell(config, b"ok\n")
-    _serve(config, core, forks, signals, memfd, random_id)
+    return _serve(config, core, forks, signals, memfd, random_id)
 
 
 def _serve(
@@ -79,7 +94,7 @@ def _serve(
     signals: int,
     memfd: Callable[[str, int], int],
     random_id: Callable[[], int],
-) -> None:
+) -> str:
     import gc
 
     from ray._node import session
@@ -100,12 +115,16 @@ def _serve(
         validate=os.environ.get("RAY_VALIDATE") == "1",
     )
     shell = Shell(config, core, manager, forks, signals, memfd)
-    log(f"node {config.node:016x} listens on {config.socket_path}")
-    removed = session.sweep(os.path.dirname(config.session_dir))
-    if removed:
-        log(f"removed what dead sessions had left: {', '.join(removed)}")
-    gc.freeze()  # modules and classes stay for ever; the collector need not visit them
-    shell.run()
+
+    def ready() -> None:
+        _tell(config, b"ok\n")
+        log(f"node {config.node:016x} listens on {config.socket_path}")
+        removed = session.sweep(os.path.dirname(config.session_dir))
+        if removed:
+            log(f"removed what dead sessions had left: {', '.join(removed)}")
+        gc.freeze()  # modules and classes stay for ever; the collector need not visit them
+
+    return shell.run(ready)
 
 
 def _catch_signals() -> int:

@@ -11,6 +11,7 @@ cannot have been given to another process, so signals by pid are safe and no des
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -36,6 +37,9 @@ LIFELINE, SIGNALS, LOGS, DRIVER, ZYGOTE = 1, 2, 3, 4, 5
 
 SHUTDOWN_S: Final = 3.0
 """How long killed processes may take to end before the node leaves without them."""
+
+SIGTERM_CAME: Final = "SIGTERM"
+"""How `Shell.run` says that somebody else wanted the node's end."""
 
 LOG_BACKLOG_BYTES_MAX: Final = 8 << 20
 """Log lines for a driver that has this much unread are dropped rather than queued."""
@@ -106,12 +110,20 @@ class Shell:
 
     # ------------------------------------------------------------------ the loop
 
-    def run(self) -> None:
-        """Serve until something ends the node; then end everything on it."""
+    def run(self, ready: Callable[[], None]) -> str:
+        """Serve until something ends the node; then end everything on it.
+
+        Args:
+            ready: Called when nothing is left that could fail before the node serves.
+
+        Returns:
+            What ended it.
+        """
         try:
             process.become_subreaper()
             process.set_title("ray::node")
             self._watch()
+            ready()
             while not self._ending:
                 deadline = earliest(self._manager.next_deadline(), self._logs.next_deadline())
                 timeout = None if deadline is None else max(deadline - time.monotonic(), 0.0)
@@ -121,6 +133,7 @@ class Shell:
                 self._work()
         finally:
             self._end()
+        return self._ending
 
     def _watch(self) -> None:
         self._core.watch_fd(self._signals, SIGNALS)
@@ -180,7 +193,7 @@ class Shell:
             except BlockingIOError:  # two wake-ups were taken together; the first has read all
                 numbers = b""
             if signal.SIGTERM in numbers:
-                self._ending = "SIGTERM"
+                self._ending = SIGTERM_CAME
             self._reap()
         elif token == LOGS:
             for proc, lines in self._logs.read_changed(time.monotonic()):
@@ -343,5 +356,6 @@ def kill_children(known: list[int], wake_fd: int, timeout_s: float) -> None:
 
 
 def log(text: str) -> None:
-    """A line in the node's own log, which standard error is."""
-    os.write(2, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n".encode())
+    """A line in the node's own log, which standard error is. Lost if there is no room: a full disk ends no node."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n".encode())
