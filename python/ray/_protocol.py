@@ -111,9 +111,13 @@ class Retired(Message, frozen=True):
 
 
 class SegmentRequest(Message, frozen=True):
-    """A process needs shared memory. Answered under the same corr by `SegmentGranted` or `SegmentDenied`."""
+    """A process needs shared memory. Answered under the same corr by `SegmentGranted` or `SegmentDenied`.
+
+    `wish_bytes` is more, with room for what it may need later; it is met while the store has plenty.
+    """
 
     min_bytes: int
+    wish_bytes: int = 0
 
 
 class SegmentMap(Message, frozen=True):

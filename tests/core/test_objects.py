@@ -269,3 +269,11 @@ def test_a_loop_of_puts_larger_than_the_store_reuses_its_memory(fresh_cluster):
     fresh_cluster(num_cpus=1, object_store_memory=100_000_000)
     for number in range(40):
         assert ray.get(ray.put(np.full(1_250_000, number)))[5] == number
+
+
+@pytest.mark.skate
+def test_small_values_fill_nearly_the_whole_store(fresh_cluster):
+    fresh_cluster(num_cpus=1, object_store_memory=100 << 20)
+    value = bytes(200 << 10)
+    references = [ray.put(value) for _ in range(450)]
+    assert len(ray.get(references[-1])) == len(value)

@@ -42,6 +42,8 @@ class World:
         self.logs: list[str] = []
         self.tails: dict[int, tuple[str, ...]] = {}
         self.segments: dict[int, int] = {}
+        self.descriptors: dict[int, events.DescriptorUsage] = {}
+        """By pid, where they are not few; the node's by 0."""
         self.refuse_memory = False
         self.shutdown = ""
         self._pids = itertools.count(1)
@@ -144,7 +146,15 @@ class World:
                     if self.auto:
                         self.die(self.running[effect.pid])
             case events.ReadLogTail():
-                self.feed(events.LogTail(effect.proc, self.tails.get(effect.proc, ())))
+                self.feed(
+                    events.LogTail(
+                        effect.proc, self.tails.get(effect.proc, ()), self.descriptors.get(0, events.DescriptorUsage())
+                    )
+                )
+            case events.LookAtDescriptors():
+                few = events.DescriptorUsage(10, 1024)
+                usage = [self.descriptors.get(pid, few) for pid in (effect.asker_pid, effect.pid, 0)]
+                self.feed(events.DescriptorsSeen(effect.asker, effect.proc, *usage))
             case events.GrantSegment():
                 if self.refuse_memory and not effect.recycled:
                     self.feed(events.SegmentFailed(effect.segment, effect.corr, "Cannot allocate memory"))

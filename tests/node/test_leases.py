@@ -508,11 +508,52 @@ def test_a_lost_peer_is_explained_when_its_end_is_known():
     world.advance(workers.CLOSED_S)
     assert list(world.killed) == [grant.pid], "it is given up, so it must not go on"
     world.die(grant.proc)
-    assert len(world.take(other, p.WorkerDied)) == 1
+    (died,) = world.take(other, p.WorkerDied)
+    assert "killed by this node, because its connection with the driver" in died.cause  # type: ignore[attr-defined]
     world.send(other, p.PeerLost(grant.proc))
     assert len(world.take(other, p.WorkerDied)) == 1, "also when asked later"
     world.send(other, p.PeerLost(4711))
     assert "not known" in world.take(other, p.WorkerDied)[0].cause  # type: ignore[attr-defined]
+
+
+def test_a_worker_that_lost_its_connection_is_said_to_be_killed_for_that():
+    world = World({"CPU": 2}, auto=False)
+    driver = world.driver()
+    world.send(driver, demand())
+    world.settle()
+    (grant,) = granted(world, driver)
+    world.leave(grant.proc)
+    world.advance(workers.CLOSED_S)
+    world.die(grant.proc)
+    (died,) = world.take(driver, p.WorkerDied)
+    assert "connection to the node was lost (closed)" in died.cause  # type: ignore[attr-defined]
+    assert "kill -9" not in died.cause  # type: ignore[attr-defined]
+
+
+def test_a_worker_that_a_poor_process_cannot_reach_is_explained_and_an_actor_lives_on():
+    world = World({"CPU": 2})
+    driver, other = world.driver(), world.driver()
+    world.send(driver, create(driver, 1))
+    world.send(driver, demand())
+    (grant,) = granted(world, driver)
+    actor = next(proc for proc in world.running.values() if proc != grant.proc)
+    world.descriptors[90_000 + driver] = events.DescriptorUsage(1020, 1024)
+    world.send(other, p.PeerLost(grant.proc))
+    world.advance(workers.CLOSED_S)
+    assert world.take(other, p.WorkerDied), "who is not poor is believed"
+    world.send(driver, demand())
+    (grant,) = granted(world, driver)
+    world.send(driver, p.PeerLost(grant.proc))
+    (died,) = world.take(driver, p.WorkerDied)[-1:]
+    assert f"the driver (pid {90_000 + driver}) has 1020 of 1024 descriptors open" in died.cause  # type: ignore[attr-defined]
+    assert grant.pid not in world.running, "of no use to its owner, it makes room for others"
+    world.take(driver, p.ActorState)
+    world.send(driver, p.PeerLost(actor))
+    (state,) = world.take(driver, p.ActorState)
+    assert state.state == p.ACTOR_DEAD  # type: ignore[attr-defined]
+    assert b"ulimit -n" in state.cause  # type: ignore[attr-defined]
+    world.advance(60)
+    assert actor in world.running.values()
 
 
 def test_garbage_closes_the_connection_and_nothing_else():

@@ -328,7 +328,7 @@ def test_sigterm_ends_a_node_in_order(surroundings: Path):
     node = start_local_node(config())
     os.kill(node.pid, signal.SIGTERM)
     wait_for_end(node.pid)
-    assert node.poll() == 0
+    assert node.poll() == 128 + signal.SIGTERM
     assert list(surroundings.iterdir()) == []
 
 
@@ -409,3 +409,8 @@ def test_removing_a_session_follows_no_links(tmp_path: Path):
     session.remove(str(doomed))
     assert not doomed.exists()
     assert (precious / "file").exists()
+
+
+def test_a_full_disk_costs_log_lines_and_not_the_node():
+    program = "import os; os.dup2(os.open('/dev/full', os.O_WRONLY), 2); from ray._node.shell import log; log('lost')"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -19,7 +19,7 @@ TABLE = """
 65 LeaseReturn lease reusable
 66 Blocked
 67 Unblocked
-68 SegmentRequest min_bytes
+68 SegmentRequest min_bytes wish_bytes
 69 SegmentMap segment
 70 SegmentRelease segment
 71 SegmentClaims segment blocks

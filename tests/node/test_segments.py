@@ -14,8 +14,8 @@ from tests.node.simulated import World, cpu
 MIB = 1 << 20
 
 
-def ask(world: World, proc: int, size: int, corr: int = 1) -> p.Message | None:
-    world.send(proc, p.SegmentRequest(size), corr)
+def ask(world: World, proc: int, size: int, corr: int = 1, *, wish: int = 0) -> p.Message | None:
+    world.send(proc, p.SegmentRequest(size, wish), corr)
     return world.replies.get(proc, {}).pop(corr, None)
 
 
@@ -71,6 +71,46 @@ def test_waiting_ends_with_a_refusal_that_names_the_largest_holders():
     assert isinstance(denied, p.SegmentDenied)
     assert "64.0 MiB of 64.0 MiB" in denied.message
     assert f"driver (pid {90_000 + driver}): 64.0 MiB" in denied.message
+
+
+def allocate(world: World, procs: list[int], need: int, total: int) -> int:
+    """Each process puts small values of together `total` bytes, asking as a core does; returns how many get no room."""
+    rooms = dict.fromkeys(procs, 0)
+    had = dict.fromkeys(procs, 0)
+    refused = 0
+    for step in range(total // need):
+        for proc in procs:
+            if rooms[proc] < need:
+                wish = min(4 * MIB << had[proc], 64 * MIB)
+                granted = ask(world, proc, need, corr=step + 1, wish=wish)
+                if not isinstance(granted, p.SegmentGranted):
+                    refused += 1
+                    continue
+                rooms[proc], had[proc] = granted.size, had[proc] + 1
+            rooms[proc] -= need
+    return refused
+
+
+def test_small_values_fill_the_store_although_segments_grow():
+    world = World(store=100 * MIB)
+    assert allocate(world, [world.driver()], 200 << 10, 97 * MIB) == 0
+    assert len(world.segments) < 25, "each costs a descriptor and a mapping"
+
+
+def test_processes_that_came_first_do_not_hold_the_room_of_the_others():
+    world = World(store=512 * MIB)
+    assert allocate(world, [world.driver() for _ in range(10)], 200 << 10, 40 * MIB) == 0
+
+
+def test_a_refusal_names_what_was_needed_and_not_what_was_wished():
+    world = World(store=64 * MIB)
+    driver = world.driver()
+    ask(world, driver, 64 * MIB - 4096)
+    assert ask(world, driver, 200 << 10, wish=64 * MIB) is None
+    world.advance(segments.WAIT_S)
+    denied = world.replies[driver].pop(1)
+    assert isinstance(denied, p.SegmentDenied)
+    assert "200.0 KiB were asked for" in denied.message
 
 
 def test_what_can_never_fit_is_refused_at_once():
@@ -190,12 +230,16 @@ class Segments(RuleBasedStateMachine):
             self.asked = {key: size for key, size in self.asked.items() if key[0] != proc}
             self.lent = {segment: held for segment, held in self.lent.items() if held[0] != proc}
 
-    @rule(proc=procs, size=st.sampled_from([1, MIB, 3 * MIB, 4 * MIB, 9 * MIB, 31 * MIB, 32 * MIB, 33 * MIB]))
-    def asks(self, proc: int, size: int) -> None:
+    @rule(
+        proc=procs,
+        size=st.sampled_from([1, MIB, 3 * MIB, 4 * MIB, 9 * MIB, 31 * MIB, 32 * MIB, 33 * MIB]),
+        wish=st.sampled_from([0, 4 * MIB, 64 * MIB]),
+    )
+    def asks(self, proc: int, size: int, wish: int) -> None:
         if proc in self.world.inbox:
             self.corr += 1
             self.asked[proc, self.corr] = size
-            self.world.send(proc, p.SegmentRequest(size), self.corr)
+            self.world.send(proc, p.SegmentRequest(size, wish), self.corr)
 
     @rule(data=st.data())
     def returns(self, data: st.DataObject) -> None:

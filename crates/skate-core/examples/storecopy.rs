@@ -36,11 +36,11 @@ fn main() {
         let memcpy = rate(len, 10, || plain.copy_from_slice(&source));
         let cold = rate(len, 3, || {
             let store = Store::new(ProcId(1));
-            lease(&store, 1, store.request_bytes(len as u64).max(len as u64));
+            lease(&store, 1, store.wish_bytes(len as u64).max(len as u64));
             copy_into(&store.alloc(len as u64).unwrap(), &[(0, &source)]);
         });
         let store = Store::new(ProcId(1));
-        lease(&store, 1, store.request_bytes(len as u64));
+        lease(&store, 1, store.wish_bytes(len as u64));
         let warm = rate(len, 10, || {
             let block = store.alloc(len as u64).unwrap();
             copy_into(&block, &[(0, &source)]);

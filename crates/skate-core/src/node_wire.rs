@@ -79,8 +79,8 @@ pub fn empty() -> Vec<u8> {
     encode(&[(); 0])
 }
 
-pub fn segment_request(min_bytes: u64) -> Vec<u8> {
-    encode(&(min_bytes,))
+pub fn segment_request(min_bytes: u64, wish_bytes: u64) -> Vec<u8> {
+    encode(&(min_bytes, wish_bytes))
 }
 
 pub fn lease_kept(lease: LeaseId) -> Vec<u8> {

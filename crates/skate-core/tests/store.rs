@@ -23,7 +23,7 @@ fn sealed(size: u64) -> OwnedFd {
 fn a_reader_sees_what_the_lessee_wrote() {
     let (lessee, reader) = (Store::new(ProcId(1)), Store::new(ProcId(2)));
     assert!(lessee.alloc(100).is_none());
-    let size = lessee.request_bytes(100);
+    let size = lessee.wish_bytes(100);
     let fd = sealed(size);
     lessee.add_segment(SegmentId(7), size, &fd).unwrap();
     let block = lessee.alloc(100).unwrap();
@@ -61,7 +61,7 @@ fn a_segment_of_another_size_or_that_could_shrink_is_not_mapped() {
 #[test]
 fn blocks_are_given_back_and_used_again() {
     let store = Store::new(ProcId(1));
-    let size = store.request_bytes(1);
+    let size = store.wish_bytes(1);
     store.add_segment(SegmentId(1), size, &sealed(size)).unwrap();
     let block = store.alloc(1000).unwrap().location();
     assert_eq!(store.statistics().used_bytes, 1024);
@@ -76,14 +76,14 @@ fn segments_double_and_large_objects_have_their_own() {
     let store = Store::new(ProcId(1));
     let mut sizes = Vec::new();
     for n in 0..6 {
-        let size = store.request_bytes(10);
+        let size = store.wish_bytes(10);
         store.add_segment(SegmentId(n), size, &sealed(size)).unwrap();
         sizes.push(size >> 20);
     }
     assert_eq!(sizes, [4, 8, 16, 32, 64, 64]);
     let large = SHARED_SEGMENT_BYTES_MAX * 3 + 5;
     assert!(store.alloc(large).is_none());
-    let size = store.request_bytes(large);
+    let size = store.wish_bytes(large);
     assert!(size >= large && size < large + (4 << 20));
     store.add_segment(SegmentId(100), size, &sealed(size)).unwrap();
     let block = store.alloc(large).unwrap().location();
@@ -142,7 +142,7 @@ fn a_part_outside_its_block_is_a_bug_of_the_caller() {
 fn threads_allocate_and_free_without_overlap() {
     let store = Store::new(ProcId(1));
     for n in 0..3 {
-        let size = store.request_bytes(1);
+        let size = store.wish_bytes(1);
         store.add_segment(SegmentId(n), size, &sealed(size)).unwrap();
     }
     std::thread::scope(|scope| {

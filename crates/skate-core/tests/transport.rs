@@ -1,181 +1,28 @@
 //! The transport on the real kernel. Several transports live in this process and find each other through
-//! a node as processes would; what needs a process of its own runs this test again in a child.
+//! a node as processes would; what needs a process of its own is in `transport_alone.rs`.
 
 #![expect(clippy::iter_over_hash_type, reason = "what is looked at in any order is looked at as a whole")]
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 
-use skate_core::transport::{
-    Address, CloseReason, Config, Driven, Frame, Handler, Listener, PeerInfo, SendMode, StartError, Transport,
-};
+use skate_core::transport::{Address, Config, Driven, Listener, PeerInfo, SendMode};
 use skate_proto::frame::{FLAG_FD, Header};
 use skate_proto::handshake::{ANSWER_LEN, Connector, Credentials, HandshakeError, Preface, Role, Step};
 use skate_proto::ids::ProcId;
 
-const NODE: ProcId = ProcId(1);
-const A: ProcId = ProcId(2);
-const B: ProcId = ProcId(3);
+mod cluster;
+use cluster::*;
 
 /// Tests that count descriptors take it for writing.
 static ALONE: RwLock<()> = RwLock::new(());
-
-/// Sender, kind, correlation and body.
-type Recorded = (ProcId, u8, u64, Vec<u8>);
-
-#[derive(Default)]
-struct Recorder {
-    transport: OnceLock<Weak<Transport>>,
-    frames: Mutex<Vec<Recorded>>,
-    count: AtomicUsize,
-    fds: Mutex<Vec<Option<OwnedFd>>>,
-    joined: Mutex<Vec<PeerInfo>>,
-    closed: Mutex<Vec<(ProcId, String)>>,
-    ready: Mutex<Vec<u64>>,
-    warnings: AtomicUsize,
-}
-
-const ECHO: u8 = 40;
-const COUNTED: u8 = 41;
-
-impl Handler for Recorder {
-    fn on_started(&self, transport: &Arc<Transport>) {
-        let _ = self.transport.set(Arc::downgrade(transport));
-    }
-    fn on_frame(&self, from: ProcId, frame: Frame<'_>, fd: Option<OwnedFd>) {
-        if frame.kind == ECHO {
-            let transport = self.transport.wait().upgrade().unwrap();
-            return transport.send(from, COUNTED, frame.corr, &[frame.body], SendMode::Queue);
-        }
-        if frame.kind != COUNTED {
-            self.frames.lock().push((from, frame.kind, frame.corr, frame.body.to_vec()));
-        }
-        if frame.flags != 0 {
-            self.fds.lock().push(fd);
-        }
-        self.count.fetch_add(1, Ordering::Release);
-    }
-    fn on_batch_end(&self) {
-        if let Some(transport) = self.transport.get().and_then(Weak::upgrade) {
-            transport.wake();
-        }
-    }
-    fn on_joined(&self, peer: PeerInfo) {
-        self.joined.lock().push(peer);
-    }
-    fn on_closed(&self, peer: ProcId, reason: CloseReason) {
-        self.closed.lock().push((peer, reason.to_string()));
-    }
-    fn on_fd_ready(&self, token: u64) {
-        self.ready.lock().push(token);
-    }
-    fn on_warning(&self, _text: &str) {
-        self.warnings.fetch_add(1, Ordering::Release);
-    }
-}
-
-impl Recorder {
-    fn count(&self) -> usize {
-        self.count.load(Ordering::Acquire)
-    }
-}
-
-struct Process {
-    transport: Arc<Transport>,
-    handler: Arc<Recorder>,
-}
-
-impl Process {
-    fn drive_until(&self, done: impl Fn(&Recorder) -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        loop {
-            match self.transport.drive(&|| done(&self.handler), Some(deadline)) {
-                Driven::Done => return,
-                Driven::Interrupted => {}
-                other => panic!("{other:?}: {:?}", self.handler.closed.lock()),
-            }
-        }
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        self.transport.shutdown();
-    }
-}
-
-struct Cluster {
-    directory: PathBuf,
-    node: Process,
-}
-
-fn config(me: ProcId, role: Role, address: Address, listeners: Vec<Listener>) -> Config {
-    Config {
-        me,
-        role,
-        python_minor: 12,
-        session: [1; 16],
-        token: [2; 32],
-        node: NODE,
-        node_address: address,
-        listeners,
-        io_thread: true,
-    }
-}
-
-fn start(config: Config) -> Result<Process, StartError> {
-    let handler = Arc::new(Recorder::default());
-    let transport = Transport::start(config, Arc::clone(&handler) as Arc<dyn Handler>)?;
-    Ok(Process { transport, handler })
-}
-
-impl Cluster {
-    fn new() -> Self {
-        static NUMBER: AtomicU64 = AtomicU64::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let directory = std::env::temp_dir().join(format!("skate-test-{}-{number}", std::process::id()));
-        std::fs::create_dir_all(&directory).unwrap();
-        let path = directory.join("node.sock");
-        let listener = Listener::bind_unix(&path).unwrap();
-        let node = start(config(NODE, Role::Node, Address::Unix(path), vec![listener])).unwrap();
-        Self { directory, node }
-    }
-
-    fn path(&self) -> PathBuf {
-        self.directory.join("node.sock")
-    }
-
-    fn config(&self, me: ProcId) -> Config {
-        config(me, Role::Worker, Address::Unix(self.path()), vec![])
-    }
-
-    fn join(&self, me: ProcId) -> Process {
-        start(self.config(me)).unwrap()
-    }
-}
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        self.node.transport.shutdown();
-        let _ = std::fs::remove_dir_all(&self.directory);
-    }
-}
-
-fn wait_for(what: &str, test: impl Fn() -> bool) {
-    let until = Instant::now() + Duration::from_secs(20);
-    while !test() {
-        assert!(Instant::now() < until, "timed out waiting for {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
 
 #[test]
 fn processes_find_each_other_through_the_node_and_frames_keep_their_order() {
@@ -688,10 +535,6 @@ fn threads_that_wait_for_each_other_within_a_process_are_woken() {
     });
 }
 
-fn descriptors() -> usize {
-    std::fs::read_dir("/proc/self/fd").unwrap().count()
-}
-
 fn io_threads() -> usize {
     let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
     let names = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
@@ -762,93 +605,6 @@ fn a_forked_child_keeps_no_connection_and_harms_none() {
     a.transport.send(B, ECHO, 3, &[], SendMode::Now);
     a.drive_until(|h| h.count() == 2);
     assert!(a.handler.closed.lock().is_empty() && b.handler.closed.lock().is_empty());
-}
-
-/// Runs one test of this file again, alone in a process of its own.
-fn in_own_process(name: &str) -> bool {
-    if std::env::var_os("SKATE_TEST_ALONE").is_some() {
-        return true;
-    }
-    let output = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture"])
-        .env("SKATE_TEST_ALONE", "1")
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    false
-}
-
-#[test]
-fn without_descriptors_accepting_pauses_and_recovers() {
-    if !in_own_process("without_descriptors_accepting_pauses_and_recovers") {
-        return;
-    }
-    let cluster = Cluster::new();
-    let a = cluster.join(A);
-    let base = descriptors();
-    let waiting: Vec<UnixStream> = (0..8).map(|_| UnixStream::connect(cluster.path()).unwrap()).collect();
-    wait_for("their acceptance", || descriptors() >= base + 16);
-    let limit = libc::rlimit { rlim_cur: 64, rlim_max: 64 };
-    // SAFETY: lowers this process's own limit.
-    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0);
-    let mut spare: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
-    // The connector's end takes the last one; none is left for the node's.
-    spare.pop();
-    let _late = UnixStream::connect(cluster.path()).unwrap();
-    wait_for("the warning", || cluster.node.handler.warnings.load(Ordering::Acquire) > 0);
-    let before = cpu_time();
-    std::thread::sleep(Duration::from_millis(250));
-    assert!(cpu_time() - before < Duration::from_millis(50), "accepting must not spin");
-    a.transport.send(NODE, 9, 1, &[], SendMode::Now);
-    wait_for("a frame on an old connection", || cluster.node.handler.count() == 1);
-    drop(spare);
-    drop(waiting);
-    let _b = cluster.join(B);
-}
-
-fn cpu_time() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
-}
-
-#[test]
-fn an_idle_transport_sleeps() {
-    if !in_own_process("an_idle_transport_sleeps") {
-        return;
-    }
-    let cluster = Cluster::new();
-    let (a, b) = (cluster.join(A), cluster.join(B));
-    a.transport.send(B, ECHO, 1, &[], SendMode::Now);
-    a.drive_until(|h| h.count() == 1);
-    std::thread::sleep(Duration::from_millis(20));
-    let switches = || -> u64 {
-        let mut total = 0;
-        for task in std::fs::read_dir("/proc/self/task").unwrap().flatten() {
-            let status = std::fs::read_to_string(task.path().join("status")).unwrap();
-            let line = status.lines().find_map(|l| l.strip_prefix("voluntary_ctxt_switches:")).unwrap();
-            total += line.trim().parse::<u64>().unwrap();
-        }
-        total
-    };
-    let before = switches();
-    std::thread::sleep(Duration::from_millis(300));
-    // Only this thread went to sleep and came back.
-    assert!(switches() - before <= 3);
-    drop((a, b));
-}
-
-#[test]
-fn strangers_that_say_nothing_are_limited_and_do_not_lock_others_out() {
-    if !in_own_process("strangers_that_say_nothing_are_limited_and_do_not_lock_others_out") {
-        return;
-    }
-    let cluster = Cluster::new();
-    let strangers: Vec<UnixStream> = (0..300).map(|_| UnixStream::connect(cluster.path()).unwrap()).collect();
-    wait_for("the limit", || descriptors() >= 300 + 256);
-    std::thread::sleep(Duration::from_millis(20));
-    assert!(descriptors() < 300 + 256 + 30);
-    drop(strangers);
-    let _a = cluster.join(A);
 }
 
 #[test]

@@ -28,7 +28,7 @@ fn what_is_sent_to_the_node_is_as_agreed() {
         ("LeaseDemand", wire::LEASE_DEMAND, wire::lease_demand(7, 3, &spec, "square")),
         ("LeaseReturn", wire::LEASE_RETURN, wire::lease_return(LeaseId(9), true)),
         ("Blocked", wire::BLOCKED, wire::empty()),
-        ("SegmentRequest", wire::SEGMENT_REQUEST, wire::segment_request(4 << 20)),
+        ("SegmentRequest", wire::SEGMENT_REQUEST, wire::segment_request(200_000, 4 << 20)),
         ("SegmentClaims", wire::SEGMENT_CLAIMS, wire::segment_claims(SegmentId(5), &[(0, 64), (4096, 256)])),
         ("ActorKill", wire::ACTOR_KILL, wire::actor_kill(ACTOR, true)),
         ("ActorExit", wire::ACTOR_EXIT, wire::actor_exit(ACTOR, 2, "bye")),

@@ -7,7 +7,9 @@ and little memory, and imports what workers need while the node itself loads its
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import resource
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -18,8 +20,9 @@ if TYPE_CHECKING:
     from ray._node.forkserver import ForkServer
     from ray._node.shell import Core
 
-DESCRIPTORS: Final = 1 << 16
-"""Thousands of workers, with as many segments and connections."""
+
+SIGTERM_STATUS: Final = 128 + 15
+"""How a node ends that somebody has sent SIGTERM, as shells show it."""
 
 
 def main() -> int:
@@ -31,24 +34,34 @@ def main() -> int:
 
     config = read_config(int(sys.argv[2]))
     try:
-        _run(config)
+        ending = _run(config)
+        from ray._node.shell import SIGTERM_CAME
     except BaseException as error:
-        import traceback
+        with contextlib.suppress(OSError):  # a log without room for it
+            import traceback
 
-        traceback.print_exc()
-        _tell(config, f"{type(error).__name__}: {error}".encode())
+            traceback.print_exc()
+        _tell(config, _in_words(error).encode())
         return 1
-    return 0
+    return SIGTERM_STATUS if ending == SIGTERM_CAME else 0
 
 
-def _run(config: NodeConfig) -> None:
+def _in_words(error: BaseException) -> str:
+    text = f"{type(error).__name__}: {error}"
+    if (isinstance(error, OSError) and error.errno == errno.EMFILE) or f"(os error {errno.EMFILE})" in text:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        text += f". A process may have {limit} descriptors here, which are too few: raise the limit (ulimit -n)"
+    return text
+
+
+def _run(config: NodeConfig) -> str:
     import signal
 
-    from ray._node import wire
+    from ray._node import descriptors, wire
     from ray._node.forkserver import ForkServer
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver
-    _raise_descriptor_limit()
+    descriptors.raise_limit()  # also the workers', who inherit it
     _keep_only(config.lifeline_fd, config.ready_fd, config.lock_fd)
     forks = ForkServer(
         wire.Init(
@@ -71,9 +84,7 @@ def _run(config: NodeConfig) -> None:
     from ray._core import NodeCore, memfd, random_id
 
     core = NodeCore(path=config.socket_path, session=config.session, token=config.token, node=config.node)
-    # From here on drivers can connect. They do so, and wait for their handshake, while the machines load.
-    _tell(config, b"ok\n")
-    _serve(config, core, forks, signals, memfd, random_id)
+    return _serve(config, core, forks, signals, memfd, random_id)
 
 
 def _serve(
@@ -83,7 +94,7 @@ def _serve(
     signals: int,
     memfd: Callable[[str, int], int],
     random_id: Callable[[], int],
-) -> None:
+) -> str:
     import gc
 
     from ray._node import session
@@ -105,27 +116,16 @@ def _serve(
         validate=os.environ.get("RAY_VALIDATE") == "1",
     )
     shell = Shell(config, core, manager, forks, signals, memfd)
-    log(f"node {config.node:016x} listens on {config.socket_path}")
-    removed = session.sweep(os.path.dirname(config.session_dir))
-    if removed:
-        log(f"removed what dead sessions had left: {', '.join(removed)}")
-    gc.freeze()  # modules and classes stay for ever; the collector need not visit them
-    shell.run()
 
+    def ready() -> None:
+        _tell(config, b"ok\n")
+        log(f"node {config.node:016x} listens on {config.socket_path}")
+        removed = session.sweep(os.path.dirname(config.session_dir))
+        if removed:
+            log(f"removed what dead sessions had left: {', '.join(removed)}")
+        gc.freeze()  # modules and classes stay for ever; the collector need not visit them
 
-def _raise_descriptor_limit() -> None:
-    """A node holds a descriptor for each process, connection and segment; shells allow 1024 by default.
-
-    Workers inherit the limit, for each may talk to all the others. A limit that cannot be raised stays: what then
-    does not fit is refused with an error.
-    """
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return shell.run(ready)
 
 
 def _catch_signals() -> int:

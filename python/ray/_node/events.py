@@ -5,6 +5,10 @@ An event among the effects of one machine is addressed to its siblings; `manager
 
 from __future__ import annotations
 
+from typing import Final
+
+import msgspec
+
 from ray._control.machine import Effect, Event
 
 # ------------------------------------------------------------------ leases <-> workers
@@ -83,9 +87,59 @@ class WorkerGone(Event, frozen=True):
 
 
 class PeerGivenUp(Event, frozen=True):
-    """Another process lost its connection to this worker; it must end, now or soon."""
+    """Another process lost its connection to this worker; it must end, now or soon.
+
+    `by` is that process in words, such as "the driver (pid 7)".
+    """
 
     proc: int
+    by: str
+
+
+class PeerUnreachable(Event, frozen=True):
+    """One process cannot connect to another, which is well: `cause` is a sentence that says what is lacking where."""
+
+    asker: int
+    proc: int
+    cause: str
+
+
+EXHAUSTED_SHARE: Final = 0.95
+"""A process with this share of its descriptors in use is taken to have had none left when a connection failed: by the
+time that it is looked at it may have closed a few."""
+
+
+class DescriptorUsage(msgspec.Struct, frozen=True):
+    """How many descriptors a process has open, and may have; both 0 where the system does not say."""
+
+    open: int = 0
+    limit: int = 0
+
+    @property
+    def is_exhausted(self) -> bool:
+        return self.limit > 0 and self.open >= self.limit * EXHAUSTED_SHARE
+
+    def __str__(self) -> str:
+        return f"{self.open} of {self.limit} descriptors open"
+
+
+class LookAtDescriptors(Effect, frozen=True):
+    """Count the descriptors of both, one of which has lost the other; answered by `DescriptorsSeen`."""
+
+    asker: int
+    asker_pid: int
+    proc: int
+    pid: int
+
+
+class DescriptorsSeen(Event, frozen=True):
+    """Outcome of `LookAtDescriptors`: of both processes, and of the node's, through which they connect."""
+
+    asker: int
+    proc: int
+    asker_usage: DescriptorUsage
+    usage: DescriptorUsage
+    node_usage: DescriptorUsage
 
 
 class JobEnded(Event, frozen=True):
@@ -121,6 +175,7 @@ class WorkerLeft(Event, frozen=True):
     """The worker's connection to the node has closed; its process ends now or has ended."""
 
     proc: int
+    reason: str
 
 
 class ChildExited(Event, frozen=True):
@@ -131,10 +186,11 @@ class ChildExited(Event, frozen=True):
 
 
 class LogTail(Event, frozen=True):
-    """Outcome of `ReadLogTail`."""
+    """Outcome of `ReadLogTail`, with how many descriptors the node itself has then."""
 
     proc: int
     lines: tuple[str, ...]
+    node_usage: DescriptorUsage = DescriptorUsage()
 
 
 # ------------------------------------------------------------------ workers -> shell

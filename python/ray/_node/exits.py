@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 
 
-def describe_exit(pid: int, exit_code: int, announced: str = "", *, stopped: bool = False) -> str:
+def describe_exit(pid: int, exit_code: int, announced: str = "", *, stopped: bool = False, killed: str = "") -> str:
     """How a worker ended, as a sentence without its full stop.
 
     Args:
@@ -13,11 +13,14 @@ def describe_exit(pid: int, exit_code: int, announced: str = "", *, stopped: boo
         exit_code: As reaped; negative for signals.
         announced: Why it ended on purpose, if it did.
         stopped: Whether this node killed it for that reason.
+        killed: Why this node killed it, if nobody had wanted its end.
     """
     if stopped:
         return f"the worker process (pid {pid}) was stopped because {announced}"
     if announced:
         return f"the worker process (pid {pid}) ended by intention: {announced}"
+    if killed:
+        return f"the worker process (pid {pid}) was killed by this node, because {killed}"
     if exit_code >= 0:
         return f"the worker process (pid {pid}) exited with code {exit_code}"
     return f"the worker process (pid {pid}) was killed by {signal_name(-exit_code)}{_hint(-exit_code)}"

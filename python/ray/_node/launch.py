@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from ray._node import session
+from ray._node import descriptors, session
 from ray._node.config import check
+from ray._node.exits import signal_name
 from ray._node.forkserver import interpreter_flags, package_root
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ START_S: Final = 30.0
 """A node that has not said anything by then is given up. It needs a twentieth of a second."""
 
 LOG_TAIL_BYTES: Final = 4096
+LOG_TAIL_LINES: Final = 10
 
 _BOOT: Final = "import sys; sys.path.insert(0, sys.argv.pop(1)); from ray._node.__main__ import main; sys.exit(main())"
 
@@ -78,6 +80,26 @@ class NodeProcess:
         """The end of the node's own log; empty if it is gone."""
         return _tail(f"{self.session_dir}/logs/node.log")
 
+    def describe_end(self, timeout: float = 1.0) -> tuple[str, str]:
+        """How the node ended, as a sentence without its full stop, and the end of its log; empty if it still runs.
+
+        Args:
+            timeout: How long it may take to end: its connections close a little earlier.
+        """
+        if self.poll() is None and not self._wait(timeout):
+            return "", ""
+        status = self.poll()
+        assert status is not None
+        if status < 0:
+            how = f"it was killed by {signal_name(-status)}"
+        elif status == 128 + signal.SIGTERM:
+            how = "somebody sent it SIGTERM"
+        else:
+            how = f"it exited with status {status}"
+        lines = self.log_tail().splitlines()[-LOG_TAIL_LINES:]
+        shown = "".join(f"\n    {line}" for line in lines)
+        return how, f"The end of its log, {self.session_dir}/logs/node.log:{shown}" if lines else ""
+
     def _wait(self, timeout: float | None) -> bool:
         try:
             handle = os.pidfd_open(self.pid)
@@ -119,6 +141,8 @@ def start_local_node(config: NodeConfig) -> NodeProcess:
         RuntimeError: If it does not start; the text has its own words, and the end of its log.
     """
     check(config)
+    _fill_standard_descriptors()
+    descriptors.raise_limit()
     if config.session_dir:
         directory, lock = config.session_dir, config.lock_fd
     else:
@@ -137,10 +161,13 @@ def start_local_node(config: NodeConfig) -> NodeProcess:
         )
         os.write(told, msgspec.msgpack.encode(config))
         pid = _spawn(f"{directory}/logs/node.log", told, (alive, ready, *((lock,) if lock >= 0 else ())))
-    except BaseException:
+    except BaseException as error:
         os.close(heard)
         os.close(lifeline)
         session.remove(directory)
+        if isinstance(error, OSError):
+            msg = f"the local node could not be started: {error} (its log is to be {directory}/logs/node.log)"
+            raise RuntimeError(msg) from None
         raise
     finally:
         for fd in (alive, ready, told, *((lock,) if lock >= 0 else ())):
@@ -153,6 +180,22 @@ def start_local_node(config: NodeConfig) -> NodeProcess:
         session.remove(directory)
         raise RuntimeError(_start_error(answer.decode(errors="replace"), status, tail))
     return node
+
+
+def _fill_standard_descriptors() -> None:
+    """Open the null device where standard input, output or error is closed, as in a program that cron or a daemon runs.
+
+    Else the pipes made here, or later the core's sockets, get the numbers 0 to 2: the node would lose them when it is
+    given its own standard descriptors, and whatever prints here would write into them. They close on exec, so children
+    of the program find these numbers as closed as before.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest free number, unless a thread was faster
+            if opened != number:
+                os.close(opened)
 
 
 def _spawn(log: str, config_fd: int, inherited: tuple[int, ...]) -> int:

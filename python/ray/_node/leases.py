@@ -32,6 +32,7 @@ from ray._node import fairness
 from ray._node.events import (
     FreeWorker,
     Labelled,
+    PeerUnreachable,
     StopWorker,
     UnwantWorker,
     WantWorker,
@@ -52,6 +53,9 @@ from ray._node.lease_records import (
 )
 from ray._node.resources import Ledger, show, show_demand
 from ray._protocol import (
+    ACTOR_DEAD,
+    CAUSE_TEXT,
+    ActorState,
     Blocked,
     LeaseDemand,
     LeaseFailed,
@@ -110,6 +114,7 @@ class LeaseTable(Machine):
             WorkerReady: self._on_worker_ready,
             WorkerUnavailable: self._on_worker_unavailable,
             WorkerGone: self._on_worker_gone,
+            PeerUnreachable: self._on_unreachable,
             ActorDemand: self._on_actor_demand,
             ActorWithdrawn: self._on_actor_withdrawn,
             Tick: self._on_tick,
@@ -396,6 +401,24 @@ class LeaseTable(Machine):
         lease = self._by_proc.get(event.proc)
         if lease is not None:
             self._end(lease)
+            self._schedule(now)
+
+    def _on_unreachable(self, event: PeerUnreachable, now: float) -> None:
+        """A lease that its owner cannot use ends. An actor is not harmed by one who cannot call it; to that one alone
+        it is as if it were dead.
+        """
+        lease = self._by_proc.get(event.proc)
+        if lease is None:
+            return
+        owner, name = lease.key
+        if isinstance(name, bytes):
+            text = f"actor {lease.label or name.hex()} cannot be reached, though it lives: {event.cause}"
+            cause = text.encode()
+            state = ActorState(name, ACTOR_DEAD, 0, self._node, 0, CAUSE_TEXT, cause, 0, lease.pid)
+            self._emit(Send(event.asker, state))
+        elif owner == event.asker:
+            self._end(lease)
+            self._emit(StopWorker(event.proc, event.cause))
             self._schedule(now)
 
     def _on_joined(self, event: ProcessJoined, now: float) -> None:

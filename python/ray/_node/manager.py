@@ -234,7 +234,7 @@ class NodeManager:
             return
         if process.role == ROLE_WORKER:
             # Its process is ending; everything follows when it was reaped.
-            self._tell(self.pool, events.WorkerLeft(event.proc), now)
+            self._tell(self.pool, events.WorkerLeft(event.proc, event.reason), now)
             return
         if process.role == ROLE_DRIVER:
             cause = f"the driver (pid {process.pid}) has ended or closed its connection ({event.reason})"

@@ -24,7 +24,7 @@ from ray._control.machine import (
     Send,
     Tick,
 )
-from ray._node.events import PeerGivenUp
+from ray._node.events import DescriptorsSeen, LookAtDescriptors, PeerGivenUp, PeerUnreachable
 from ray._protocol import ROLE_DRIVER, ROLE_WORKER, Deaths, PeerLost, WorkerDied
 
 TELL_ALL_AFTER_S: Final = 0.1
@@ -58,6 +58,9 @@ class Process(msgspec.Struct, frozen=True):
     pid: int
     job: int
 
+    def __str__(self) -> str:
+        return f"{'driver' if self.role == ROLE_DRIVER else 'worker'} (pid {self.pid})"
+
 
 class ProcessTable(Machine):
     """See the module's docstring."""
@@ -74,6 +77,7 @@ class ProcessTable(Machine):
             ProcessJoined: self._on_joined,
             ProcessLeft: self._on_left,
             ProcessEnded: self._on_ended,
+            DescriptorsSeen: self._on_descriptors_seen,
             Tick: self._on_tick,
         }
         self._messages = {PeerLost: self._on_peer_lost}
@@ -131,20 +135,39 @@ class ProcessTable(Machine):
             self._emit(Multicast(tuple(self._connected), Deaths(dead)))
 
     def _on_peer_lost(self, event: Received, message: PeerLost, now: float) -> None:
-        died = self._deaths.get(message.proc)
-        process = self._connected.get(message.proc)
-        if died is not None:
-            self._emit(Send(event.sender, died))
-        elif process is None:
-            cause = f"process {message.proc:016x} is not known here: it never joined, or ended long ago"
-            self._emit(Send(event.sender, WorkerDied(message.proc, 0, cause, 0, intended=False, oom=False)))
-        elif process.role == ROLE_WORKER:
-            self._askers.setdefault(message.proc, {})[event.sender] = None
-            self._emit(PeerGivenUp(message.proc))
+        asker, process = self._connected.get(event.sender), self._connected.get(message.proc)
+        if asker is None or process is None:
+            self._answer(event.sender, message.proc)
+        else:
+            self._emit(LookAtDescriptors(asker.proc, asker.pid, process.proc, process.pid))
+
+    def _answer(self, asker: int, proc: int) -> None:
+        """What is known about a process that is not connected."""
+        unknown = f"process {proc:016x} is not known here: it never joined, or ended long ago"
+        self._emit(Send(asker, self._deaths.get(proc) or _lost(proc, unknown)))
+
+    def _on_descriptors_seen(self, event: DescriptorsSeen, now: float) -> None:
+        asker, process = self._connected.get(event.asker), self._connected.get(event.proc)
+        if asker is None or process is None:
+            return self._answer(event.asker, event.proc)
+        usages = (f"the {asker}", event.asker_usage), (f"the {process}", event.usage), ("the node", event.node_usage)
+        for poor, usage in usages:
+            if usage.is_exhausted:
+                cause = (
+                    f"the {asker} cannot connect to the {process}, because {poor} has {usage}: raise its limit "
+                    "(ulimit -n), or have it talk to fewer processes or close files"
+                )
+                self._emit(PeerUnreachable(asker.proc, process.proc, cause))
+                self._emit(Send(asker.proc, _lost(process.proc, cause)))
+                return None
+        if process.role == ROLE_WORKER:
+            self._askers.setdefault(process.proc, {})[asker.proc] = None
+            self._emit(PeerGivenUp(process.proc, f"the {asker}"))
         else:
             # Drivers belong to the user and are not killed for a broken connection.
-            cause = f"the connection to the driver (pid {process.pid}) was lost, though it still runs"
-            self._emit(Send(event.sender, WorkerDied(message.proc, 0, cause, 0, intended=False, oom=False)))
+            cause = f"the connection to the {process} was lost, though it still runs"
+            self._emit(Send(asker.proc, _lost(process.proc, cause)))
+        return None
 
     def check_invariants(self) -> None:
         for proc in self._connected:
@@ -153,3 +176,7 @@ class ProcessTable(Machine):
             self._require(proc in self._connected, f"the end of {proc} is awaited after it came")
             for asker in askers:
                 self._require(asker in self._connected, f"{asker} asked and has gone")
+
+
+def _lost(proc: int, cause: str) -> WorkerDied:
+    return WorkerDied(proc, 0, cause, 0, intended=False, oom=False)

@@ -55,13 +55,20 @@ CLASS_BYTES_MAX: Final = 4 << 20
 """Up to here sizes are powers of two, so that what one process returns suits the next."""
 
 LARGE_STEP_BYTES: Final = 64 << 10
-"""Above, sizes are multiples of a huge page."""
+"""Above, sizes are multiples of this."""
+
+PAGE_BYTES: Final = 4 << 10
+"""What any size is a multiple of, where rounding up further would refuse what the store can just hold."""
 
 WARM_SHARE: Final = 8
 """Warm segments take at most one part in this many of the capacity."""
 
 WAIT_S: Final = 10.0
 """How long a request waits for room before it is denied."""
+
+WISH_SHARE: Final = 4
+"""What a process wishes for beyond its need is at most one part in this many of what is free: segments become smaller
+as the store fills, so that the room for later needs is not all in the hands of those who came first."""
 
 OVERTAKES: Final = 16
 """Grants that may pass a waiting request which is too large for what is free."""
@@ -89,8 +96,14 @@ class Waiting(msgspec.Struct):
 
     proc: int
     corr: int
-    size: int
+    need: int
+    wish: int
     overtaken: int = 0
+
+    @property
+    def least(self) -> int:
+        """The smallest segment that serves."""
+        return round_up(self.need, PAGE_BYTES)
 
 
 class SegmentTable(Machine):
@@ -145,25 +158,23 @@ class SegmentTable(Machine):
     # ------------------------------------------------------------------ requests
 
     def _on_request(self, event: Received, message: SegmentRequest, now: float) -> None:
-        size = segment_size(max(message.min_bytes, 0))
+        need = max(message.min_bytes, 1)
         key = (event.sender, event.corr)
-        if size > self.capacity:
-            # Rounding must not refuse what the store can just hold.
-            size = round_up(max(message.min_bytes, 1), 4096)
         if event.sender not in self._processes or key in self._queue:
             return
-        if size > self.capacity:
+        waiting = Waiting(event.sender, event.corr, need, max(message.wish_bytes, need))
+        if waiting.least > self.capacity:
             text = (
-                f"{show_bytes(size)} were asked for, and this node's object store has {show_bytes(self.capacity)}. "
+                f"{show_bytes(need)} were asked for, and this node's object store has {show_bytes(self.capacity)}. "
                 "Start with a larger object_store_memory, or store the value in parts"
             )
             self._emit(Send(event.sender, SegmentDenied(text), event.corr))
             return
-        self._queue[key] = Waiting(event.sender, event.corr, size)
+        self._queue[key] = waiting
         self._grant_waiting()
         if key in self._queue:
             self._deadlines.set(key, now + WAIT_S)
-            self._ask_to_trim(size)
+            self._ask_to_trim(waiting.least)
 
     def _grant_waiting(self) -> None:
         """Grant in order of arrival what fits; what is too large now may be overtaken a few times."""
@@ -180,13 +191,14 @@ class SegmentTable(Machine):
                 other.overtaken += 1
 
     def _grant(self, waiting: Waiting) -> bool:
-        recycled = self._find_warm(waiting.size)
+        free = self.capacity - self.used + sum(self._warm.values())
+        if waiting.least > free:
+            return False
+        size = choose_size(waiting.need, waiting.wish, free)
+        recycled = self._find_warm(size)
         if recycled is None:
-            if self.used - sum(self._warm.values()) + waiting.size > self.capacity:
-                return False
-            while self.used + waiting.size > self.capacity:
+            while self.used + size > self.capacity:
                 self._drop_warm(next(iter(self._warm)))
-            size = waiting.size
             self.used += size
         else:
             size = self._warm.pop(recycled)
@@ -211,10 +223,10 @@ class SegmentTable(Machine):
     def _on_tick(self, event: Tick, now: float) -> None:
         for key in self._deadlines.due(now):
             waiting = self._queue.pop(key)
-            self._emit(Send(waiting.proc, SegmentDenied(self._full_text(waiting.size)), waiting.corr))
+            self._emit(Send(waiting.proc, SegmentDenied(self._full_text(waiting.need)), waiting.corr))
         self._grant_waiting()
 
-    def _full_text(self, size: int) -> str:
+    def _full_text(self, need: int) -> str:
         by_lessee: dict[int, int] = {}
         for segment in self._segments.values():
             by_lessee[segment.lessee] = by_lessee.get(segment.lessee, 0) + segment.size
@@ -223,8 +235,9 @@ class SegmentTable(Machine):
             f"{self._processes.get(proc, 'processes that have ended')}: {show_bytes(held)}" for proc, held in largest
         )
         return (
-            f"the object store of this node is full: {show_bytes(size)} were asked for, {show_bytes(self.used)} of "
-            f"{show_bytes(self.capacity)} are in use, and none became free within {WAIT_S:.0f} seconds. "
+            f"the object store of this node is full: {show_bytes(need)} were asked for, segments with "
+            f"{show_bytes(self.used)} of {show_bytes(self.capacity)} are allocated, and not enough became free within "
+            f"{WAIT_S:.0f} seconds. "
             f"Largest holders: {holders}. Drop references that are not needed (del, or let go of views on arrays), "
             "or start with a larger object_store_memory"
         )
@@ -350,7 +363,7 @@ class SegmentTable(Machine):
                 self._require(proc in self._processes, f"segment {segment_id} is kept for the dead")
         held_up = False
         for waiting in self._queue.values():
-            fits = self.used - warm + waiting.size <= self.capacity
+            fits = self.used - warm + waiting.least <= self.capacity
             self._require(held_up or not fits, f"{waiting} fits and waits")
             held_up = held_up or waiting.overtaken >= OVERTAKES
 
@@ -360,6 +373,19 @@ def segment_size(min_bytes: int) -> int:
     if min_bytes <= CLASS_BYTES_MAX:
         return max(MIN_SEGMENT_BYTES, 1 << (max(min_bytes, 1) - 1).bit_length())
     return round_up(min_bytes, LARGE_STEP_BYTES)
+
+
+def choose_size(need: int, wish: int, free: int) -> int:
+    """The size of segment for a request that `free` bytes have room for, rounded up to pages.
+
+    As much of the wish as leaves room for others, at least the usual size for the need, and if even that is too much,
+    just the need.
+    """
+    usual = segment_size(need)
+    size = max(segment_size(wish), usual)
+    while size > usual and size > free // WISH_SHARE:
+        size = max(segment_size(size // 2), usual)
+    return size if size <= free else round_up(need, PAGE_BYTES)
 
 
 def round_up(count: int, step: int) -> int:

@@ -38,13 +38,16 @@ def base_dir() -> str:
     """Where this user's sessions are; created with mode 0700 if need be.
 
     Raises:
-        RuntimeError: If it belongs to somebody else, who could then read and replace what is in it.
+        RuntimeError: If it cannot be made, or belongs to somebody else, who could then read and replace what is in it.
     """
     chosen = os.environ.get("RAY_TMPDIR")
     base = chosen or f"{_temporary()}/ray-{os.getuid()}"
     if not chosen and len(os.fsencode(base)) + NAME_BYTES_MAX > SOCKET_PATH_BYTES_MAX:
         base = f"/tmp/ray-{os.getuid()}"  # TMPDIR is too deep for a socket, as test runners' often are
-    os.makedirs(base, mode=0o700, exist_ok=True)
+    try:
+        os.makedirs(base, mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise _unusable(base, error) from None
     # A link that somebody else has put into a shared directory must not be followed; the user's own may.
     info = os.stat(base, follow_symlinks=bool(chosen))
     if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid():
@@ -59,7 +62,7 @@ def create() -> tuple[str, int]:
     The lock lives as long as a descriptor of it is open in some process: hand it to the node and close it here.
 
     Raises:
-        RuntimeError: If the path is too long for a socket.
+        RuntimeError: If it cannot be made, or if the path is too long for a socket.
     """
     name = f"session_{time.strftime('%Y%m%d-%H%M%S')}_{os.getpid()}_{os.urandom(3).hex()}"
     path = f"{base_dir()}/{name}"
@@ -69,11 +72,27 @@ def create() -> tuple[str, int]:
             "RAY_TMPDIR to a shorter directory"
         )
         raise RuntimeError(msg)
-    os.mkdir(path, mode=0o700)
-    lock = os.open(f"{path}/{LOCK_NAME}", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    os.mkdir(f"{path}/logs", mode=0o700)
+    lock = -1
+    try:
+        os.mkdir(path, mode=0o700)
+        lock = os.open(f"{path}/{LOCK_NAME}", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.mkdir(f"{path}/logs", mode=0o700)
+    except OSError as error:
+        if lock >= 0:
+            os.close(lock)
+        remove(path)
+        raise _unusable(path, error) from None
     return path, lock
+
+
+def _unusable(path: str, error: OSError) -> RuntimeError:
+    chosen = os.environ.get("RAY_TMPDIR")
+    source = f"RAY_TMPDIR is {chosen!r}; set it" if chosen else "Set RAY_TMPDIR"
+    return RuntimeError(
+        f"the directory of the session, {path}, cannot be made: {error.strerror} ({error.filename or path}). {source} "
+        "to a private directory that can be written to"
+    )
 
 
 def sweep(base: str) -> list[str]:

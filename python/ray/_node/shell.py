@@ -11,6 +11,7 @@ cannot have been given to another process, so signals by pid are safe and no des
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -19,7 +20,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ray._control.machine import Effect, Event, Log, Multicast, Send, Tick, earliest
-from ray._node import events, process, session, wire
+from ray._node import descriptors, events, process, session, wire
 from ray._node.logs import LogFiles
 from ray._node.manager import CoreJoined, CoreLeft, FrameCame, Shutdown
 from ray._protocol import KINDS, Message, SegmentGranted, SegmentMapped, encode
@@ -36,6 +37,9 @@ LIFELINE, SIGNALS, LOGS, DRIVER, ZYGOTE = 1, 2, 3, 4, 5
 
 SHUTDOWN_S: Final = 3.0
 """How long killed processes may take to end before the node leaves without them."""
+
+SIGTERM_CAME: Final = "SIGTERM"
+"""How `Shell.run` says that somebody else wanted the node's end."""
 
 LOG_BACKLOG_BYTES_MAX: Final = 8 << 20
 """Log lines for a driver that has this much unread are dropped rather than queued."""
@@ -96,6 +100,7 @@ class Shell:
             events.Fork: self._fork,
             events.Kill: self._kill,
             events.ReadLogTail: self._read_log_tail,
+            events.LookAtDescriptors: self._look_at_descriptors,
             events.Labelled: lambda effect: self._logs.set_label(effect.proc, effect.label),
             events.Disconnect: lambda effect: self._core.disconnect(effect.proc),
             events.GrantSegment: self._grant_segment,
@@ -105,12 +110,20 @@ class Shell:
 
     # ------------------------------------------------------------------ the loop
 
-    def run(self) -> None:
-        """Serve until something ends the node; then end everything on it."""
+    def run(self, ready: Callable[[], None]) -> str:
+        """Serve until something ends the node; then end everything on it.
+
+        Args:
+            ready: Called when nothing is left that could fail before the node serves.
+
+        Returns:
+            What ended it.
+        """
         try:
             process.become_subreaper()
             process.set_title("ray::node")
             self._watch()
+            ready()
             while not self._ending:
                 deadline = earliest(self._manager.next_deadline(), self._logs.next_deadline())
                 timeout = None if deadline is None else max(deadline - time.monotonic(), 0.0)
@@ -120,6 +133,7 @@ class Shell:
                 self._work()
         finally:
             self._end()
+        return self._ending
 
     def _watch(self) -> None:
         self._core.watch_fd(self._signals, SIGNALS)
@@ -179,7 +193,7 @@ class Shell:
             except BlockingIOError:  # two wake-ups were taken together; the first has read all
                 numbers = b""
             if signal.SIGTERM in numbers:
-                self._ending = "SIGTERM"
+                self._ending = SIGTERM_CAME
             self._reap()
         elif token == LOGS:
             for proc, lines in self._logs.read_changed(time.monotonic()):
@@ -246,7 +260,12 @@ class Shell:
         for proc, lines in rest:
             self._forward(proc, lines)
         self._jobs.pop(effect.proc, None)
-        self._queue.appendleft(events.LogTail(effect.proc, tail))
+        usage = events.DescriptorUsage(*descriptors.usage(os.getpid()))
+        self._queue.appendleft(events.LogTail(effect.proc, tail, usage))
+
+    def _look_at_descriptors(self, effect: events.LookAtDescriptors) -> None:
+        seen = [events.DescriptorUsage(*descriptors.usage(pid)) for pid in (effect.asker_pid, effect.pid, os.getpid())]
+        self._queue.appendleft(events.DescriptorsSeen(effect.asker, effect.proc, *seen))
 
     def _forward(self, proc: int, lines: Message) -> None:
         for driver in self._manager.log_receivers(self._jobs.get(proc, 0)):
@@ -337,5 +356,6 @@ def kill_children(known: list[int], wake_fd: int, timeout_s: float) -> None:
 
 
 def log(text: str) -> None:
-    """A line in the node's own log, which standard error is."""
-    os.write(2, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n".encode())
+    """A line in the node's own log, which standard error is. Lost if there is no room: a full disk ends no node."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n".encode())

@@ -27,6 +27,10 @@ class Worker(msgspec.Struct):
     """Why it ends, in its own words or in those of who wanted it to."""
     stopped: bool = False
     """This node killed it on purpose."""
+    doubt: str = ""
+    """Why it should be ending by itself, and that it did not; completes "because ..." if it is killed for that."""
+    overdue: bool = False
+    """It did not end by itself, and was killed."""
     failure: str = ""
     """Why it was given up before it joined."""
 

@@ -309,16 +309,23 @@ class WorkerPool(Machine):
             self._set_state(worker, "dying", now, deadline=now + ANNOUNCED_S)
 
     def _on_left(self, event: WorkerLeft, now: float) -> None:
-        self._expect_end(self._workers.get(event.proc), now)
+        # Whose program has closed all of its descriptors is given up by its peers, too; this says more.
+        lost = f"its connection to the node was lost ({event.reason}), as when a program closes all descriptors"
+        self._expect_end(self._workers.get(event.proc), lost, now)
 
     def _on_given_up(self, event: PeerGivenUp, now: float) -> None:
-        self._expect_end(self._workers.get(event.proc), now)
+        worker = self._workers.get(event.proc)
+        if worker is not None and worker.state != "dying":
+            self._expect_end(worker, f"its connection with {event.by} was lost", now)
 
-    def _expect_end(self, worker: Worker | None, now: float) -> None:
+    def _expect_end(self, worker: Worker | None, lost: str, now: float) -> None:
         """The process should be ending by itself; if it is not, it is killed before long."""
-        if worker is None or worker.state == "dying":
+        if worker is None or worker.reaped or worker.overdue:
             return
         grace = ANNOUNCED_S if worker.state == "leaving" else CLOSED_S
+        worker.doubt = f"{lost}, and it had not ended by itself {grace:.0f} s later"
+        if worker.state == "dying":
+            return
         self._unlist(worker)
         self._set_state(worker, "dying", now, deadline=now + grace)
 
@@ -368,13 +375,16 @@ class WorkerPool(Machine):
             return
         self._forget(worker)
         intended = bool(worker.announced)
-        cause = describe_exit(worker.pid, worker.exit_code, worker.announced, stopped=worker.stopped)
+        killed = worker.doubt if worker.overdue and worker.exit_code == -signal.SIGKILL else ""
+        cause = describe_exit(worker.pid, worker.exit_code, worker.announced, stopped=worker.stopped, killed=killed)
         if worker.joined:
             self._emit(WorkerGone(worker.proc, worker.pid, cause, event.lines, worker.exit_code, intended, oom=False))
             self._start_forks(now)
         else:
             tail = "".join(f"\n  {line}" for line in event.lines)
-            worker.failure = worker.failure or f"{cause} before it had joined{tail}"
+            usage = event.node_usage
+            poor = f"; the node has {usage}: raise its limit (ulimit -n)" if usage.is_exhausted else ""
+            worker.failure = worker.failure or f"{cause} before it had joined{poor}{tail}"
             self._count_failure(worker, now)
 
     def _count_failure(self, worker: Worker, now: float) -> None:
@@ -424,6 +434,7 @@ class WorkerPool(Machine):
             self._count_failure(worker, now)
             return
         self._emit(Log(f"worker process {worker.pid} has not ended by itself; killing it"))
+        worker.overdue = True
         self._emit(Kill(worker.pid))
         self._deadlines.set(worker.proc, now + REKILL_S)
 

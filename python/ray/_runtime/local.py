@@ -411,6 +411,7 @@ def _start(
 
     ip = extras.get("_node_ip_address") or "127.0.0.1"
     session_id, token, node_key = os.urandom(16), os.urandom(32), _core.random_id()
+    cwd = _current_directory()
     for resource in (f"node:{ip}", HEAD_RESOURCE):
         amounts.setdefault(resource, 10_000)
     config = NodeConfig(
@@ -421,8 +422,8 @@ def _start(
         resources=amounts,
         gpu_ids=gpu_ids(amounts.get("GPU", 0) // 10_000),
         object_store_memory=amounts["object_store_memory"] // 10_000,
-        sys_path=[entry or os.getcwd() for entry in sys.path],
-        cwd=os.getcwd(),
+        sys_path=[entry or cwd for entry in sys.path],
+        cwd=cwd,
         preload=[module for module in PRELOADS if module in sys.modules],
         env_vars={**_logging_variables(logging_config), **job["runtime_env"].get("env_vars", {})},
         hostname=os.uname().nodename,
@@ -445,15 +446,19 @@ def _start(
     _node = node
     session.attach(core, session.SCRIPT_MODE)
     temp_dir, session_name = os.path.split(node.session_dir)
-    session.publish_job(
-        {
-            **job,
-            "session_name": session_name,
-            "temp_dir": temp_dir,
-            "node_ip_address": ip,
-            "log_to_driver": log_to_driver is not False,
-        }
-    )
+    try:
+        session.publish_job(
+            {
+                **job,
+                "session_name": session_name,
+                "temp_dir": temp_dir,
+                "node_ip_address": ip,
+                "log_to_driver": log_to_driver is not False,
+            }
+        )
+    except BaseException:
+        shutdown()
+        raise
     if not _atexit_registered:
         import atexit
 
@@ -478,6 +483,26 @@ def _start(
     )
     session.context = context
     return context
+
+
+def _current_directory() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        message = (
+            "The current directory of this program has been deleted, and workers are to run in it: change to one that "
+            "exists (os.chdir) before ray.init()"
+        )
+        raise RuntimeError(message) from None
+
+
+def describe_node_end() -> tuple[str, str]:
+    """How the node that this process started has ended, and the end of its log; empty if it runs or is not its own."""
+    node = _node
+    if node is None:
+        return "", ""
+    how, log = node.describe_end()
+    return how, log
 
 
 def _logging_variables(config: Any) -> dict[str, str]:

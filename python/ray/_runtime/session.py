@@ -191,10 +191,16 @@ def gone(error: ConnectionError) -> BaseException:
         return SystemExit()
     if core is None or closing:
         return RaySystemError("ray.shutdown() was called meanwhile")
-    logs = f" What it said last is in {temp_dir}/{session_name}/logs/node.log." if session_name else ""
+    from ray._runtime import local
+
+    what = str(error).removeprefix("the cluster is gone: ")
+    log = ""
+    if "the peer closed" in what or "the connection broke" in what:  # the end of the process says more
+        how, log = local.describe_node_end()
+        what = f"the node's manager process has ended: {how}" if how else what
     return LocalRayletDiedError(
-        f"The node's manager process has died ({error}), and with it every task, actor and object on the node.{logs} "
-        "Call ray.shutdown() and ray.init() to go on with a new cluster; values have to be made again."
+        f"This cluster is gone, with every task, actor and object in it: {what}. Call ray.shutdown() and ray.init() to "
+        f"go on with a new cluster; values have to be made again. {log}".rstrip()
     )
 
 

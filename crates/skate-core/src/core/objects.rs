@@ -201,8 +201,8 @@ impl Core {
             if let Some(block) = self.store.alloc(len) {
                 return Ok(block);
             }
-            let min_bytes = self.store.request_bytes(len);
-            match self.ask(node_wire::SEGMENT_REQUEST, &node_wire::segment_request(min_bytes), None, true)? {
+            let request = node_wire::segment_request(len, self.store.wish_bytes(len));
+            match self.ask(node_wire::SEGMENT_REQUEST, &request, None, true)? {
                 Answer::Segment { segment, size, fd } => {
                     self.store.add_segment(segment, size, &fd).map_err(|e| CoreError::Store(e.to_string()))?;
                 }

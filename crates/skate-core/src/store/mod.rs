@@ -31,7 +31,7 @@ use crate::transport::fork;
 pub use mapping::{MapError, Mapping};
 pub use skate_proto::alloc::NotABlock;
 
-/// The first segment of a process; each further one is twice the last.
+/// The first segment that a process wishes for; each further one is twice the last.
 pub const SHARED_SEGMENT_BYTES_MIN: u64 = 4 << 20;
 /// Larger segments are not shared by objects.
 pub const SHARED_SEGMENT_BYTES_MAX: u64 = 64 << 20;
@@ -112,7 +112,7 @@ impl Store {
         Self { me, state: Mutex::default() }
     }
 
-    /// Takes a block of `len` bytes. `None`: get a segment of [`Self::request_bytes`] first.
+    /// Takes a block of `len` bytes. `None`: get a segment first, at best of [`Self::wish_bytes`].
     #[must_use]
     pub fn alloc(&self, len: u64) -> Option<Block> {
         let mut state = self.state.lock();
@@ -126,9 +126,10 @@ impl Store {
         Some(Block { location, mapping })
     }
 
-    /// The size of the segment to ask for when a block of `len` bytes could not be had.
+    /// The size of the segment to wish for when a block of `len` bytes could not be had. Any segment that holds the
+    /// block serves, which is what a nearly full store has.
     #[must_use]
-    pub fn request_bytes(&self, len: u64) -> u64 {
+    pub fn wish_bytes(&self, len: u64) -> u64 {
         if len > SHARED_OBJECT_BYTES_MAX {
             return len.next_multiple_of(OWN_SEGMENT_STEP_BYTES);
         }

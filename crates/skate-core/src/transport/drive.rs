@@ -35,10 +35,11 @@
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering, fence};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, RwLock};
+use rustix::io::Errno;
 
 use super::futex::{self, Slept};
 use super::poller::Poller;
@@ -70,7 +71,7 @@ pub enum Driven {
     TimedOut,
     /// A signal handler ran in this thread: look at what it left behind, then call again.
     Interrupted,
-    /// The transport was shut down, or belongs to the process that forked this one.
+    /// The transport was shut down, or belongs to the process that forked this one, or has lost its descriptors.
     Closed,
 }
 
@@ -98,6 +99,8 @@ pub(super) struct Gate {
     /// Something waits for the driver: dirty connections or commands.
     pending: AtomicBool,
     closing: AtomicBool,
+    /// The error by which it was noticed that the poller's descriptors are gone; 0 while they are there.
+    lost: AtomicI32,
     io_word: AtomicU32,
     /// Told when nobody holds the reactor while the transport closes.
     left: Condvar,
@@ -125,6 +128,7 @@ impl Gate {
             signal: AtomicU32::new(0),
             pending: AtomicBool::new(false),
             closing: AtomicBool::new(false),
+            lost: AtomicI32::new(0),
             io_word: AtomicU32::new(0),
             left: Condvar::new(),
             poller: RwLock::new(Some(poller)),
@@ -138,6 +142,30 @@ impl Gate {
 
     pub(super) fn is_closing(&self) -> bool {
         self.closing.load(Ordering::Acquire)
+    }
+
+    /// Why nobody can drive any more, if the poller's descriptors are gone.
+    pub(super) fn lost(&self) -> Option<Errno> {
+        match self.lost.load(Ordering::Acquire) {
+            0 => None,
+            error => Some(Errno::from_raw_os_error(error)),
+        }
+    }
+
+    /// The poller's descriptors are gone. Nobody gets the reactor from now on, and who waits for it is told. A
+    /// thread that waits in epoll may stay there for ever, for nothing can wake it: nobody waits for that thread.
+    pub(super) fn lose(&self, error: Errno) {
+        if self.lost.compare_exchange(0, error.raw_os_error(), Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            return;
+        }
+        let mut state = self.state.lock();
+        state.closing = true;
+        self.closing.store(true, Ordering::SeqCst);
+        for word in &state.queue {
+            futex::wake(word, WOKEN);
+        }
+        futex::wake(&self.io_word, WOKEN);
+        self.left.notify_all();
     }
 
     /// Runs with the poller, unless it is closed.
@@ -192,7 +220,9 @@ impl Gate {
             let kicked = signal & !STATE_MASK | KICKED;
             match self.signal.compare_exchange_weak(signal, kicked, Ordering::SeqCst, Ordering::Relaxed) {
                 Ok(_) => {
-                    self.with_poller(Poller::kick);
+                    if let Some(Err(error)) = self.with_poller(Poller::kick) {
+                        self.lose(error);
+                    }
                     return;
                 }
                 Err(now) => signal = now,
@@ -337,8 +367,11 @@ impl Gate {
             futex::wake(word, WOKEN);
         }
         futex::wake(&self.io_word, WOKEN);
-        self.with_poller(Poller::kick);
-        while state.holder != Holder::Nobody && !Self::is_driving() {
+        if let Some(Err(error)) = self.with_poller(Poller::kick) {
+            drop(state);
+            return self.lose(error);
+        }
+        while state.holder != Holder::Nobody && !Self::is_driving() && self.lost().is_none() {
             self.left.wait(&mut state);
         }
     }

@@ -10,12 +10,15 @@
 //! the child, it closes a number that is still its own.
 
 use std::cell::UnsafeCell;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// Counts the forks between this process and the one that started.
 static GENERATION: AtomicU32 = AtomicU32::new(0);
+/// Counts the times that the program has closed our descriptors.
+static LOSSES: AtomicU32 = AtomicU32::new(0);
 static REGISTRY: Registry =
     Registry { locked: AtomicBool::new(false), state: UnsafeCell::new(State { fds: Vec::new() }) };
 
@@ -103,15 +106,36 @@ pub(crate) fn forked_since(generation: u32) -> bool {
     GENERATION.load(Ordering::Relaxed) != generation
 }
 
+/// Takes every descriptor to be closed by the program behind our back. Their numbers may be the program's
+/// own by now: none of them is closed or replaced any more.
+pub(crate) fn disown() {
+    REGISTRY.with(|state| {
+        LOSSES.fetch_add(1, Ordering::Relaxed);
+        state.fds.clear();
+    });
+}
+
 /// A descriptor that a forked child loses.
 #[derive(Debug)]
-pub(crate) struct PrivateFd(OwnedFd);
+pub(crate) struct PrivateFd {
+    fd: ManuallyDrop<OwnedFd>,
+    /// `LOSSES` when it was opened.
+    losses: u32,
+}
 
 impl PrivateFd {
     pub(crate) fn new(fd: OwnedFd) -> Self {
         let number = fd.as_raw_fd();
-        REGISTRY.with(|state| state.fds.push(number));
-        Self(fd)
+        let losses = REGISTRY.with(|state| {
+            state.fds.push(number);
+            LOSSES.load(Ordering::Relaxed)
+        });
+        Self { fd: ManuallyDrop::new(fd), losses }
+    }
+
+    /// Whether the number is still this descriptor's; see [`disown`].
+    pub(crate) fn is_owned(&self) -> bool {
+        LOSSES.load(Ordering::Relaxed) == self.losses
     }
 }
 
@@ -126,12 +150,16 @@ fn forget(number: RawFd) {
 
 impl Drop for PrivateFd {
     fn drop(&mut self) {
-        forget(self.0.as_raw_fd());
+        if self.is_owned() {
+            forget(self.fd.as_raw_fd());
+            // SAFETY: this is the only place that drops it, and it is not used afterwards.
+            unsafe { ManuallyDrop::drop(&mut self.fd) };
+        }
     }
 }
 
 impl AsFd for PrivateFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
     }
 }

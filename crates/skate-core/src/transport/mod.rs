@@ -26,9 +26,10 @@ mod socket;
 mod thread;
 
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -93,7 +94,8 @@ pub trait Handler: Send + Sync + 'static {
     fn on_fd_ready(&self, token: u64);
     /// Something that an administrator should know. At most one a second.
     fn on_warning(&self, text: &str) {
-        eprintln!("skate: {text}");
+        // Standard error may be closed or full, which is no reason to panic.
+        let _ = writeln!(io::stderr(), "skate: {text}");
     }
 }
 
@@ -121,6 +123,11 @@ pub enum CloseReason {
     Replaced,
     #[error("this process disconnected")]
     Disconnected,
+    /// Told of the node, once, by whichever thread notices it.
+    #[error(
+        "the program has closed descriptors that it did not open, among them those of the cluster ({0}), as os.closerange does"
+    )]
+    DescriptorsClosed(#[source] io::Error),
 }
 
 /// Why a transport could not start.
@@ -204,7 +211,8 @@ impl Foreign {
 
 /// The connections of this process. See the module's documentation.
 ///
-/// In a forked child every method does nothing.
+/// In a forked child every method does nothing; nor when the program has closed our descriptors, which the
+/// handler is told ([`CloseReason::DescriptorsClosed`]) as soon as a thread drives.
 pub struct Transport {
     me: PeerInfo,
     credentials: Credentials,
@@ -219,6 +227,8 @@ pub struct Transport {
     commands: Mutex<Vec<Command>>,
     foreign: Mutex<Foreign>,
     io_thread: Mutex<Option<JoinHandle<()>>>,
+    /// The handler knows that the descriptors are gone.
+    loss_told: AtomicBool,
 }
 
 impl Transport {
@@ -245,6 +255,7 @@ impl Transport {
             commands: Mutex::default(),
             foreign: Mutex::default(),
             io_thread: Mutex::default(),
+            loss_told: AtomicBool::new(false),
         });
         if let Err(error) = transport.join_node() {
             transport.shutdown();
@@ -279,7 +290,7 @@ impl Transport {
     /// # Panics
     /// If the body is longer than a frame may be.
     pub fn send(&self, to: ProcId, kind: u8, corr: u64, body: &[&[u8]], mode: SendMode) {
-        if self.is_foreign_process() {
+        if self.is_void() {
             return;
         }
         let header = encode_header(kind, 0, corr, body);
@@ -295,7 +306,7 @@ impl Transport {
 
     /// Sends a frame and a copy of a descriptor.
     pub fn send_fd(&self, to: ProcId, kind: u8, corr: u64, body: &[&[u8]], fd: BorrowedFd<'_>) {
-        if self.is_foreign_process() {
+        if self.is_void() {
             return;
         }
         let header = encode_header(kind, FLAG_FD, corr, body);
@@ -321,6 +332,16 @@ impl Transport {
             return Driven::Closed;
         }
         assert!(!Gate::is_driving(), "the handler must not wait");
+        match self.drive_once(done, deadline) {
+            Driven::Closed if self.gate.lost().is_some() => {
+                self.tell_loss();
+                if done() { Driven::Done } else { Driven::Closed }
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn drive_once(&self, done: &dyn Fn() -> bool, deadline: Option<Instant>) -> Driven {
         let turn = match self.gate.claim_for_user(done, deadline) {
             Ok(turn) => turn,
             Err(outcome) => return outcome,
@@ -350,8 +371,23 @@ impl Transport {
             match waited {
                 Ok(()) => reactor.dispatch(self),
                 Err(Errno::INTR) => return Driven::Interrupted,
-                Err(error) => unreachable!("epoll_wait on a valid instance: {error}"),
+                Err(error) => {
+                    self.gate.lose(error);
+                    return Driven::Closed;
+                }
             }
+        }
+    }
+
+    /// Tells the handler, once, that the descriptors are gone and with them the node.
+    fn tell_loss(&self) {
+        if let Some(error) = self.gate.lost()
+            && !self.loss_told.swap(true, Ordering::AcqRel)
+        {
+            fork::disown();
+            let reason = CloseReason::DescriptorsClosed(error.into());
+            self.handler.on_warning(&format!("this process leaves the cluster: {reason}"));
+            self.handler.on_closed(self.node, reason);
         }
     }
 
@@ -359,7 +395,7 @@ impl Transport {
     /// true; it costs a fence and a load when no thread waits.
     #[inline]
     pub fn wake(&self) {
-        if !self.is_foreign_process() {
+        if !self.is_void() {
             self.gate.wake();
         }
     }
@@ -370,7 +406,7 @@ impl Transport {
     /// comes, and must see to it that everything is read before it counts on being told again. A notice
     /// may still come right after `unregister_fd`.
     pub fn register_fd(&self, token: u64, fd: BorrowedFd<'_>) -> io::Result<()> {
-        if self.is_foreign_process() {
+        if self.is_void() {
             return Err(io::ErrorKind::NotConnected.into());
         }
         let copy = PrivateFd::new(fd.try_clone_to_owned()?);
@@ -386,7 +422,7 @@ impl Transport {
     }
 
     pub fn unregister_fd(&self, token: u64) {
-        if self.is_foreign_process() {
+        if self.is_void() {
             return;
         }
         let mut foreign = self.foreign.lock();
@@ -398,7 +434,7 @@ impl Transport {
 
     /// Ends the connections with a peer. The handler is told ([`CloseReason::Disconnected`]).
     pub fn disconnect(&self, peer: ProcId) {
-        if !self.is_foreign_process() {
+        if !self.is_void() {
             self.command(Command::Disconnect(peer));
         }
     }
@@ -428,7 +464,7 @@ impl Transport {
     ///
     /// Called by the handler, it only makes everyone stop, and must be called again from outside.
     pub fn shutdown(&self) {
-        if self.is_foreign_process() {
+        if self.is_void() {
             return;
         }
         if Gate::is_driving() {
@@ -436,6 +472,9 @@ impl Transport {
         }
         let mut io_thread = self.io_thread.lock();
         self.gate.close();
+        if self.gate.lost().is_some() {
+            return; // that thread may never come back
+        }
         if let Some(thread) = io_thread.take() {
             // It does not panic: `AbortOnPanic`.
             let _ = thread.join();
@@ -453,6 +492,11 @@ impl Transport {
     /// Whether this process is a forked child of the one that started the transport.
     pub fn is_foreign_process(&self) -> bool {
         fork::forked_since(self.generation)
+    }
+
+    /// Whether the descriptors are another process's, or nobody's: then no method may use their numbers.
+    fn is_void(&self) -> bool {
+        self.is_foreign_process() || self.gate.lost().is_some()
     }
 
     fn run_io(&self) {
@@ -473,7 +517,10 @@ impl Transport {
                 match waited {
                     Ok(()) => reactor.dispatch(self),
                     Err(Errno::INTR) => {}
-                    Err(error) => unreachable!("epoll_wait on a valid instance: {error}"),
+                    Err(error) => {
+                        self.gate.lose(error);
+                        return self.tell_loss();
+                    }
                 }
             }
         }
@@ -551,6 +598,8 @@ impl Transport {
                     let _ = self.gate.with_poller(|p| p.modify(&**socket, Source::decode(*token), flags));
                 }
             }
+            // Sockets of ours are open for as long as they are used, unless the program has closed them.
+            Sent::Broken(error @ (Errno::BADF | Errno::NOTSOCK)) => self.gate.lose(error),
             Sent::Broken(error) => {
                 let reason = CloseReason::Io(error.into());
                 self.command(Command::Close(Arc::clone(connection), reason));

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
+use rustix::io::Errno;
 
 use super::fork::PrivateFd;
 
@@ -73,10 +74,13 @@ impl Poller {
         Ok(new)
     }
 
-    /// Makes the wait that is going on, or else the next one, return.
-    pub(super) fn kick(&self) {
-        // It fails only when the counter would overflow, after 2^64 kicks.
-        let _ = rustix::io::write(&self.kick, &1u64.to_ne_bytes());
+    /// Makes the wait that is going on, or else the next one, return. An error means that the descriptor is not ours any more.
+    pub(super) fn kick(&self) -> rustix::io::Result<()> {
+        match rustix::io::write(&self.kick, &1u64.to_ne_bytes()) {
+            // The counter would overflow, after 2^64 kicks: there is an edge already.
+            Ok(_) | Err(Errno::AGAIN) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     pub(super) fn add(&self, fd: impl AsFd, source: Source, flags: EventFlags) -> io::Result<()> {

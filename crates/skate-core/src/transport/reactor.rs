@@ -34,14 +34,15 @@ const READ_BYTES: usize = 256 << 10;
 const LAST_READS_MAX: usize = 256;
 /// A handshake that takes longer is given up.
 const HANDSHAKE_S_MAX: Duration = Duration::from_secs(5);
-/// Strangers at a time. More wait in the listener's backlog, or in `passed`.
+/// Strangers at a time. When there is one more, the one that has kept silent for longest is closed; if all have said
+/// whom they want, more wait in the listener's backlog, or in `passed`.
 const STRANGERS_MAX: usize = 256;
 /// Passed connections that wait for their handshake. More are closed.
 const PASSED_MAX: usize = 1024;
 /// Connections accepted in one turn.
 const ACCEPTS_PER_TURN: usize = 64;
-/// How long nothing is accepted after the process ran out of descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long nothing is accepted or connected after the process ran out of descriptors, or a peer seems to have.
+const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(100);
 /// How long to wait when a listener's backlog is full: the kernel does not tell when it no longer is.
 const CONNECT_PAUSE: Duration = Duration::from_millis(5);
 /// Warnings are no more frequent than this.
@@ -275,7 +276,7 @@ impl Reactor {
     // ---- handshakes
 
     fn insert(&mut self, socket: Arc<Socket>, phase: Phase, flags: EventFlags, until: Instant) -> Option<u32> {
-        let (index, source) = self.slots.insert(Slot::new(Arc::clone(&socket), phase));
+        let (index, source) = self.slots.insert(Slot::new(Arc::clone(&socket), phase, until));
         if self.poller.add(&*socket, source, flags).is_err() {
             self.slots.remove(index);
             return None;
@@ -295,7 +296,7 @@ impl Reactor {
 
     fn accept(&mut self, t: &Transport, index: usize) {
         for _ in 0..ACCEPTS_PER_TURN {
-            if self.slots.strangers() >= STRANGERS_MAX {
+            if !self.has_room(t) {
                 return self.set_accepting(Accepting::WhenFewer);
             }
             match socket::accept(&self.listeners[index]) {
@@ -308,12 +309,34 @@ impl Reactor {
                 Err(Errno::AGAIN) => return,
                 Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
                     self.warn(t, "no descriptor is left for a new connection; raise the limit (ulimit -n)");
-                    return self.set_accepting(Accepting::At(Instant::now() + ACCEPT_PAUSE));
+                    return self.set_accepting(Accepting::At(Instant::now() + DESCRIPTOR_PAUSE));
                 }
                 // The connection was given up by its peer.
                 Err(_) => {}
             }
         }
+    }
+
+    /// Whether one more stranger may come, after closing one that has said nothing if need be: what connects and
+    /// keeps silent must not keep workers out, which speak at once.
+    fn has_room(&mut self, t: &Transport) -> bool {
+        while self.slots.strangers() >= STRANGERS_MAX {
+            let Some((index, life)) = self.longest_silent() else {
+                return false;
+            };
+            // What it has said may only not have been read yet.
+            self.read_handshake(t, index);
+            if self.slots.get(index, life).is_some_and(|slot| slot.phase.is_silent()) {
+                self.remove(index);
+            }
+        }
+        true
+    }
+
+    fn longest_silent(&mut self) -> Option<(u32, u32)> {
+        let Self { deadlines, slots, .. } = self;
+        let is_silent = |&(index, life): &(u32, u32)| slots.get(index, life).is_some_and(|s| s.phase.is_silent());
+        deadlines.iter().map(|&(_, index, life)| (index, life)).find(is_silent)
     }
 
     fn set_accepting(&mut self, accepting: Accepting) {
@@ -343,7 +366,7 @@ impl Reactor {
     }
 
     fn admit_passed(&mut self, t: &Transport) {
-        while self.slots.strangers() < STRANGERS_MAX {
+        while !self.passed.is_empty() && self.has_room(t) {
             let Some((preface, fd)) = self.passed.pop_front() else {
                 return;
             };
@@ -514,12 +537,12 @@ impl Reactor {
             Ok(Connecting::Done(socket)) => (socket, Phase::Connecting(connection), EventFlags::IN),
             Ok(Connecting::InProgress(socket)) => (socket, Phase::Connecting(connection), EventFlags::OUT),
             Ok(Connecting::Full) => {
-                let again = Instant::now() + CONNECT_PAUSE;
-                if again < until {
-                    return self.retries.push((again, until, connection));
-                }
-                let error = std::io::ErrorKind::TimedOut.into();
-                return self.close_peer(t, target, CloseReason::Connect(error));
+                let reason = CloseReason::Connect(std::io::ErrorKind::TimedOut.into());
+                return self.connect_later(t, connection, CONNECT_PAUSE, until, reason);
+            }
+            Err(error) if is_exhaustion(&error) => {
+                self.warn(t, "no descriptor is left to connect to another process; raise the limit (ulimit -n)");
+                return self.connect_later(t, connection, DESCRIPTOR_PAUSE, until, CloseReason::Connect(error));
             }
             Err(error) => return self.close_peer(t, target, CloseReason::Connect(error)),
         };
@@ -532,6 +555,23 @@ impl Reactor {
                 let error = std::io::Error::last_os_error();
                 self.close_peer(t, target, CloseReason::Connect(error));
             }
+        }
+    }
+
+    /// Tries again after a pause, or gives up when that would be too late.
+    fn connect_later(
+        &mut self,
+        t: &Transport,
+        connection: Arc<Connection>,
+        pause: Duration,
+        until: Instant,
+        reason: CloseReason,
+    ) {
+        let again = Instant::now() + pause;
+        if again < until {
+            self.retries.push((again, until, connection));
+        } else {
+            self.close_peer(t, connection.peer, reason);
         }
     }
 
@@ -562,6 +602,15 @@ impl Reactor {
         let Some(slot) = self.slots.at(index) else {
             return;
         };
+        if let Phase::Greeting(_, _, connection) = &slot.phase
+            && matches!(reason, CloseReason::Closed | CloseReason::Io(_))
+        {
+            // Who refuses says so. Closed without a word, it found no descriptor at the peer, or had to make room
+            // for others at the node; or the peer has died, which the node will say when asked again.
+            let (connection, until) = (Arc::clone(connection), slot.until);
+            self.remove(index);
+            return self.connect_later(t, connection, DESCRIPTOR_PAUSE, until, reason);
+        }
         if let Some(peer) = slot.phase.peer() {
             return self.close_peer(t, peer, reason);
         }
@@ -653,6 +702,12 @@ impl Reactor {
             t.handler.on_warning(text);
         }
     }
+}
+
+/// Whether the system has no descriptor, or no memory for one, just now.
+fn is_exhaustion(error: &std::io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM))
 }
 
 /// What a read brought.

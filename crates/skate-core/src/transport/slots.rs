@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use skate_proto::frame::Assembler;
 use skate_proto::handshake::{ANSWER_LEN, Acceptor, Connector};
@@ -34,6 +35,11 @@ impl Phase {
     /// Whether it counts among the strangers, whose number is limited.
     pub(super) fn is_stranger(&self) -> bool {
         matches!(self, Self::Preface(_) | Self::Accepting(..) | Self::Draining)
+    }
+
+    /// A stranger that has not said whom it wants.
+    pub(super) fn is_silent(&self) -> bool {
+        matches!(self, Self::Preface(_))
     }
 
     pub(super) fn is_handshake(&self) -> bool {
@@ -79,14 +85,16 @@ impl Message {
 pub(super) struct Slot {
     pub(super) socket: Arc<Socket>,
     pub(super) phase: Phase,
+    /// When its handshake must be over.
+    pub(super) until: Instant,
     pub(super) assembler: Assembler,
     /// Descriptors whose frames are not complete. `None`: it was sent, but this process could open no more.
     pub(super) fds: VecDeque<Option<OwnedFd>>,
 }
 
 impl Slot {
-    pub(super) fn new(socket: Arc<Socket>, phase: Phase) -> Self {
-        Self { socket, phase, assembler: Assembler::default(), fds: VecDeque::new() }
+    pub(super) fn new(socket: Arc<Socket>, phase: Phase, until: Instant) -> Self {
+        Self { socket, phase, until, assembler: Assembler::default(), fds: VecDeque::new() }
     }
 }
 

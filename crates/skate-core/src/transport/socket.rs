@@ -193,7 +193,9 @@ impl Socket {
 
     /// Ends both directions, also for copies of the descriptor that are in use on other threads.
     pub(super) fn shut(&self) {
-        let _ = rustix::net::shutdown(&self.fd, rustix::net::Shutdown::Both);
+        if self.fd.is_owned() {
+            let _ = rustix::net::shutdown(&self.fd, rustix::net::Shutdown::Both);
+        }
     }
 
     /// Ends the direction from us to the peer.
