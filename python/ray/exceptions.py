@@ -207,7 +207,7 @@ class RayTaskError(RayError):
         dual = _dual_class(type(cause))
         # A group is made with its parts, which `except*` looks at.
         parts = (cause.message, cause.exceptions) if isinstance(cause, BaseExceptionGroup) else ()
-        error = dual.__new__(dual, *parts)
+        error = dual(*parts)
         error.__dict__.update(self.__dict__)
         error.args = (cause,)
         error.cause = cause
@@ -233,6 +233,9 @@ class _Dual:
     """Marks the classes that `_dual_class` makes."""
 
     cause: BaseException
+
+    def __init__(self, *_parts: object) -> None:
+        """Nothing: the fields are copied, and the cause's own `__init__` has run where it was raised."""
 
     def __getattr__(self, name: str) -> Any:
         if name == "cause":

@@ -49,6 +49,59 @@ def test_an_error_is_also_a_task_error(cluster):
         ray.get(fail.remote(ValueError("both")))
 
 
+@ray.remote
+class Raiser:
+    def plainly(self, kind):
+        raise kind("of the user")
+
+    def items(self, kind):
+        yield 1
+        raise kind("of the user")
+
+
+@ray.remote
+class AsyncRaiser:
+    async def plainly(self, kind):
+        raise kind("of the user")
+
+    async def items(self, kind):
+        yield 1
+        raise kind("of the user")
+
+
+def raise_in_task(kind):
+    return fail.remote(kind("of the user"))
+
+
+def raise_in_dynamic_generator(kind):
+    @ray.remote(num_returns="dynamic")
+    def items():
+        yield 1
+        raise kind("of the user")
+
+    return list(ray.get(items.remote()))[-1]
+
+
+RAISERS = {
+    "task": raise_in_task,
+    "dynamic generator": raise_in_dynamic_generator,
+    "method": lambda kind: Raiser.remote().plainly.remote(kind),
+    "generator": lambda kind: list(Raiser.remote().items.options(num_returns="streaming").remote(kind))[-1],
+    "async method": lambda kind: AsyncRaiser.remote().plainly.remote(kind),
+    "async generator": lambda kind: list(AsyncRaiser.remote().items.options(num_returns="streaming").remote(kind))[-1],
+}
+
+
+@pytest.mark.parametrize("where", RAISERS)
+@pytest.mark.parametrize("kind", [ConnectionError, MemoryError])
+def test_a_builtin_error_of_user_code_is_not_taken_for_one_of_the_engine(cluster, kind, where):
+    with pytest.raises(kind, match="of the user") as caught:
+        ray.get(RAISERS[where](kind))
+    assert isinstance(caught.value, ray.exceptions.RayTaskError)
+    assert type(caught.value.cause) is kind
+    assert "test_errors.py" in str(caught.value)
+
+
 def test_the_cause_is_the_original_error(cluster):
     with pytest.raises(ray.exceptions.RayTaskError) as caught:
         ray.get(fail.remote(OwnError(5, detail="kept")))

@@ -336,7 +336,7 @@ class Worker:
         except KeyboardInterrupt:
             task.fail_code(_core.ERROR_CANCELLED, "")
         except BaseException as error:
-            task.fail(errors.dependency_error(error, task.name), retryable=False)
+            task.fail(errors.dependency_error(translated(error), task.name), retryable=False)
         return None
 
     def set_gpus(self, gpu_ids: list[int]) -> None:
