@@ -239,6 +239,7 @@ class Task:
     max_concurrency: int
     is_async: bool
     concurrency_groups: dict[str, int]
+    answered: bool  # results or an error were sent
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The call's arguments, with top-level references replaced by their values.
 

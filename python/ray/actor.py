@@ -435,25 +435,27 @@ def method(*args: Any, **kwargs: Any) -> Callable[[F], F]:
     return mark
 
 
-class ActorExit(BaseException):
-    """Leaves the actor's process. Not an Exception, so that user code does not swallow it by accident."""
+class ActorExit(SystemExit):
+    """Unwinds the call, or the thread, that ends its actor. Not an Exception, so that user code does not swallow it."""
 
 
 def exit_actor() -> NoReturn:
-    """Ends the actor in which it is called, at once and for good: no restart.
+    """Ends the actor in which it is called, for good: no restart.
 
-    The call that does it and those that wait raise `ActorDiedError` for their callers. Functions registered with
-    `atexit` run.
+    Called anywhere in the actor: in a method, in a thread or asyncio task that it has started. Calls that run end as
+    if nothing had happened; none is started any more. The call that does it and those that wait raise `ActorDiedError`
+    for their callers, whatever the call does with the exception. Functions registered with `atexit` run.
 
     Raises:
         TypeError: If this process is not an actor.
     """
     from ray._runtime import context
 
-    if context.actor is None:
+    worker = context.worker
+    if context.actor is None or worker is None:
         message = "exit_actor() was called outside of an actor; it ends the actor that calls it"
         raise TypeError(message)
-    raise ActorExit
+    worker.exit_actor("the actor called exit_actor()")
 
 
 def get_actor(name: str, namespace: str | None = None) -> ActorHandle[Any]:
