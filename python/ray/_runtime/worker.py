@@ -101,6 +101,8 @@ class Worker:
         os.register_at_fork(after_in_child=self._on_fork)
         self._env_known = False
         self.unanswered = False  # this process ends in the middle of a task
+        # Exceptions that calls have named as retryable, by the hash of their pickle.
+        self._chosen: dict[bytes, tuple[type[BaseException], ...]] = {}
         self.retires = False  # it ends when nobody needs what it owns
         self.creation: Task | None = None
 
@@ -251,7 +253,7 @@ class Worker:
         method = self.bound_methods.get(name)
         if method is None:
             method = self.bind(name)
-        self.call(task, method, arguments, self.retries_of(name) if task.retry_exceptions else False)
+        self.call(task, method, arguments, self.retries_of(task) if task.retry_exceptions else False)
 
     def call(self, task: Task, function: Callable[..., Any], arguments: Any, retry: Any) -> None:
         """Calls user code and sends what it returns or raises."""
@@ -556,13 +558,21 @@ class Worker:
         self.bound_methods[name] = method
         return method
 
-    @staticmethod
-    def retries_of(name: str) -> Any:
-        """Which exceptions of a method count as retryable."""
-        actor = context.actor
-        method = None if actor is None else actor.methods.methods.get(name)
-        retry = True if method is None else method.options.get("retry_exceptions", True)
-        return tuple(retry) if isinstance(retry, list | tuple) else retry
+    def retries_of(self, task: Task) -> Any:
+        """Which exceptions of a call count as retryable: True for all, or a tuple of classes."""
+        blob = task.blob
+        if blob is None:
+            return True
+        chosen = self._chosen.get(task.function_id)
+        if chosen is None:
+            if len(self._chosen) >= FUNCTIONS_MAX:
+                self._chosen.clear()
+            kinds = []
+            for kind in pickle.loads(blob):
+                with contextlib.suppress(Exception):  # a class that cannot be imported here is not raised here
+                    kinds.append(pickle.loads(kind))
+            chosen = self._chosen[task.function_id] = tuple(kinds)
+        return chosen
 
     # --- cancellation ------------------------------------------------------------------------------------------------
 

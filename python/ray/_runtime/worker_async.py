@@ -170,7 +170,7 @@ class _Runner:
         if arguments is None:
             return
         name = task.method
-        retry = worker.retries_of(name) if task.retry_exceptions else False
+        retry = worker.retries_of(task) if task.retry_exceptions else False
         args, kwargs = arguments
         try:
             value = (worker.bound_methods.get(name) or worker.bind(name))(*args, **kwargs)
