@@ -27,6 +27,12 @@ ERROR_PENDING_CALLS: int
 ERROR_INFEASIBLE: int
 ERROR_OTHER: int
 
+class CoreClosed(ConnectionError):
+    """The core has lost its node, or was closed."""
+
+class StoreFull(MemoryError):
+    """The object store has no room for a value."""
+
 @final
 class ObjectRef(Generic[R]):
     """A reference to a value, counted while this object lives."""
@@ -238,6 +244,7 @@ class Task:
     max_concurrency: int
     is_async: bool
     concurrency_groups: dict[str, int]
+    answered: bool  # results or an error were sent
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The call's arguments, with top-level references replaced by their values.
 

@@ -209,6 +209,20 @@ class ActorClass(Generic[T]):
         message = f"{name} is an actor class; use {name}.remote(), or {name}.__wrapped__() for a plain instance"
         raise TypeError(message)
 
+    if not TYPE_CHECKING:  # which takes the class itself for what `@ray.remote` makes of it
+
+        def __getattr__(self, name: str) -> Any:
+            """Attributes of the class, its static and class methods: here, and not in any actor."""
+            cls = self.__dict__.get("_cls")
+            if cls is None or (name.startswith("__") and name.endswith("__")):
+                message = f"an actor class has no attribute {name!r}"
+                raise AttributeError(message)
+            try:
+                return getattr(cls, name)
+            except AttributeError:
+                message = f"actor class {cls.__qualname__} has no attribute {name!r}"
+                raise AttributeError(message) from None
+
     def __getstate__(self) -> tuple[type, dict[str, Any]]:
         return self._cls, self._options
 
@@ -334,13 +348,18 @@ class _MethodRecipe:
 
     def template(self, core: Core) -> Template:
         from ray import _core
+        from ray._runtime import serialization
 
         options = self._options
         backpressure = options.get("_generator_backpressure_num_objects")
         retries = options.get("max_task_retries")
+        chosen = options.get("retry_exceptions")
+        retryable = b""  # the method is the actor's, but what it may raise and be run again is the caller's choice
+        if isinstance(chosen, list | tuple):
+            retryable = serialization.dumps([serialization.dumps(kind) for kind in chosen])
         return _core.Template(
             core,
-            blob=b"",
+            blob=retryable,
             name=options.get("name") or f"{self._described.class_name}.{self._name}",
             num_returns=opts.returns_of(options, generator=self._method.generator),
             max_retries=self._described.max_task_retries if retries is None else retries,
@@ -390,12 +409,6 @@ class ActorMethod:
             groups = list(self._described.groups)
             message = f"{self._described.class_name} has no concurrency group {group!r}; it has {groups}"
             raise ValueError(message)
-        if isinstance(options.get("retry_exceptions"), list | tuple):
-            message = (
-                "a list for option 'retry_exceptions' must be given to @ray.method, where the actor can see it; "
-                "a single call can only say True or False"
-            )
-            raise NotImplementedError(message)
         if options.get("num_returns") == "streaming" and not self._method.generator and self._name not in SPECIAL:
             message = f"option 'num_returns' is 'streaming', but {self._name} is not a generator: it has no yield"
             raise ValueError(message)
@@ -443,25 +456,27 @@ def method(*args: Any, **kwargs: Any) -> Callable[[F], F]:
     return mark
 
 
-class ActorExit(BaseException):
-    """Leaves the actor's process. Not an Exception, so that user code does not swallow it by accident."""
+class ActorExit(SystemExit):
+    """Unwinds the call, or the thread, that ends its actor. Not an Exception, so that user code does not swallow it."""
 
 
 def exit_actor() -> NoReturn:
-    """Ends the actor in which it is called, at once and for good: no restart.
+    """Ends the actor in which it is called, for good: no restart.
 
-    The call that does it and those that wait raise `ActorDiedError` for their callers. Functions registered with
-    `atexit` run.
+    Called anywhere in the actor: in a method, in a thread or asyncio task that it has started. Calls that run end as
+    if nothing had happened; none is started any more. The call that does it and those that wait raise `ActorDiedError`
+    for their callers, whatever the call does with the exception. Functions registered with `atexit` run.
 
     Raises:
         TypeError: If this process is not an actor.
     """
     from ray._runtime import context
 
-    if context.actor is None:
+    worker = context.worker
+    if context.actor is None or worker is None:
         message = "exit_actor() was called outside of an actor; it ends the actor that calls it"
         raise TypeError(message)
-    raise ActorExit
+    worker.exit_actor("the actor called exit_actor()")
 
 
 def get_actor(name: str, namespace: str | None = None) -> ActorHandle[Any]:

@@ -154,7 +154,8 @@ class RayTaskError(RayError):
     traceback there.
 
     Attributes:
-        cause: The user's exception, without its traceback. An `UnserializableException` when it could not travel.
+        cause: The user's exception, without its traceback. When it could not travel, an `UnserializableException` that
+            says why; this error is an instance of that, too.
         function_name: The task's function or the actor's method.
         traceback_str: The remote traceback as text.
         pid: The process where it was raised.
@@ -186,10 +187,8 @@ class RayTaskError(RayError):
 
     def as_instanceof_cause(self) -> RayTaskError:
         """An equal error that is also an instance of the cause's class; this one where Python forbids that."""
-        cause = self.cause
+        cause = _root(self.cause)
         if cause is None or isinstance(self, type(cause)):
-            return self
-        if isinstance(cause, UnserializableException):
             return self
         try:
             return self.make_dual_exception_instance()
@@ -198,16 +197,14 @@ class RayTaskError(RayError):
 
     def make_dual_exception_instance(self) -> RayTaskError:
         """Like `as_instanceof_cause`, but raises TypeError where the two classes cannot be combined."""
-        cause = self.cause
+        cause = _root(self.cause)
         if cause is None:
             message = "this error has no cause"
             raise TypeError(message)
-        while isinstance(cause, RayTaskError) and cause.cause is not None:
-            cause = cause.cause
         dual = _dual_class(type(cause))
         # A group is made with its parts, which `except*` looks at.
         parts = (cause.message, cause.exceptions) if isinstance(cause, BaseExceptionGroup) else ()
-        error = dual.__new__(dual, *parts)
+        error = dual(*parts)
         error.__dict__.update(self.__dict__)
         error.args = (cause,)
         error.cause = cause
@@ -222,8 +219,15 @@ class RayTaskError(RayError):
 
         fields = {k: v for k, v in self.__dict__.items() if k in _TASK_ERROR_FIELDS}
         # The cause is pickled on its own: a class that the reader lacks costs the cause, not the error.
-        blob = None if self.cause is None else serialization.dump_cause(self.cause)
+        blob = None if self.cause is None else serialization.dump_cause(self.cause, self.traceback_str)
         return _rebuild_task_error, (fields, blob, isinstance(self, _Dual))
+
+
+def _root(cause: BaseException | None) -> BaseException | None:
+    """The user's exception under any number of tasks through which it passed."""
+    while isinstance(cause, RayTaskError) and cause.cause is not None:
+        cause = cause.cause
+    return cause
 
 
 _TASK_ERROR_FIELDS = frozenset(("function_name", "traceback_str", "proctitle", "pid", "ip", "actor_repr", "actor_id"))
@@ -234,6 +238,9 @@ class _Dual:
 
     cause: BaseException
 
+    def __init__(self, *_parts: object) -> None:
+        """Nothing: the fields are copied, and the cause's own `__init__` has run where it was raised."""
+
     def __getattr__(self, name: str) -> Any:
         if name == "cause":
             raise AttributeError(name)
@@ -241,7 +248,8 @@ class _Dual:
 
     def __str__(self) -> str:
         text: str = self.__dict__.get("traceback_str", "")
-        return text
+        cause = self.__dict__.get("cause")
+        return cause.explain(text) if isinstance(cause, UnserializableException) else text
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.cause!r})"
@@ -589,21 +597,25 @@ class StreamingGeneratorReplayInconsistentError(RaySystemError):
 
 
 class UnserializableException(RayError):
-    """The exception could not be pickled there, or not be read here. The text has its traceback.
+    """The exception could not be pickled there, or not be read here. The text has its traceback, and the reason.
 
     Attributes:
         original_stack_trace: The remote traceback.
+        reason: Why, as a clause; may be empty.
     """
 
-    def __init__(self, original_stack_trace: str) -> None:
-        super().__init__(original_stack_trace)
+    def __init__(self, original_stack_trace: str, reason: str = "") -> None:
+        super().__init__(original_stack_trace, reason)
         self.original_stack_trace = original_stack_trace
+        self.reason = reason
 
     def __str__(self) -> str:
-        return (
-            "The exception itself could not be brought over (its class must pickle, and be importable here). "
-            f"Its traceback:\n{self.original_stack_trace}"
-        )
+        return self.explain(self.original_stack_trace)
+
+    def explain(self, traceback_str: str) -> str:
+        """The text for a traceback in which this exception stands in for the user's."""
+        reason = self.reason.rstrip(".") or "its class must pickle, and be importable here"
+        return f"{traceback_str}\n\nThe exception itself could not be brought over: {reason}."
 
 
 class ActorAlreadyExistsError(ValueError, RayError):

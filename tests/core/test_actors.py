@@ -551,3 +551,39 @@ def test_an_actor_that_keeps_its_own_handle_ends_with_the_last_other_one(cluster
     assert is_alive(pid)
     del actor
     wait_until(lambda: not is_alive(pid))
+
+
+@ray.remote
+class WithAttributes:
+    LIMIT = 5
+
+    @staticmethod
+    def double(x):
+        return 2 * x
+
+    @classmethod
+    def name(cls):
+        return cls.__name__
+
+    def limit(self):
+        return type(self).LIMIT
+
+
+def test_attributes_of_the_class_are_reached_through_what_the_decorator_makes(cluster):
+    assert WithAttributes.LIMIT == 5
+    assert WithAttributes.double(4) == 8
+    assert WithAttributes.name() == "WithAttributes"
+    assert WithAttributes.options(num_cpus=0).LIMIT == 5
+    assert ray.get(WithAttributes.remote().limit.remote()) == 5
+    with pytest.raises(AttributeError, match="absent"):
+        WithAttributes.absent  # noqa: B018
+    with pytest.raises(TypeError, match=r"limit.*remote"):
+        WithAttributes.remote().limit()
+
+
+def test_an_actor_class_still_travels(cluster):
+    @ray.remote
+    def use(cls):
+        return cls.LIMIT, ray.get(cls.remote().limit.remote())
+
+    assert ray.get(use.remote(WithAttributes)) == (5, 5)

@@ -50,6 +50,59 @@ def test_an_error_is_also_a_task_error(cluster):
         ray.get(fail.remote(ValueError("both")))
 
 
+@ray.remote
+class Raiser:
+    def plainly(self, kind):
+        raise kind("of the user")
+
+    def items(self, kind):
+        yield 1
+        raise kind("of the user")
+
+
+@ray.remote
+class AsyncRaiser:
+    async def plainly(self, kind):
+        raise kind("of the user")
+
+    async def items(self, kind):
+        yield 1
+        raise kind("of the user")
+
+
+def raise_in_task(kind):
+    return fail.remote(kind("of the user"))
+
+
+def raise_in_dynamic_generator(kind):
+    @ray.remote(num_returns="dynamic")
+    def items():
+        yield 1
+        raise kind("of the user")
+
+    return list(ray.get(items.remote()))[-1]
+
+
+RAISERS = {
+    "task": raise_in_task,
+    "dynamic generator": raise_in_dynamic_generator,
+    "method": lambda kind: Raiser.remote().plainly.remote(kind),
+    "generator": lambda kind: list(Raiser.remote().items.options(num_returns="streaming").remote(kind))[-1],
+    "async method": lambda kind: AsyncRaiser.remote().plainly.remote(kind),
+    "async generator": lambda kind: list(AsyncRaiser.remote().items.options(num_returns="streaming").remote(kind))[-1],
+}
+
+
+@pytest.mark.parametrize("where", RAISERS)
+@pytest.mark.parametrize("kind", [ConnectionError, MemoryError])
+def test_a_builtin_error_of_user_code_is_not_taken_for_one_of_the_engine(cluster, kind, where):
+    with pytest.raises(kind, match="of the user") as caught:
+        ray.get(RAISERS[where](kind))
+    assert isinstance(caught.value, ray.exceptions.RayTaskError)
+    assert type(caught.value.cause) is kind
+    assert "test_errors.py" in str(caught.value)
+
+
 def test_the_cause_is_the_original_error(cluster):
     with pytest.raises(ray.exceptions.RayTaskError) as caught:
         ray.get(fail.remote(OwnError(5, detail="kept")))
@@ -96,17 +149,53 @@ def test_an_error_that_cannot_be_pickled_arrives_as_text(cluster):
         ray.get(unpicklable.remote())
 
 
-def test_an_error_that_cannot_be_restored_arrives_as_text(cluster):
-    class TwoArguments(Exception):
-        def __init__(self, a, b):
-            super().__init__(f"{a} and {b}")
-
+@pytest.mark.skate  # on Ray there is no cause
+def test_an_error_that_cannot_be_pickled_has_a_cause_that_says_why(cluster):
     @ray.remote
-    def raise_it():
-        raise TwoArguments(1, 2)
+    def unpicklable():
+        error = RuntimeError("holds a lock")
+        error.lock = threading.Lock()
+        raise error
 
-    with pytest.raises(Exception, match="1 and 2"):
-        ray.get(raise_it.remote())
+    with pytest.raises(ray.exceptions.RayTaskError) as caught:
+        ray.get(unpicklable.remote())
+    assert isinstance(caught.value.cause, ray.exceptions.RayError)
+    assert "lock" in caught.value.cause.reason
+    assert "cannot pickle" in str(caught.value)
+
+
+class TwoArguments(Exception):
+    def __init__(self, a, b):
+        super().__init__(f"{a} and {b}")
+
+
+def raise_two_arguments():
+    raise TwoArguments(1, 2)
+
+
+def test_an_error_that_cannot_be_restored_arrives_as_text(cluster):
+    with pytest.raises(ray.exceptions.UnserializableException, match="1 and 2") as caught:
+        ray.get(ray.remote(raise_two_arguments).remote())
+    assert "in raise_two_arguments" in str(caught.value)
+
+
+@pytest.mark.skate
+def test_an_error_that_cannot_be_restored_is_a_task_error_too(cluster):
+    reference = ray.remote(raise_two_arguments).remote()
+    with pytest.raises(ray.exceptions.RayTaskError, match="missing 1 required positional argument"):
+        ray.get(reference)
+    with pytest.raises(ray.exceptions.UnserializableException, match="1 and 2"):
+        ray.get(identity.remote(reference))
+
+
+def test_a_task_error_that_user_code_makes_is_also_its_cause(cluster):
+    @ray.remote
+    def raise_made():
+        raise ray.exceptions.RayTaskError("f", "the traceback", ValueError("v"))
+
+    with pytest.raises(ValueError, match="the traceback") as caught:
+        ray.get(raise_made.remote())
+    assert isinstance(caught.value, ray.exceptions.RayTaskError)
 
 
 def test_an_error_of_an_argument_passes_through_dependent_tasks(cluster):

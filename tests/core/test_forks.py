@@ -1,7 +1,11 @@
 """Forks of the user's process, by `os.fork` and `multiprocessing`: not part of the cluster, and no danger to it."""
 
+import asyncio
+import os
+
 import pytest
 
+import ray
 from tests.core.helpers import run_driver
 
 pytestmark = pytest.mark.skate
@@ -140,3 +144,133 @@ def test_forks_are_safe_while_other_threads_use_the_cluster(no_cluster):
     """)
     assert status == 0, errors
     assert output.split() == ["1000", "6"]
+
+
+def fork_and(outcome):
+    """In the parent, the child's exit status. The child comes back from here to whoever called its task."""
+    child = os.fork()
+    if child == 0:
+        outcome()
+        return None
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def come_back():
+    pass
+
+
+def fail():
+    raise ValueError("in the child")
+
+
+def leave():
+    raise SystemExit(5)
+
+
+def fork_in_a_task(outcome):
+    return ray.remote(fork_and).remote(outcome)
+
+
+def fork_in_a_generator(outcome):
+    @ray.remote
+    def items():
+        yield fork_and(outcome)
+
+    return next(items.remote())
+
+
+def fork_in_a_method(outcome):
+    return Forker.remote().method.remote(outcome)
+
+
+def fork_in_a_thread(outcome):
+    return Forker.options(max_concurrency=2).remote().method.remote(outcome)
+
+
+def fork_in_a_coroutine(outcome):
+    return AsyncForker.remote().method.remote(outcome)
+
+
+def fork_in_an_async_generator(outcome):
+    return next(AsyncForker.remote().items.options(num_returns="streaming").remote(outcome))
+
+
+def fork_in_init(outcome):
+    @ray.remote
+    class InInit:
+        def __init__(self):
+            self.status = fork_and(outcome)
+
+        def get(self):
+            return self.status
+
+    return InInit.remote().get.remote()
+
+
+@ray.remote
+class Forker:
+    def method(self, outcome):
+        return fork_and(outcome)
+
+
+@ray.remote
+class AsyncForker:
+    async def method(self, outcome):
+        return fork_and(outcome)
+
+    async def items(self, outcome):
+        yield fork_and(outcome)
+
+    async def await_in_the_child(self):
+        others = [asyncio.create_task(self.other()) for _ in range(3)]
+        child = os.fork()
+        if child == 0:
+            await asyncio.sleep(0)
+            return None
+        await asyncio.gather(*others)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), self.parent == os.getpid()
+
+    async def other(self):
+        self.parent = os.getpid()
+
+
+PLACES = [
+    fork_in_a_task,
+    fork_in_a_generator,
+    fork_in_a_method,
+    fork_in_a_thread,
+    fork_in_a_coroutine,
+    fork_in_an_async_generator,
+    fork_in_init,
+]
+
+
+@pytest.mark.parametrize(("outcome", "status"), [(come_back, 0), (fail, 1), (leave, 5)])
+@pytest.mark.parametrize("fork", PLACES)
+def test_a_child_ends_where_it_comes_back_from_its_task(cluster, fork, outcome, status):
+    assert ray.get(fork(outcome), timeout=20) == status
+
+
+def test_a_child_ends_where_it_comes_back_to_an_event_loop(cluster):
+    assert ray.get(AsyncForker.remote().await_in_the_child.remote(), timeout=20) == (1, True)
+
+
+def test_a_child_that_fails_prints_its_traceback(no_cluster):
+    status, _, errors = run_driver("""
+        import os
+        import ray
+
+        @ray.remote
+        def fork():
+            child = os.fork()
+            if child == 0:
+                raise ValueError("in the child")
+            os.waitpid(child, 0)
+
+        ray.init(num_cpus=1)
+        ray.get(fork.remote(), timeout=20)
+        ray.shutdown()
+    """)
+    assert status == 0, errors
+    assert "ValueError: in the child" in errors
+    assert "in fork" in errors

@@ -1,11 +1,14 @@
 """Ctrl-C in everything that waits, and event loops as notebooks have them."""
 
+import asyncio
+import os
 import signal
 import time
 
 import pytest
 
-from tests.core.helpers import run_driver, start_driver, wait_until_idle
+import ray
+from tests.core.helpers import Tally, run_driver, start_driver, wait_until, wait_until_idle
 
 PROGRAM = """
     import asyncio, time
@@ -171,3 +174,120 @@ def test_a_cluster_can_be_started_and_ended_in_any_thread(no_cluster):
     """)
     assert status == 0, errors
     assert output.split() == ["2", "2", "2"]
+
+
+def raise_on_signal(tally):
+    def handler(_signum, _frame):
+        tally.add()
+        raise TimeoutError("from the handler")
+
+    signal.signal(signal.SIGUSR1, handler)
+    return os.getpid()
+
+
+@ray.remote(max_calls=0)
+def handle_in_a_task(tally):
+    return raise_on_signal(tally)
+
+
+@ray.remote
+class Handling:
+    def handle(self, tally):
+        return raise_on_signal(tally)
+
+    def ping(self, number):
+        return number
+
+
+@ray.remote
+class AsyncHandling:
+    async def handle(self, tally):
+        return raise_on_signal(tally)
+
+    async def ping(self, number):
+        await asyncio.sleep(0)
+        return number
+
+
+@pytest.mark.skate
+@pytest.mark.parametrize("kind", [Handling, Handling.options(max_concurrency=2), AsyncHandling])
+def test_a_signal_handler_that_raises_between_calls_does_not_end_the_actor(cluster, tmp_path, kind):
+    tally = Tally(tmp_path)
+    actor = kind.remote()
+    pid = ray.get(actor.handle.remote(tally))
+    for number in range(20):
+        os.kill(pid, signal.SIGUSR1)
+        wait_until(lambda expected=number + 1: tally.count() == expected, what="the handler's run")
+    assert ray.get([actor.ping.remote(number) for number in range(5)], timeout=20) == list(range(5))
+
+
+@pytest.mark.skate
+def test_a_signal_handler_that_raises_between_tasks_does_not_end_the_worker(fresh_cluster, tmp_path):
+    fresh_cluster(num_cpus=1)
+    tally = Tally(tmp_path)
+    pid = ray.get(handle_in_a_task.remote(tally))
+    os.kill(pid, signal.SIGUSR1)
+    wait_until(tally.count, what="the handler's run")
+    assert ray.get(handle_in_a_task.remote(tally), timeout=20) == pid
+
+
+@pytest.mark.skate
+@pytest.mark.slow  # many signals at many moments
+@pytest.mark.parametrize("kind", [Handling, AsyncHandling])
+def test_no_call_is_lost_to_a_signal_handler_that_raises(cluster, tmp_path, kind):
+    tally = Tally(tmp_path)
+    actor = kind.remote()
+    pid = ray.get(actor.handle.remote(tally))
+    outcomes = []
+    for number in range(300):
+        reference = actor.ping.remote(number)
+        os.kill(pid, signal.SIGUSR1)
+        wait_until(lambda expected=number + 1: tally.count() == expected, what="the handler's run")
+        try:
+            outcomes.append(ray.get(reference, timeout=20) == number)
+        except TimeoutError as error:  # it met the call itself
+            outcomes.append("from the handler" in str(error))
+    assert all(outcomes)
+    assert ray.get(actor.ping.remote(5), timeout=20) == 5
+
+
+@pytest.mark.skate
+def test_what_a_signal_handler_raises_between_tasks_is_printed(no_cluster):
+    status, _, errors = run_driver("""
+        import os, signal
+        import ray
+        from helpers import Tally, wait_until
+
+        @ray.remote
+        def handle(tally):
+            def handler(_signum, _frame):
+                tally.add()
+                raise LookupError("from the handler")
+            signal.signal(signal.SIGUSR1, handler)
+            return os.getpid()
+
+        ray.init(num_cpus=1)
+        import tempfile
+        tally = Tally(tempfile.mkdtemp())
+        os.kill(ray.get(handle.remote(tally)), signal.SIGUSR1)
+        wait_until(tally.count)
+        ray.get(handle.remote(tally))
+        ray.shutdown()
+    """)
+    assert status == 0, errors
+    assert "LookupError: from the handler" in errors
+    assert "in handler" in errors
+    assert "defect" not in errors
+
+
+@pytest.mark.skate
+@pytest.mark.parametrize("kind", [Handling, AsyncHandling])
+def test_a_signal_handler_that_exits_ends_the_actor(cluster, kind):
+    def exit_on_signal(_self):
+        signal.signal(signal.SIGTERM, lambda *_: exit(0))
+        return os.getpid()
+
+    actor = kind.remote()
+    os.kill(ray.get(actor.__ray_call__.remote(exit_on_signal)), signal.SIGTERM)
+    with pytest.raises(ray.exceptions.ActorDiedError, match=r"sys\.exit"):
+        ray.get(wait_until(lambda: actor.ping.remote(1)), timeout=20)

@@ -41,7 +41,8 @@ def test_output_of_a_task_has_its_name_and_process(no_cluster):
     status, output, errors = run_driver(
         program("""
         ray.init()
-        print("worker", ray.get(speak.remote("hello from a task")))
+        pid = ray.get(speak.remote("hello from a task"))
+        print(f"worker {pid}")
     """)
     )
     assert status == 0, errors

@@ -270,6 +270,34 @@ def test_errors_of_methods_are_retried_if_asked(cluster, tally):
     assert ray.get(Flaky.remote().fail_twice.remote()) == 3
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_single_call_can_say_which_errors_are_retried(cluster, tally, asynchronous):
+    class Flaky:
+        def fail_twice(self, kind):
+            if tally.add() <= 2:
+                raise kind
+            return tally.count()
+
+    class AsyncFlaky(Flaky):
+        async def fail_twice(self, kind):
+            return super().fail_twice(kind)
+
+    flaky = ray.remote(max_task_retries=3)(AsyncFlaky if asynchronous else Flaky).remote()
+    assert ray.get(flaky.fail_twice.options(retry_exceptions=[KeyError, ValueError]).remote(ValueError)) == 3
+
+
+def test_a_single_call_does_not_retry_other_errors(cluster, tally):
+    @ray.remote(max_task_retries=3)
+    class Flaky:
+        def fail(self):
+            tally.add()
+            raise TypeError
+
+    with pytest.raises(TypeError):
+        ray.get(Flaky.remote().fail.options(retry_exceptions=[ValueError]).remote())
+    assert tally.count() == 1
+
+
 def test_an_actor_that_was_killed_on_purpose_does_not_restart(cluster):
     counter = Counter.options(max_restarts=-1).remote()
     pid = ray.get(counter.process_id.remote())

@@ -1,6 +1,7 @@
 """What can travel between processes, and what is said about what cannot."""
 
 import collections
+import copyreg
 import dataclasses
 import datetime
 import enum
@@ -411,3 +412,18 @@ def test_references_and_handles_survive_plain_pickles(cluster):
     handle, again = cloudpickle.loads(cloudpickle.dumps((holder, reference)))
     assert again == reference
     assert ray.get([handle.method.remote(), again]) == [5, 7]
+
+
+class Registered:
+    def __init__(self, value):
+        self.value = value
+
+
+def test_the_last_reducer_that_copyreg_was_given_counts(cluster):
+    try:
+        for number in (1, 2):
+            copyreg.pickle(Registered, lambda _, number=number: (Registered, (number,)))
+            assert ray.get(ray.put(Registered(0))).value == number
+    finally:
+        del copyreg.dispatch_table[Registered]
+    assert ray.get(ray.put(Registered(7))).value == 7

@@ -1,17 +1,21 @@
 //! One table from the core's errors to Python's.
 
+use pyo3::create_exception;
 use pyo3::exceptions::{PyConnectionError, PyKeyboardInterrupt, PyMemoryError, PyRuntimeError, PyTimeoutError};
 use pyo3::prelude::*;
 use skate_core::core::CoreError;
 
-/// Private classes would hide behind names that nobody imports: the Python layer turns these builtin
-/// ones into Ray's where it knows what the user asked for.
+// What the core says must be told from what user code raises, which may be any builtin exception.
+create_exception!(ray._core, CoreClosed, PyConnectionError, "The core has lost its node, or was closed.");
+create_exception!(ray._core, StoreFull, PyMemoryError, "The object store has no room for a value.");
+
+/// The Python layer turns these into Ray's exceptions, where it knows what the user asked for.
 pub(crate) fn to_py(error: CoreError) -> PyErr {
     match error {
         CoreError::TimedOut => PyTimeoutError::new_err("the timeout passed"),
         CoreError::Interrupted => PyKeyboardInterrupt::new_err(()),
-        CoreError::Closed(_) | CoreError::Start(_) => PyConnectionError::new_err(error.to_string()),
-        CoreError::StoreFull(_) => PyMemoryError::new_err(error.to_string()),
+        CoreError::Closed(_) | CoreError::Start(_) => CoreClosed::new_err(error.to_string()),
+        CoreError::StoreFull(_) => StoreFull::new_err(error.to_string()),
         CoreError::TooManyPendingCalls(_) => Python::attach(|py| {
             let class = py.import("ray.exceptions").and_then(|module| module.getattr("PendingCallsLimitExceeded"));
             match class.and_then(|class| class.call1((error.to_string(),))) {

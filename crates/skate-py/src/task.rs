@@ -246,6 +246,12 @@ impl Task {
         Ok((PyTuple::new(py, positional)?, keywords))
     }
 
+    /// Whether the results, or an error, were sent: an exception that comes later is not the task's.
+    #[getter]
+    fn answered(&self) -> bool {
+        *self.answered.lock()
+    }
+
     /// The arguments are in user code's hands: what they were made of is not needed any more. `finish` and
     /// `fail` imply it.
     fn forget_arguments(&self) {

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ray import _core
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -66,7 +68,7 @@ def remote_callable(recipe: Recipe) -> Callable[..., Any]:
             prepare(args, kwargs)
         try:
             return submit(args, kwargs)
-        except (MemoryError, ConnectionError) as error:
+        except (_core.StoreFull, _core.CoreClosed) as error:
             raise translated(error) from None
         except TypeError as error:
             from ray._runtime.serialization import name_argument
@@ -98,16 +100,15 @@ def remote_callable(recipe: Recipe) -> Callable[..., Any]:
 
 
 def translated(error: BaseException) -> BaseException:
-    """Ray's exception for what the core says with a builtin one; anything else as it is."""
-    kind = type(error)
-    if kind is MemoryError:
+    """Ray's exception for what the core says; anything else, user code's builtin exceptions included, as it is."""
+    if isinstance(error, _core.StoreFull):
         from ray.exceptions import ObjectStoreFullError
 
         return ObjectStoreFullError(str(error))
-    if kind is ConnectionError:
+    if isinstance(error, _core.CoreClosed):
         from ray._runtime import session
 
-        return session.gone(error)  # type: ignore[arg-type]
+        return session.gone(error)
     return error
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from typing import Any
 
 from ray._runtime import session
 from ray.exceptions import RayTaskError
 
-__all__ = ["remote_traceback", "safe_repr", "task_error"]
+__all__ = ["dependency_error", "is_of_user", "print_stray", "remote_traceback", "safe_repr", "task_error"]
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # Frames of these files say nothing to users: the way from the worker's loop to their code, and from it into the core.
@@ -63,6 +65,31 @@ def remote_traceback(error: BaseException) -> str:
     if lines and lines[0] == heading:
         lines.pop(0)
     return "".join(lines).rstrip("\n")
+
+
+def is_of_user(error: BaseException) -> bool:
+    """Whether an exception that passed no user code of a task was raised by the user's code all the same.
+
+    That is a signal handler, which Python runs on top of any frame. The engine's own exceptions have only its frames,
+    and it raises no KeyboardInterrupt there, which the handler that Python itself has for SIGINT raises.
+    """
+    frame = error.__traceback__
+    while frame is not None:
+        if not frame.tb_frame.f_code.co_filename.startswith(_OURS):
+            return True
+        frame = frame.tb_next
+    return isinstance(error, KeyboardInterrupt)
+
+
+def print_stray(error: BaseException) -> None:
+    """Prints an exception that belongs to no task."""
+    text = (
+        f"process {os.getpid()}: an exception came while no task ran, as by a signal handler. The worker goes on.\n"
+        f"Traceback (most recent call last):\n{remote_traceback(error)}\n"
+    )
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # standard error may be closed, or None
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 def _trim(described: Any, seen: set[int]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
+from ray import _core
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -54,7 +56,7 @@ class ObjectRefGenerator(Generic[R]):
 
             message = f"the generator's next item was not there after {timeout_s} s"
             raise GetTimeoutError(message) from None
-        except ConnectionError as error:
+        except _core.CoreClosed as error:
             from ray._runtime import session
 
             raise session.gone(error) from None

@@ -42,7 +42,7 @@ _PLAIN = frozenset((type(None), bool, int, float, str))
 _custom: dict[type, Callable[[Any], tuple[Any, ...]]] = {}
 _pickler: type[pickle.Pickler] | None = None
 _table: dict[type, Any] = {}
-_table_sources: tuple[int, int] = (-1, -1)
+_table_source: dict[type, Any] = {}  # what `copyreg` had when the table was made
 
 
 class _BytesBeside:
@@ -114,14 +114,15 @@ def _make_pickler(out: io.BytesIO, beside: Callable[[Any], Any] | None) -> pickl
     import copyreg
 
     make = _pickler or _pickler_class()
-    # Others may register reducers at any time; the flat table is made anew when either source has grown.
-    if (len(copyreg.dispatch_table), len(_custom)) != _table_sources:
+    # Others may register reducers at any time, and replace them. Comparing two dozen entries by identity costs less
+    # than a tenth of the smallest pickle.
+    if copyreg.dispatch_table != _table_source:
         _refresh_table()
     return make(out, PROTOCOL, buffer_callback=beside)
 
 
 def _refresh_table() -> None:
-    global _table_sources
+    global _table_source
     import copyreg
 
     import cloudpickle  # type: ignore[import-untyped]
@@ -131,7 +132,7 @@ def _refresh_table() -> None:
     _table[CodeType] = _reduce_code
     _table.update(copyreg.dispatch_table)
     _table.update(_custom)
-    _table_sources = (len(copyreg.dispatch_table), len(_custom))
+    _table_source = dict(copyreg.dispatch_table)
 
 
 def _reduce_code(code: CodeType) -> Any:
@@ -242,12 +243,14 @@ def _unreadable(error: Exception) -> Exception:
 # --- exceptions ---------------------------------------------------------------------------------------------------
 
 
-def dump_cause(cause: BaseException) -> bytes | None:
-    """A user's exception as bytes, without traceback; None when it cannot be pickled."""
+def dump_cause(cause: BaseException, traceback_str: str) -> bytes:
+    """A user's exception as bytes, without traceback; one that says why, when it cannot be pickled."""
+    from ray.exceptions import UnserializableException
+
     try:
         return dumps(cause)
-    except Exception:
-        return None
+    except Exception as error:
+        return dumps(UnserializableException(traceback_str, str(error)))
 
 
 def load_cause(blob: bytes, traceback_str: str) -> BaseException:
@@ -256,9 +259,11 @@ def load_cause(blob: bytes, traceback_str: str) -> BaseException:
 
     try:
         cause = pickle.loads(blob)
-    except Exception:
-        return UnserializableException(traceback_str)
-    return cause if isinstance(cause, BaseException) else UnserializableException(traceback_str)
+    except Exception as error:
+        return UnserializableException(traceback_str, f"it could not be read here: {type(error).__name__}: {error}")
+    if isinstance(cause, BaseException):
+        return cause
+    return UnserializableException(traceback_str, f"its __reduce__ gives a {_type_name(cause)}")
 
 
 PICKLE_MARK = b"\x80"  # how every pickle begins, and no UTF-8 text

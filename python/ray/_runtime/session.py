@@ -158,13 +158,15 @@ def request(op: str, timeout_s: float | None = 30.0, **arguments: Any) -> Any:
     """
     import msgspec
 
+    from ray._core import CoreClosed
+
     found = ensure()
     body = msgspec.msgpack.encode(arguments) if arguments else b""
     try:
         reply = found.request(op, body, timeout_s)
     except RuntimeError as error:
         raise _refusal(error) from None
-    except ConnectionError as error:
+    except CoreClosed as error:
         raise gone(error) from None
     return msgspec.msgpack.decode(reply) if reply else None
 

@@ -45,7 +45,7 @@ def put(value: R, *, _owner: Any = None, _tensor_transport: str | None = None) -
     core = session.core
     try:
         return (session.ensure() if core is None else core).put(value)
-    except (MemoryError, ConnectionError) as error:
+    except (_core.StoreFull, _core.CoreClosed) as error:
         raise translated(error) from None
 
 
@@ -91,7 +91,7 @@ def get(object_refs: Any, *, timeout: float | None = None, _use_object_store: bo
         if isinstance(object_refs, list):
             _check_refs(object_refs)
         raise
-    except (MemoryError, ConnectionError) as error:
+    except (_core.StoreFull, _core.CoreClosed) as error:
         raise translated(error) from None
 
 
@@ -189,7 +189,7 @@ def wait(
     core = session.core or session.ensure()
     try:
         split = core.wait(ray_waitables, num_returns, timeout)  # raises ValueError for duplicates
-    except ConnectionError as error:
+    except _core.CoreClosed as error:
         raise translated(error) from None
     if split is None:
         return _wait_mixed(core, ray_waitables, num_returns, timeout)

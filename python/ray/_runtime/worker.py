@@ -5,7 +5,9 @@ life: then it goes on as it is (one call at a time), with more threads (`max_con
 an asyncio loop (`ray._runtime.worker_async`).
 
 Invariants: every task taken from the core is finished exactly once, by `finish`, `fail`, `fail_code` or
-`finish_stream`, or the process leaves; only user code is ever interrupted by a cancellation, never the loop.
+`finish_stream`, or the process leaves; only user code is ever interrupted by a cancellation, never the loop. Once
+`ending` is set no user code is started, and the process leaves when what runs has ended. A fork of this process that
+comes back from user code ends there, and touches nothing of the core.
 """
 
 from __future__ import annotations
@@ -17,23 +19,26 @@ import pickle
 import signal
 import sys
 import threading
+from functools import partial
 from types import GeneratorType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ray import _core
-from ray._runtime import context, errors, methods, output
+from ray._runtime import context, errors, forked, methods, output
 from ray._runtime import session as membership
 from ray._runtime.calls import translated
 from ray._runtime.ids import TaskID
 from ray._runtime.options import DYNAMIC, STREAMING, UNIT
 from ray.actor import ActorExit
-from ray.exceptions import TaskCancelledError
+from ray.exceptions import ActorDiedError, AsyncioActorExit, TaskCancelledError
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Iterator
     from types import FrameType
 
     from ray._core import Core, Task
+    from ray._runtime.worker_threads import Lane
 
 __all__ = ["Worker", "main", "prepare"]
 
@@ -41,7 +46,9 @@ TASK, ACTOR_CREATION, ACTOR_METHOD = 0, 1, 2
 
 FUNCTIONS_MAX = 512  # functions kept unpickled; the one loaded first goes, and is loaded anew if it is called again
 
-TELL_AGAIN_S = 0.01  # how long a leaving thread waits for the main thread to notice, before it tells it again
+TELL_AGAIN_S = (
+    0.01  # how long a thread that ends the process waits for the main one to notice, before it tells it again
+)
 
 
 class TaskInterrupt(KeyboardInterrupt):
@@ -79,6 +86,7 @@ class Worker:
         self.functions: dict[bytes, Loaded | BaseException] = {}
         # Tasks whose user code runs now, by thread. An entry is what a cancellation may interrupt.
         self.running: dict[int, bytes] = {}
+        self._started: dict[int, bytes] = {}  # the last task whose user code was started, by thread
         self.main_thread = threading.get_ident()
         self.cpus = -1  # that the last task's class holds, in units
         self._thread_limit: str | None = None  # what this process has set OMP_NUM_THREADS to
@@ -88,10 +96,19 @@ class Worker:
         visible = (self._devices or "").split(",")
         self._gpu_names = visible if not all(name.strip().isdigit() for name in visible if name) else []
         self.bound_methods: dict[str, Callable[..., Any]] = {}
-        self.leaving: Leave | None = None
-        self._heard = threading.Event()  # the main thread knows that another one leaves
+        self.ending: Leave | None = None
+        self._end_reason = ""
+        self._quitters: set[bytes] = set()  # calls that asked for the end of their actor
+        self._waits = False  # the main thread is about to wait for work, or waits
+        self._heard = threading.Event()  # the main thread knows of the end
+        self.loop: asyncio.AbstractEventLoop | None = None  # of an asynchronous actor
+        self.notice_end: Callable[[], None] | None = None  # how such an actor's loop hears of the end
+        self.is_fork = False
+        os.register_at_fork(after_in_child=self._on_fork)
         self._env_known = False
         self.unanswered = False  # this process ends in the middle of a task
+        # Exceptions that calls have named as retryable, by the hash of their pickle.
+        self._chosen: dict[bytes, tuple[type[BaseException], ...]] = {}
         self.retires = False  # it ends when nobody needs what it owns
         self.creation: Task | None = None
 
@@ -100,24 +117,88 @@ class Worker:
     def run(self) -> int:
         """Runs until the core says that it is over. Returns the exit code."""
         try:
-            self.serve("")
+            self.serve()
             if self.creation is not None and context.actor is not None:
                 self._become()
         except Leave as leave:
             return leave.code
-        return 0 if self.leaving is None else self.leaving.code
+        finally:
+            self._heard.set()
+        return 0 if self.ending is None else self.ending.code
 
-    def serve(self, group: str) -> None:
-        """Takes and runs tasks until there are no more, or until this process has become an actor of a special kind."""
-        next_task = self.core.next_task
+    def serve(self, lane: Lane | None = None) -> None:
+        """Takes and runs tasks until there are no more, or until this process has become an actor of a special kind.
+
+        Whatever a signal handler of the user's raises, and wherever, no task is lost, and the loop goes on.
+
+        Args:
+            lane: What the calling thread belongs to in a threaded actor.
+        """
+        thread = threading.get_ident()
+        is_main = thread == self.main_thread
+        next_task = self.core.next_task if lane is None else partial(self.core.next_task, lane.group)
+        task: Task | None = None
         while True:
-            task = next_task(group) if group else next_task()
-            if task is None:
+            try:
+                if task is None:
+                    if lane is not None:
+                        lane.waits()
+                    if is_main:
+                        # In this order: whoever sets `ending` looks at `_waits` afterwards.
+                        self._waits = True
+                        if self.ending is not None:
+                            self._waits = False
+                            return
+                    # A signal handler may run after any call, and what it raises would take the call's result along;
+                    # after a step of an iterator none runs before the result is stored.
+                    for task in iter(next_task, None):  # noqa: B007 (used below)
+                        break
+                    if is_main:
+                        self._waits = False
+                    if task is None:
+                        return
+                if self.ending is None if lane is None else lane.starts():
+                    self.execute(task)
+                else:
+                    self.refuse(task)
+            except Leave:
+                # A caller need not wait for other calls to end, which may be waiting for this one.
+                if lane is not None and lane.ends() and task is not None:
+                    self.refuse(task)
+                if lane is None:
+                    raise
                 return
-            self.execute(task)
+            except BaseException as error:
+                if is_main:
+                    self._waits = False
+                started = task is not None and self._started.get(thread) == task.id
+                self.stray(error, task if started else None)
+                if task is not None and not started:
+                    continue
+            if lane is not None:
+                lane.ends()
             if self.creation is not None and task is self.creation and self._is_special(task):
                 return
-            del task  # nothing of it is kept while this thread waits for the next one
+            task = None  # nothing of it is kept while this thread waits for the next one
+
+    def stray(self, error: BaseException, task: Task | None = None) -> None:
+        """Deals with an exception that was raised while no user code of a task ran.
+
+        It comes from a signal handler of the user's, which may have run at any point of the loop.
+
+        Raises:
+            BaseException: The exception itself, if it is the engine's own.
+        """
+        if self.is_fork:
+            forked.end(error)
+        if isinstance(error, SystemExit):
+            self.end(exit_code(error), "sys.exit() was called")
+            return
+        if not errors.is_of_user(error):
+            raise error
+        errors.print_stray(error)
+        if task is not None and not task.answered:
+            self.failed(task, error, False)
 
     @staticmethod
     def _is_special(task: Task) -> bool:
@@ -180,18 +261,22 @@ class Worker:
         method = self.bound_methods.get(name)
         if method is None:
             method = self.bind(name)
-        self.call(task, method, arguments, self.retries_of(name) if task.retry_exceptions else False)
+        self.call(task, method, arguments, self.retries_of(task) if task.retry_exceptions else False)
 
     def call(self, task: Task, function: Callable[..., Any], arguments: Any, retry: Any) -> None:
         """Calls user code and sends what it returns or raises."""
         running, thread = self.running, threading.get_ident()
         args, kwargs = arguments
         try:
-            running[thread] = task.id
+            running[thread] = self._started[thread] = task.id
             value = function(*args, **kwargs)
+            if self.is_fork:
+                forked.end()
             if task.num_returns != 1 or type(value) is GeneratorType:
                 value = self.collect(task, value, retry)
             running.pop(thread, None)
+            if self._quitters:
+                self.check_quitter(task)
         except BaseException as error:
             running.pop(thread, None)
             self.failed(task, error, retry)
@@ -216,14 +301,17 @@ class Worker:
         if wanted == 0:
             for _ in value:  # called for what it does
                 pass
-            return None
         taken = list(itertools.islice(value, wanted))
-        if len(taken) == wanted:
+        if wanted and len(taken) == wanted:
             self._expect_end(task, value)
-        elif wanted == 1:
+        if self.is_fork:
+            forked.end()
+        if wanted != 1:
+            return taken or None
+        if not taken:
             message = f"{task.name} is declared with num_returns=1, but yielded nothing"
             raise ValueError(message)
-        return taken[0] if wanted == 1 else taken
+        return taken[0]
 
     @staticmethod
     def _expect_end(task: Task, items: Iterator[Any]) -> None:
@@ -233,8 +321,6 @@ class Worker:
             next(items)
         except StopIteration:
             return
-        except ActorExit:
-            raise
         except Exception as error:
             print(f"{what}, until it raised:\n{errors.remote_traceback(error)}", file=sys.stderr)
         else:
@@ -251,8 +337,14 @@ class Worker:
             )
             raise TypeError(message)
         for item in value:
+            if self.is_fork:
+                forked.end()
             task.yield_item(item)
+        if self.is_fork:
+            forked.end()
         self.running.pop(threading.get_ident(), None)
+        if self._quitters:
+            self.check_quitter(task)
         task.finish_stream()
 
     def _dynamic(self, task: Task, value: Any, retry: Any) -> Any:
@@ -268,10 +360,14 @@ class Worker:
         count = 0
         try:
             for item in value:
+                if self.is_fork:
+                    forked.end()
                 task.yield_item(item)
                 count += 1
+            if self.is_fork:
+                forked.end()
         except Exception as error:
-            if self._is_retryable(task, error, retry) or isinstance(error, ActorExit):
+            if self.is_fork or self._is_retryable(task, error, retry) or self._quits(task, error):
                 raise
             # What came before the exception counts; whoever reads on finds it in its place.
             task.yield_error(self.describe(task, translated(error)))
@@ -284,11 +380,14 @@ class Worker:
 
     def failed(self, task: Task, error: BaseException, retry: Any) -> None:
         """Sends what user code raised; leaves the process when it asked for that."""
-        if isinstance(error, Leave):  # another thread has left; this one was interrupted for it
+        if self.is_fork:
+            forked.end(error)
+        if isinstance(error, Leave) or task.answered:  # what comes after the answer is not of this task
             raise error
-        if isinstance(error, ActorExit):
-            self.core.actor_exit("the actor called exit_actor()")
-            self.leave(0)
+        if self._quits(task, error):
+            self.end(0, EXIT_ACTOR)  # unless it was said before
+            assert self.ending is not None
+            raise self.ending
         if isinstance(error, SystemExit):
             self._exit(error)
         if isinstance(error, KeyboardInterrupt):
@@ -317,33 +416,87 @@ class Worker:
             return errors.task_error(error, task.name)
         return errors.task_error(error, task.name, actor=actor.instance, actor_id=actor.id.hex())
 
-    def _exit(self, error: SystemExit) -> None:
-        code = error.code
-        if code is None:
-            code = 0
-        if not isinstance(code, int):
-            print(code, file=sys.stderr)
-            code = 1
-        if code == 0 and context.actor is not None:
-            self.core.actor_exit("the actor called sys.exit()")
+    # --- end of the process ----------------------------------------------------------------------------------------
+
+    def end(self, code: int, reason: str) -> None:
+        """Lets this process leave when what runs has ended; from now on nothing is started. Any thread may call it.
+
+        Args:
+            code: The exit code. 0 is an actor's intention: it is not started again.
+            reason: For callers of an actor that ends on purpose.
+        """
+        if self.ending is None:
+            self._end_reason = reason
+            self.ending = Leave(code)
+        if self.notice_end is not None:
+            self.notice_end()
+        elif threading.get_ident() != self.main_thread:
+            # A signal that arrives just before a thread goes to sleep in native code does not keep it from sleeping:
+            # so the main thread is told until it has heard.
+            while self._waits and not self._heard.is_set():
+                signal.pthread_kill(self.main_thread, signal.SIGINT)
+                self._heard.wait(TELL_AGAIN_S)
+
+    def exit_actor(self, reason: str) -> NoReturn:
+        """Ends this actor and unwinds the call that wants it, or the thread, or the asyncio task.
+
+        Raises:
+            AsyncioActorExit: On the event loop, which a SystemExit would end at once.
+            ActorExit: Elsewhere; where nothing catches it, it ends a thread silently.
+        """
+        task = context.task.get()
+        if task is not None:
+            self._quitters.add(task.id)
+        if context.actor is not None and context.actor.instance is None:
+            reason = f"{reason} in __init__"
+        self.end(0, reason)
+        if self.loop is not None and threading.get_ident() == self.main_thread:
+            message = "exit_actor() was called: the actor ends when its running calls have ended"
+            raise AsyncioActorExit(message)
+        raise ActorExit(0)
+
+    def _quits(self, task: Task, error: BaseException) -> bool:
+        return isinstance(error, ActorExit | AsyncioActorExit) or task.id in self._quitters
+
+    def check_quitter(self, task: Task) -> None:
+        """Leaves when this call has asked for the end of its actor and caught what that raised."""
+        if self.ending is not None and task.id in self._quitters:
+            raise self.ending
+
+    def refuse(self, task: Task) -> None:
+        """Says that the task cannot run any more, since this actor ends on purpose.
+
+        After a failure nothing is said: the node knows whether the actor is started again, and the caller, whether
+        the call is repeated then.
+        """
+        actor = context.actor
+        if actor is None or self.ending is None or self.ending.code != 0:
+            return
+        text = (
+            f"actor {actor.methods.class_name} ({actor.id.hex()}, pid {os.getpid()}) has ended: {self._end_reason}. "
+            "Calls that had not started by then are not run."
+        )
+        if task.num_returns == STREAMING:
+            end_stream(task, ActorDiedError(text))
+        else:
+            task.fail_code(_core.ERROR_ACTOR_DIED, text)
+
+    def announce(self) -> None:
+        """Tells the node that the end of this process, which follows at once, is what the actor wants."""
+        if context.actor is not None and self.ending is not None and self.ending.code == 0:
+            self.core.actor_exit(self._end_reason)
+
+    def _exit(self, error: SystemExit) -> NoReturn:
         self.unanswered = True
-        self.leave(code)
+        self.end(exit_code(error), "the actor called sys.exit()")
+        assert self.ending is not None
+        raise self.ending
 
-    def leave(self, code: int) -> None:
-        """Ends this process once its loops have noticed."""
-        self.leaving = Leave(code)
-        if threading.get_ident() == self.main_thread:
-            raise self.leaving
-        # A signal that arrives just before a thread goes to sleep in native code does not keep it from sleeping: so the
-        # main thread is told until it has heard.
-        while not self._heard.is_set():
-            signal.pthread_kill(self.main_thread, signal.SIGINT)
-            self._heard.wait(TELL_AGAIN_S)
-        raise self.leaving
-
-    def heard(self) -> None:
-        """The main thread has left its loop: nobody needs to tell it any more."""
-        self._heard.set()
+    def _on_fork(self) -> None:
+        """In a child that user code forked."""
+        self.is_fork = True
+        if self.loop is not None:
+            forked.end_at_next_turn(self.loop)
 
     # --- parts of a task -------------------------------------------------------------------------------------------
 
@@ -374,7 +527,7 @@ class Worker:
         except KeyboardInterrupt:
             task.fail_code(_core.ERROR_CANCELLED, "")
         except BaseException as error:
-            task.fail(errors.dependency_error(error, task.name), retryable=False)
+            task.fail(errors.dependency_error(translated(error), task.name), retryable=False)
         return None
 
     def set_cpus(self, cpus: int) -> None:
@@ -417,19 +570,24 @@ class Worker:
             described = methods.describe(cls, loaded.meta.get("options", {}))
             _set_title(f"ray::{cls.__name__}")
             context.actor = context.ActorInfo(task.actor, described, task.incarnation, task.gpu_ids, loaded.meta)
-            self.running[threading.get_ident()] = task.id
+            self.running[self.main_thread] = self._started[self.main_thread] = task.id
             instance = cls(*args, **kwargs)
-            self.running.pop(threading.get_ident(), None)
-        except ActorExit:
-            self.core.actor_exit("the actor called exit_actor() in __init__")
-            self.leave(0)
-        except SystemExit as error:
-            self._exit(error)
+            self.running.pop(self.main_thread, None)
         except BaseException as error:
-            self.running.pop(threading.get_ident(), None)
-            self.core.actor_failed(self._creation_error(task, error))
-            self.leave(1)
-        context.actor.instance = instance  # type: ignore[union-attr]
+            self.running.pop(self.main_thread, None)
+            if self.is_fork:
+                forked.end(error)
+            self.check_quitter(task)
+            if isinstance(error, SystemExit):
+                self._exit(error)
+            failure = self._creation_error(task, translated(error))
+            print(f"{task.name} could not be created:\n{failure}", file=sys.stderr)  # perhaps nobody calls it
+            self.core.actor_failed(failure)
+            raise Leave(1) from None
+        if self.is_fork:
+            forked.end()
+        self.check_quitter(task)
+        context.actor.instance = instance
         plain: Any = object.__repr__
         if type(instance).__repr__ is not plain:
             label = errors.safe_repr(instance).split("\n")[0]
@@ -458,29 +616,36 @@ class Worker:
         self.bound_methods[name] = method
         return method
 
-    @staticmethod
-    def retries_of(name: str) -> Any:
-        """Which exceptions of a method count as retryable."""
-        actor = context.actor
-        method = None if actor is None else actor.methods.methods.get(name)
-        retry = True if method is None else method.options.get("retry_exceptions", True)
-        return tuple(retry) if isinstance(retry, list | tuple) else retry
+    def retries_of(self, task: Task) -> Any:
+        """Which exceptions of a call count as retryable: True for all, or a tuple of classes."""
+        blob = task.blob
+        if blob is None:
+            return True
+        chosen = self._chosen.get(task.function_id)
+        if chosen is None:
+            if len(self._chosen) >= FUNCTIONS_MAX:
+                self._chosen.clear()
+            kinds = []
+            for kind in pickle.loads(blob):
+                with contextlib.suppress(Exception):  # a class that cannot be imported here is not raised here
+                    kinds.append(pickle.loads(kind))
+            chosen = self._chosen[task.function_id] = tuple(kinds)
+        return chosen
 
     # --- cancellation ------------------------------------------------------------------------------------------------
 
     def on_interrupt(self, _signum: int, _frame: FrameType | None) -> None:
         """SIGINT: the core has seen a cancellation of something that runs. Runs on the main thread.
 
-        Or another thread has left the actor, and this one must not wait for calls any longer.
+        Or another thread wants the end of the process, and this one must not wait for work any longer.
 
         Only the main thread is interrupted. An exception sent into another thread might arrive after its call, where
         it would take the next one with it; threaded code asks `RuntimeContext.is_canceled()`.
         """
-        if self.leaving is not None:
-            if self._heard.is_set():
-                return
+        if self.ending is not None and self._waits:
+            self._waits = False
             self._heard.set()
-            raise self.leaving
+            raise self.ending
         task_id = self.running.get(self.main_thread)
         if task_id is not None and self.core.cancelled(task_id):
             del self.running[self.main_thread]  # once is enough
@@ -493,6 +658,20 @@ _STREAMED: Any = object()
 def _of_the_task(task: Task, error: KeyboardInterrupt) -> TaskCancelledError:
     """What an interrupt that nobody sent, but the task raised, is for its caller: where it was raised is told, too."""
     return TaskCancelledError(TaskID(task.id), "it raised KeyboardInterrupt").with_traceback(error.__traceback__)
+
+
+EXIT_ACTOR = "the actor called exit_actor()"
+
+
+def exit_code(error: SystemExit) -> int:
+    """The process's exit code; what is no number is printed, as Python does."""
+    code = error.code
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        return code
+    print(code, file=sys.stderr)
+    return 1
 
 
 def end_stream(task: Task, error: BaseException) -> None:
@@ -539,7 +718,8 @@ def _ray_ready(_self: Any) -> bool:
 
 
 def _ray_terminate(_self: Any) -> None:
-    raise ActorExit
+    assert context.worker is not None, "a method runs in a worker"
+    context.worker.exit_actor("__ray_terminate__ was called")
 
 
 def _ray_call(self: Any, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -613,8 +793,8 @@ def main(*, address: str, session: bytes, token: bytes, node: int, proc: int) ->
         worker = context.worker = Worker(core)
         signal.signal(signal.SIGINT, worker.on_interrupt)
         code = worker.run()
+        worker.announce()
         core.leave(answered=not worker.unanswered)
-        worker.heard()
         if worker.retires:
             core.linger()
     except BaseException:

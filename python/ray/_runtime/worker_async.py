@@ -7,16 +7,21 @@ concurrency group bounds how many run at a time. Methods that are not coroutines
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
+from itertools import islice
 from types import AsyncGeneratorType, GeneratorType
 from typing import TYPE_CHECKING, Any
 
 from ray import _core
-from ray._runtime import context
+from ray._runtime import context, forked
 from ray._runtime.options import STREAMING
 from ray._runtime.worker import _STREAMED, Leave
+from ray.exceptions import AsyncioActorExit
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ray._core import Task
     from ray._runtime.worker import Worker
 
@@ -26,12 +31,22 @@ BATCH_MAX = 256  # calls started before other things on the loop get their turn
 
 
 def serve(worker: Worker, creation: Task) -> None:
-    """Serves calls until the core says that it is over, or a call has left."""
+    """Serves calls until the core says that it is over, or a call has left; then lets what runs end."""
     runner = _Runner(worker, creation)
-    with asyncio.Runner() as loop_runner:
-        loop_runner.run(runner.run())
-    if worker.leaving is not None:
-        raise worker.leaving
+    loop_runner = asyncio.Runner()
+    loop = loop_runner.get_loop()
+    main = loop.create_task(runner.run())
+    while not main.done():
+        try:
+            loop.run_until_complete(main)
+        except BaseException as error:  # sys.exit() in a task of the user's, or a signal handler
+            if main.done():
+                raise
+            worker.stray(error)
+    try:
+        loop_runner.close()  # cancels what the user's code has left in the background
+    except BaseException as error:
+        worker.stray(error)
 
 
 class _Runner:
@@ -42,69 +57,110 @@ class _Runner:
         self._core = worker.core
         self._limits = {"": creation.max_concurrency, **creation.concurrency_groups}
         self._semaphores: dict[str, asyncio.Semaphore] = {}
-        self._running: dict[asyncio.Task[None], bytes] = {}
+        self._calls: dict[asyncio.Task[None], Task] = {}
+        self._queued: set[asyncio.Task[None]] = set()  # those of the calls that have not started
+        self._taken: Task | None = None  # and not started yet
         self._over: asyncio.Event = asyncio.Event()
-        self._stopping = False
 
     async def run(self) -> None:
+        worker = self._worker
         loop = asyncio.get_running_loop()
         self._semaphores = {group: asyncio.Semaphore(limit) for group, limit in self._limits.items()}
+        loop.set_exception_handler(_on_loop_error)
         loop.add_signal_handler(signal.SIGINT, self._on_interrupt)
-        descriptor = self._core.task_fd()
-        loop.add_reader(descriptor, self._drain)
+        loop.add_reader(self._core.task_fd(), self._drain)
+        worker.notice_end = lambda: _call_soon(loop, self._drain)
+        worker.loop = loop
         self._drain()
         try:
             await self._over.wait()
-            if not self._stopping:
-                await asyncio.gather(*self._running, return_exceptions=True)
+            while self._calls:
+                await asyncio.wait(list(self._calls))
         finally:
-            loop.remove_reader(descriptor)
             loop.remove_signal_handler(signal.SIGINT)
-            for running in list(self._running):
-                running.cancel()
 
     def _drain(self) -> None:
-        if self._stopping:
-            return
         loop = asyncio.get_running_loop()
-        for _ in range(BATCH_MAX):
-            task = self._core.poll_task()
-            if task is None:
-                if self._core.tasks_over():
-                    self._over.set()
-                return
-            running = loop.create_task(self._execute(task))
-            self._running[running] = task.id
-            running.add_done_callback(self._finished)
-        loop.call_soon(self._drain)
+        count = 0
+        try:
+            # See `Worker.serve` for why the loop itself stores what it takes.
+            for self._taken in islice(iter(self._core.poll_task, None), BATCH_MAX):  # noqa: B020
+                self._start(loop)
+                count += 1
+        except BaseException as error:
+            self._worker.stray(error)
+            self._start(loop)
+            count = BATCH_MAX
+        if count == BATCH_MAX:
+            loop.call_soon(self._drain)
+        elif self._core.tasks_over():
+            loop.remove_reader(self._core.task_fd())  # which stays readable from now on
+            self._over.set()
+        elif self._worker.ending is not None:
+            self._end()
 
-    def _finished(self, running: asyncio.Task[None]) -> None:
-        self._running.pop(running, None)
-        if running.cancelled():
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Starts the call that was taken, if that was not done."""
+        task = self._taken
+        if task is None:
             return
-        error = running.exception()
+        if self._worker.ending is not None:
+            self._worker.refuse(task)
+        else:
+            call = loop.create_task(self._execute(task))
+            self._calls[call] = task
+            self._queued.add(call)
+            call.add_done_callback(self._finished)
+        self._taken = None
+
+    def _end(self) -> None:
+        """Nothing is started from now on; what comes later is refused by `_drain`."""
+        for call in self._queued:
+            call.cancel()
+        self._over.set()
+
+    def _finished(self, call: asyncio.Task[None]) -> None:
+        task = self._calls.pop(call)
+        self._queued.discard(call)
+        if call.cancelled():  # before its first step: nobody has answered
+            self._not_started(task)
+            return
+        error = call.exception()
         if error is None:
             return
         if not isinstance(error, Leave):
-            asyncio.get_running_loop().call_exception_handler({"message": "a call ended badly", "exception": error})
+            self._worker.stray(error, task)
             return
-        self._stopping = True
-        self._over.set()
+        if len(self._calls) > len(self._queued):
+            self._worker.refuse(task)  # its caller need not wait for calls that may wait for this one
+        self._drain()
 
     def _on_interrupt(self) -> None:
         """The core has seen a cancellation of something that runs or waits here."""
-        for running, task_id in list(self._running.items()):
-            if self._core.cancelled(task_id):
-                running.cancel()
+        for call, task in list(self._calls.items()):
+            if self._core.cancelled(task.id):
+                call.cancel()
 
     async def _execute(self, task: Task) -> None:
+        call = asyncio.current_task()
+        assert call is not None, "calls are asyncio tasks"
         try:
             async with self._semaphores[task.concurrency_group]:
-                if not self._stopping:
+                self._queued.discard(call)
+                if self._worker.ending is not None:
+                    self._worker.refuse(task)
+                else:
                     await self._call(task)
         except asyncio.CancelledError:
-            if self._stopping:
-                raise
+            if call in self._queued:
+                self._not_started(task)
+            else:
+                self._worker.cancelled(task)
+
+    def _not_started(self, task: Task) -> None:
+        if self._worker.ending is not None:
+            self._worker.refuse(task)
+        else:
             self._worker.cancelled(task)
 
     async def _call(self, task: Task) -> None:
@@ -115,16 +171,19 @@ class _Runner:
         if arguments is None:
             return
         name = task.method
-        retry = worker.retries_of(name) if task.retry_exceptions else False
+        retry = worker.retries_of(task) if task.retry_exceptions else False
         args, kwargs = arguments
         try:
             value = (worker.bound_methods.get(name) or worker.bind(name))(*args, **kwargs)
             if hasattr(value, "__await__") and type(value) is not _core.ObjectRef:
                 value = await value
+            if worker.is_fork:
+                forked.end()
             if task.num_returns != 1 or isinstance(value, GeneratorType | AsyncGeneratorType):
                 value = await self._collect(task, value, retry)
+            worker.check_quitter(task)
         except asyncio.CancelledError:
-            if self._stopping or self._core.cancelled(task.id):
+            if self._core.cancelled(task.id):
                 raise
             worker.cancelled(task, "the actor's code cancelled it")
             return
@@ -153,9 +212,25 @@ class _Runner:
         may_block = task.backpressure > 0
         loop = asyncio.get_running_loop()
         async for item in value:
+            if self._worker.is_fork:
+                forked.end()
             if may_block:
                 await loop.run_in_executor(None, task.yield_item, item)
             else:
                 task.yield_item(item)
+        if self._worker.is_fork:
+            forked.end()
+        self._worker.check_quitter(task)
         task.finish_stream()
         return _STREAMED
+
+
+def _on_loop_error(loop: asyncio.AbstractEventLoop, details: dict[str, Any]) -> None:
+    """An actor that ends itself from a task in the background has no error to show."""
+    if not isinstance(details.get("exception"), AsyncioActorExit):
+        loop.default_exception_handler(details)
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop was closed: it is over already
+        loop.call_soon_threadsafe(callback)
