@@ -81,6 +81,42 @@ def test_an_interrupt_ends_the_wait_and_the_cluster_stays_usable(no_cluster, wai
         assert process.returncode == 0
 
 
+@pytest.mark.skate
+@pytest.mark.slow  # an interrupt for every few milliseconds of a start
+def test_an_interrupted_start_leaves_no_cluster(no_cluster):
+    status, output, errors = run_driver("""
+        import os, signal, threading
+        from pathlib import Path
+        import ray
+
+        def children():
+            return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+
+        def start_and_interrupt(after_s):
+            timer = threading.Timer(after_s, os.kill, (os.getpid(), signal.SIGINT))
+            try:
+                timer.start()
+                ray.init(num_cpus=1)
+                timer.join()
+            except KeyboardInterrupt:  # native code of imported modules may swallow it: then there is a cluster
+                pass
+
+        for step in range(40):
+            start_and_interrupt(step * 0.003)
+            started = ray.is_initialized()
+            assert started or not children(), step
+            ray.shutdown()
+            assert not children(), step
+            if started and step > 10:
+                break
+        else:
+            raise SystemExit("no start was faster than its interrupt")
+        assert threading.active_count() == 1, threading.enumerate()
+        print("clean")
+    """)
+    assert (status, output) == (0, "clean\n"), errors
+
+
 @pytest.mark.skate  # Ray's threads are silent, too, but its main one may abort
 def test_daemon_threads_that_wait_end_silently_with_the_program(no_cluster):
     status, _, errors = run_driver("""

@@ -10,8 +10,9 @@ import os
 import select
 import signal
 import sys
+import threading
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -21,6 +22,9 @@ from ray._node.exits import signal_name
 from ray._node.forkserver import interpreter_flags, package_root
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
     from ray._node.config import NodeConfig
 
 START_S: Final = 30.0
@@ -131,8 +135,58 @@ def _let_go_after_fork() -> None:
 os.register_at_fork(after_in_child=_let_go_after_fork)
 
 
+class _InterruptsHeld:
+    """Within it Ctrl-C is noted, and raised at the end. Only the main thread is ever interrupted."""
+
+    def __init__(self) -> None:
+        self._handler: Callable[[int, FrameType | None], Any] | None = None
+        self._noted: tuple[int, FrameType | None] | None = None
+
+    def __enter__(self) -> None:
+        handler = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is threading.main_thread() and callable(handler):
+            self._handler = handler
+            signal.signal(signal.SIGINT, self._note)
+
+    def __exit__(self, *exc: object) -> None:
+        if self._handler is not None:
+            signal.signal(signal.SIGINT, self._handler)
+            if self._noted is not None:
+                self._handler(*self._noted)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._noted = (number, frame)
+
+
 def start_local_node(config: NodeConfig) -> NodeProcess:
-    """Start a node and wait until it listens.
+    """Start a node and wait until it listens. Whatever interrupts that, no node is left.
+
+    Raises:
+        ValueError: If the configuration cannot be met by any node.
+        RuntimeError: If it does not start; the text has its own words, and the end of its log.
+    """
+    node, heard = None, -1
+    try:
+        try:
+            with _InterruptsHeld():
+                node, heard = _start(config)
+            answer = _hear(heard)
+        finally:
+            if heard >= 0:
+                os.close(heard)
+        if answer != b"ok\n":
+            tail = node.log_tail()
+            raise RuntimeError(_start_error(answer.decode(errors="replace"), node.close(timeout=1.0), tail))
+    except BaseException:
+        if node is not None:
+            node.close(timeout=1.0)
+            session.remove(node.session_dir)
+        raise
+    return node
+
+
+def _start(config: NodeConfig) -> tuple[NodeProcess, int]:
+    """Start a node; also returns the descriptor that its first words come from.
 
     Descriptors, the driver's pid and, if it is empty, the session directory of `config` are filled in here.
 
@@ -172,14 +226,7 @@ def start_local_node(config: NodeConfig) -> NodeProcess:
     finally:
         for fd in (alive, ready, told, *((lock,) if lock >= 0 else ())):
             os.close(fd)
-    node = NodeProcess(pid, config, lifeline)
-    answer = _hear(heard)
-    if answer != b"ok\n":
-        tail = node.log_tail()
-        status = node.close(timeout=1.0)
-        session.remove(directory)
-        raise RuntimeError(_start_error(answer.decode(errors="replace"), status, tail))
-    return node
+    return NodeProcess(pid, config, lifeline), heard
 
 
 def _fill_standard_descriptors() -> None:
@@ -223,18 +270,15 @@ def _hear(fd: int) -> bytes:
     """What the node says about its start: everything until it closes the pipe, or dies."""
     deadline = time.monotonic() + START_S
     answer = b""
-    try:
-        poller = select.poll()
-        poller.register(fd, select.POLLIN)
-        while (left := deadline - time.monotonic()) > 0:
-            if poller.poll(left * 1000):
-                data = os.read(fd, 65536)
-                answer += data
-                if not data or answer == b"ok\n":
-                    return answer
-        return answer or b"it said nothing for %d seconds" % START_S
-    finally:
-        os.close(fd)
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    while (left := deadline - time.monotonic()) > 0:
+        if poller.poll(left * 1000):
+            data = os.read(fd, 65536)
+            answer += data
+            if not data or answer == b"ok\n":
+                return answer
+    return answer or b"it said nothing for %d seconds" % START_S
 
 
 def _start_error(answer: str, status: int, tail: str) -> str:

@@ -403,11 +403,10 @@ def _start(
     extras: dict[str, Any],
     logging_config: Any = None,
 ) -> RayContext:
-    global _node, _printer, _atexit_registered
+    global _node
     from ray import _core
     from ray._node import launch
     from ray._node.config import NodeConfig
-    from ray._runtime.ids import NodeID
 
     ip = extras.get("_node_ip_address") or "127.0.0.1"
     session_id, token, node_key = os.urandom(16), os.urandom(32), _core.random_id()
@@ -430,6 +429,7 @@ def _start(
         address=ip,
     )
     node = launch.start_local_node(config)
+    core: Any = None
     try:
         core = _core.Core(
             address=node.address,
@@ -440,31 +440,38 @@ def _start(
             role=_core.ROLE_DRIVER,
             hooks=session.hooks(),
         )
-    except BaseException:
+        _node = node
+        session.attach(core, session.SCRIPT_MODE)
+        return _enter(core, node, job, ip, log_to_driver=log_to_driver is not False)
+    except BaseException:  # Ctrl-C may come at any time
+        shutdown()
+        if core is not None:
+            core.close()
         node.close(SHUTDOWN_TIMEOUT_S)
         raise
-    _node = node
-    session.attach(core, session.SCRIPT_MODE)
+
+
+def _enter(core: Any, node: Any, job: dict[str, Any], ip: str, *, log_to_driver: bool) -> RayContext:
+    """Makes the cluster, which this process has joined, known to its workers and to this process."""
+    global _printer, _atexit_registered
+    from ray._runtime.ids import NodeID
+
     temp_dir, session_name = os.path.split(node.session_dir)
-    try:
-        session.publish_job(
-            {
-                **job,
-                "session_name": session_name,
-                "temp_dir": temp_dir,
-                "node_ip_address": ip,
-                "log_to_driver": log_to_driver is not False,
-            }
-        )
-    except BaseException:
-        shutdown()
-        raise
+    session.publish_job(
+        {
+            **job,
+            "session_name": session_name,
+            "temp_dir": temp_dir,
+            "node_ip_address": ip,
+            "log_to_driver": log_to_driver,
+        }
+    )
     if not _atexit_registered:
         import atexit
 
         atexit.register(shutdown, _exiting_interpreter=True)
         _atexit_registered = True
-    if log_to_driver is not False:
+    if log_to_driver:
         from ray._runtime import logs
 
         _printer = logs.Printer(core)
@@ -477,7 +484,7 @@ def _start(
             "raylet_socket_name": node.address,
             "object_store_address": node.address,
             "webui_url": "",
-            "node_id": NodeID._from_key(node_key).hex(),
+            "node_id": NodeID._from_key(core.node).hex(),
         },
         _version(),
     )
