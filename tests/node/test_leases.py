@@ -470,6 +470,21 @@ def test_a_worker_that_a_poor_process_cannot_reach_is_explained_and_an_actor_liv
     assert actor in world.running.values()
 
 
+def test_a_fork_server_that_does_not_answer_is_told_to_drivers_and_a_reason():
+    world = World({"CPU": 2}, auto=False)
+    driver = world.driver()
+    world.send(driver, demand())
+    world.advance(20)
+    world.feed(events.ForkServerSilent(7, 10.0, 20.0))
+    (notice,) = world.take(driver, p.Notice)
+    assert "1 tasks or actors wait for workers, and the fork server (pid 7)" in notice.text  # type: ignore[attr-defined]
+    assert "fork server (pid 7)" in world.request(driver, "why.lease", 1)  # type: ignore[operator]
+    world.feed(events.ZygoteLost("it was replaced"))
+    assert "fork server" not in world.request(driver, "why.lease", 1)  # type: ignore[operator]
+    world.settle()
+    assert len(granted(world, driver)) == 1
+
+
 def test_garbage_closes_the_connection_and_nothing_else():
     world = World({"CPU": 1})
     driver, rude = world.driver(), world.driver()

@@ -33,6 +33,7 @@ from ray._node.events import (
     FreeWorker,
     Labelled,
     PeerUnreachable,
+    StartsDelayed,
     StopWorker,
     UnwantWorker,
     WantWorker,
@@ -96,6 +97,8 @@ class LeaseTable(Machine):
         self._leases: dict[int, Lease] = {}
         self._by_proc: dict[int, Lease] = {}
         self._serial = 0
+        self._starts_delayed = ""
+        """Why the worker pool cannot start workers just now."""
         self._deadlines: Deadlines[Key | str] = Deadlines()
         self._events = {
             ProcessJoined: self._on_joined,
@@ -104,6 +107,7 @@ class LeaseTable(Machine):
             WorkerUnavailable: self._on_worker_unavailable,
             WorkerGone: self._on_worker_gone,
             PeerUnreachable: self._on_unreachable,
+            StartsDelayed: self._on_starts_delayed,
             ActorDemand: self._on_actor_demand,
             ActorWithdrawn: self._on_actor_withdrawn,
             Tick: self._on_tick,
@@ -306,6 +310,9 @@ class LeaseTable(Machine):
         elif saturated:
             self._schedule(now)
 
+    def _on_starts_delayed(self, event: StartsDelayed, now: float) -> None:
+        self._starts_delayed = event.text
+
     def _on_worker_unavailable(self, event: WorkerUnavailable, now: float) -> None:
         lease = self._leases.get(event.ticket)
         if lease is None or lease.held:
@@ -432,7 +439,8 @@ class LeaseTable(Machine):
         if reason := self._infeasible(want):
             return reason
         if want.unmet == 0:
-            return "has its resources; its worker process is being started"
+            delayed = f", but {self._starts_delayed}" if self._starts_delayed else ""
+            return f"has its resources; its worker process is being started{delayed}"
         lacking = self.ledger.lacking(want.demand)
         if not lacking:
             return f"needs {show_demand(want.demand)}; waits its turn behind a larger demand that waited longer"
