@@ -352,6 +352,48 @@ def test_an_impossible_demand_waits_and_is_mentioned_again_and_again_more_rarely
     assert world.take(driver, p.Notice) == []
 
 
+def test_impossible_demands_that_are_alike_are_one_line_with_their_number():
+    world = World({"CPU": 2})
+    driver = world.driver()
+    for serial in range(1, 51):
+        world.send(driver, create(driver, serial, run=gpu(1), label="Trainer"))
+    (notice,) = world.take(driver, p.Notice)
+    assert "The actor Trainer asks" in notice.text  # type: ignore[attr-defined]
+    world.advance(10)
+    (notice,) = world.take(driver, p.Notice)
+    assert "50 actors Trainer ask for CPU: 1, GPU: 1" in notice.text  # type: ignore[attr-defined]
+
+
+def test_a_wait_for_what_others_hold_is_mentioned_after_a_while_with_the_holders():
+    world = World({"CPU": 2})
+    driver = world.driver()
+    for serial in range(1, 6):
+        world.send(driver, create(driver, serial, run=cpu(1), label="Keeper"))
+    world.send(driver, demand(count=7, label="work"))
+    world.advance(29)
+    assert world.take(driver, p.Notice) == []
+    world.advance(1)
+    first, second = (notice.text for notice in world.take(driver, p.Notice))  # type: ignore[attr-defined]
+    assert "3 actors Keeper have waited for 30 seconds" in first
+    assert "2 of 2 are in use by Keeper (pid 1), Keeper (pid 2)" in first
+    assert "About 7 tasks work have waited" in second
+    world.advance(3600)
+    assert 5 <= len(world.take(driver, p.Notice)) <= 2 * 10
+    world.send(driver, demand(count=0))
+    world.take(driver, p.Notice)
+    world.advance(3600)
+    assert all("Keeper have" in notice.text for notice in world.take(driver, p.Notice))  # type: ignore[attr-defined]
+
+
+def test_more_work_than_cpus_is_no_news_while_it_is_being_done():
+    world = World({"CPU": 2})
+    driver = world.driver()
+    world.send(driver, demand(count=100))
+    assert len(granted(world, driver)) == 2
+    world.advance(3600)
+    assert world.take(driver, p.Notice) == []
+
+
 def test_why_names_who_uses_what_is_lacking():
     world = World({"CPU": 2})
     driver = world.driver()
@@ -554,6 +596,21 @@ def test_a_worker_that_a_poor_process_cannot_reach_is_explained_and_an_actor_liv
     assert b"ulimit -n" in state.cause  # type: ignore[attr-defined]
     world.advance(60)
     assert actor in world.running.values()
+
+
+def test_a_fork_server_that_does_not_answer_is_told_to_drivers_and_a_reason():
+    world = World({"CPU": 2}, auto=False)
+    driver = world.driver()
+    world.send(driver, demand())
+    world.advance(20)
+    world.feed(events.ForkServerSilent(7, 10.0, 20.0))
+    (notice,) = world.take(driver, p.Notice)
+    assert "1 tasks or actors wait for workers, and the fork server (pid 7)" in notice.text  # type: ignore[attr-defined]
+    assert "fork server (pid 7)" in world.request(driver, "why.lease", 1)  # type: ignore[operator]
+    world.feed(events.ZygoteLost("it was replaced"))
+    assert "fork server" not in world.request(driver, "why.lease", 1)  # type: ignore[operator]
+    world.settle()
+    assert len(granted(world, driver)) == 1
 
 
 def test_garbage_closes_the_connection_and_nothing_else():

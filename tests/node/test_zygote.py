@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ray._node import events, process, wire
+from ray._node import events, forkserver, process, wire
 from ray._node.forkserver import ForkServer
 
 if TYPE_CHECKING:
@@ -58,13 +58,29 @@ class Node:
         while len(found) < count:
             left = deadline - time.monotonic()
             assert left > 0, f"only {found} came"
-            if select.select([self.forks.fileno()], [], [], left)[0]:
-                for event in self.forks.read():
-                    if isinstance(event, events.Forked):
-                        self.pids.append(event.pid)
-                    if isinstance(event, kind):
-                        found.append(event)  # type: ignore[arg-type]
+            for event in self.step(left):
+                if isinstance(event, events.Forked):
+                    self.pids.append(event.pid)
+                if isinstance(event, kind):
+                    found.append(event)  # type: ignore[arg-type]
         return found
+
+    def step(self, timeout: float = WAIT_S) -> list[object]:
+        """Wait once for the zygote, or for a deadline of the fork server."""
+        deadline = self.forks.next_deadline()
+        if deadline is not None:
+            timeout = min(timeout, max(deadline - time.monotonic(), 0.0))
+        fd = self.forks.fileno()
+        if select.select([fd] if fd >= 0 else [], [], [], timeout)[0]:
+            return [*self.forks.read()]
+        return [*self.forks.on_deadline()]
+
+    def lose(self) -> None:
+        """Kill the zygote, and notice it."""
+        zygote = self.forks.pid
+        os.kill(zygote, signal.SIGKILL)
+        self.wait_for(1, events.ZygoteLost)
+        os.waitpid(zygote, 0)
 
     def output(self, event: events.Forked, suffix: str = "out") -> str:
         """What the worker had printed when it had ended."""
@@ -180,7 +196,61 @@ def test_a_worker_module_that_cannot_be_imported_is_the_reason_of_the_failure(no
     assert "Traceback" in failed.error  # type: ignore[attr-defined]
 
 
-def test_a_zygote_that_dies_before_it_can_fork_is_not_restarted_for_ever(node_of: Callable[..., Node]):
+def test_an_environment_may_be_larger_than_the_buffer_of_a_socket(node_of: Callable[..., Node]):
+    node = node_of(env_vars={"FROM_NODE": "n" * 1_000_000})
+    for proc in range(1, 4):
+        node.fork(proc, env_vars={"WORKER_DOES": "describe", "FROM_ENV": "e" * 5_000_000})
+    for forked in node.wait_for(3):
+        said = node.output(forked)
+        assert "FROM_ENV=" + "e" * 5_000_000 in said
+        assert "FROM_NODE=" + "n" * 1_000_000 in said
+
+
+def test_an_environment_without_bounds_is_refused_and_the_zygote_goes_on(node_of: Callable[..., Node]):
+    node = node_of()
+    with pytest.raises(ValueError, match="at most"):
+        node.fork(1, env_vars={"FROM_ENV": "e" * (wire.FRAME_BYTES_MAX + 1)})
+    node.fork(2)
+    assert node.wait_for()[0].proc == 2
+
+
+def test_a_bad_second_for_zygotes_is_survived(node_of: Callable[..., Node]):
+    node = node_of()
+    for _ in range(4):
+        node.lose()
+        node.fork(1)  # also while there is none
+        assert not node.forks.pid or node.forks.fileno() >= 0
+        while not node.forks.pid:
+            node.step()
+    node.wait_for()
+    assert node.forks._losses == 0, "counting begins anew"
+
+
+def test_a_zygote_that_does_not_answer_is_mentioned_and_then_replaced(
+    node_of: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(forkserver, "NOTICE_AFTER_S", 0.2)
+    monkeypatch.setattr(forkserver, "REPLACE_AFTER_S", 0.4)
+    node = node_of()
+    node.fork(1)
+    node.wait_for()
+    assert node.forks.next_deadline() is None, "who was asked nothing may be silent"
+    zygote = node.forks.pid
+    os.kill(zygote, signal.SIGSTOP)
+    node.fork(2)
+    (silent,) = node.wait_for(1, events.ForkServerSilent)
+    assert silent.pid == zygote
+    node.wait_for(1, events.ZygoteLost)
+    os.waitpid(zygote, 0)
+    monkeypatch.setattr(forkserver, "REPLACE_AFTER_S", WAIT_S)
+    node.fork(3)
+    assert node.wait_for()[0].proc == 3
+
+
+def test_a_zygote_that_dies_before_it_can_fork_is_not_restarted_for_ever(
+    node_of: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(forkserver, "RESTART_PAUSES_S", (0.0, 0.01, 0.02))
     node = node_of(worker_module="dying_module")
     node.fork(1)
     losses = 0
@@ -188,13 +258,13 @@ def test_a_zygote_that_dies_before_it_can_fork_is_not_restarted_for_ever(node_of
     zygotes: list[int] = []
     while not failed:
         zygotes.append(node.forks.pid)
-        assert select.select([node.forks.fileno()], [], [], WAIT_S)[0]
-        for event in node.forks.read():
+        for event in node.step():
             losses += isinstance(event, events.ZygoteLost)
             failed += [event] if isinstance(event, events.ForkFailed) else []
             if isinstance(event, events.ZygoteLost):
                 node.fork(1)
-        os.waitpid(zygotes[-1], 0)
+    for zygote in set(zygotes) - {0}:
+        os.waitpid(zygote, 0)
     assert losses == 3
     assert "times in a row" in failed[0].error  # type: ignore[attr-defined]
 

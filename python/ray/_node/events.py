@@ -171,6 +171,20 @@ class ZygoteLost(Event, frozen=True):
     cause: str
 
 
+class ForkServerSilent(Event, frozen=True):
+    """The zygote has left a command unanswered for `since_s`; after `replaced_s` another takes its place."""
+
+    pid: int
+    since_s: float
+    replaced_s: float
+
+
+class StartsDelayed(Event, frozen=True):
+    """Workers tells leases that none can be started just now, and why; with an empty text, that they can again."""
+
+    text: str
+
+
 class WorkerLeft(Event, frozen=True):
     """The worker's connection to the node has closed; its process ends now or has ended."""
 

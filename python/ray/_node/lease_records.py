@@ -75,7 +75,6 @@ class Want(msgspec.Struct):
     """Leases of this demand that have resources and wait for a worker."""
     passed_over: int = 0
     patience: int = fairness.PATIENCE
-    notices: int = 0
 
     @property
     def owner(self) -> int:

@@ -27,12 +27,14 @@ from ray._control.machine import (
     Received,
     Send,
     Tick,
+    earliest,
 )
 from ray._node import fairness
 from ray._node.events import (
     FreeWorker,
     Labelled,
     PeerUnreachable,
+    StartsDelayed,
     StopWorker,
     UnwantWorker,
     WantWorker,
@@ -52,6 +54,7 @@ from ray._node.lease_records import (
     Want,
 )
 from ray._node.resources import Ledger, show, show_demand
+from ray._node.waits import Waits
 from ray._protocol import (
     ACTOR_DEAD,
     CAUSE_TEXT,
@@ -73,10 +76,6 @@ if TYPE_CHECKING:
 
 DEMANDS_PER_OWNER_MAX: Final = 10_000
 """Scheduling classes that one owner may ask for at a time; further demands are refused with `LeaseFailed`."""
-
-NOTICE_DELAYS_S: Final = (10.0, 30.0, 60.0, 120.0, 300.0)
-"""After these delays a demand that cannot be met is mentioned again; then every last one of them."""
-
 
 CALM_S: Final = 0.1
 """After this time without anyone waiting, owners may keep idle leases again: classes that alternate do not cause two
@@ -107,7 +106,10 @@ class LeaseTable(Machine):
         self._kept = 0
         """How many leases were asked back and are in use."""
         self._serial = 0
-        self._deadlines: Deadlines[Key | str] = Deadlines()
+        self._starts_delayed = ""
+        """Why the worker pool cannot start workers just now."""
+        self._waits = Waits()
+        self._deadlines: Deadlines[str] = Deadlines()
         self._events = {
             ProcessJoined: self._on_joined,
             ProcessLeft: self._on_left,
@@ -115,6 +117,7 @@ class LeaseTable(Machine):
             WorkerUnavailable: self._on_worker_unavailable,
             WorkerGone: self._on_worker_gone,
             PeerUnreachable: self._on_unreachable,
+            StartsDelayed: self._on_starts_delayed,
             ActorDemand: self._on_actor_demand,
             ActorWithdrawn: self._on_actor_withdrawn,
             Tick: self._on_tick,
@@ -154,7 +157,7 @@ class LeaseTable(Machine):
         }
 
     def next_deadline(self) -> float | None:
-        return self._deadlines.next()
+        return earliest(self._deadlines.next(), self._waits.next_deadline())
 
     def reclaim_all(self) -> list[int]:
         """Ask for every lease that is not known to be in use for good; the ids that were asked for, in order."""
@@ -223,14 +226,15 @@ class LeaseTable(Machine):
     def _add(self, want: Want, now: float) -> Want:
         self._wants[want.key] = want
         self._turns.setdefault(want.owner, {})[want.key] = want
-        if self._infeasible(want):
-            self._deadlines.set(want.key, now)
-            self._notice(want, now)
+        infeasible = self._infeasible(want) is not None
+        self._waits.add(want, now, infeasible=infeasible)
+        if infeasible:
+            self._tell_waits(now)
         return want
 
     def _remove(self, want: Want) -> None:
         del self._wants[want.key]
-        self._deadlines.clear(want.key)
+        self._waits.remove(want)
         turn = self._turns[want.owner]
         del turn[want.key]
         if not turn:
@@ -251,21 +255,35 @@ class LeaseTable(Machine):
     def _infeasible(self, want: Want) -> str | None:
         return self.ledger.infeasible(want.place) or self.ledger.infeasible(want.demand)
 
-    def _notice(self, want: Want, now: float) -> None:
-        asked = show_demand({**want.place, **want.demand})
-        what = "The actor" if want.owner == ACTORS else "The task"
-        self._emit(
-            Notify(
-                want.job,
-                "warning",
-                f"{what} {want.label or '(unnamed)'} asks for {asked}, which no node has: it "
-                f"{self._infeasible(want)}. In total this node has {show_demand(self.ledger.total)}. It goes on "
-                "waiting; ask for less, or start with more resources.",
-            )
-        )
-        delay = NOTICE_DELAYS_S[min(want.notices, len(NOTICE_DELAYS_S) - 1)]
-        want.notices += 1
-        self._deadlines.set(want.key, now + delay)
+    def _tell_waits(self, now: float) -> None:
+        """Tell people about demands that wait for long, or for ever."""
+        deadline = self._waits.next_deadline()
+        if deadline is None or deadline > now:
+            return
+        working = {lease.key for lease in self._leases.values() if lease.held}
+        for group in self._waits.due(now, working):
+            want = next(iter(group.members.values()))
+            kind = "actor" if want.owner == ACTORS else "task"
+            name, many = want.label or "(unnamed)", group.count > 1
+            each = "each" if many else "it"
+            # Owners tell the number of tasks when it has doubled.
+            number = str(group.count) if want.owner == ACTORS else f"About {group.count}"
+            who = f"{number} {kind}s {name}" if many else f"The {kind} {name}"
+            if group.infeasible:
+                asked = show_demand({**want.place, **want.demand})
+                asks, it = ("ask", "they go") if many else ("asks", "it goes")
+                text = (
+                    f"{who} {asks} for {asked}, which no node has: {each} {self._infeasible(want)}. In total this node "
+                    f"has {show_demand(self.ledger.total)}. {it.capitalize()} on waiting; ask for less, or start with "
+                    "more resources."
+                )
+                self._emit(Notify(want.job, "warning", text))
+            else:
+                text = (
+                    f"{who} {'have' if many else 'has'} waited for {now - group.moved_at:.0f} seconds: {each} "
+                    f"{self._why(want.key)}. An actor holds what it asked for as long as it lives, also while idle."
+                )
+                self._emit(Notify(want.job, "info", text))
 
     # ------------------------------------------------------------------ granting
 
@@ -329,6 +347,7 @@ class LeaseTable(Machine):
         saturated = want.unmet > 0 and not want.may_start
         want.starting -= 1
         want.count -= 1
+        self._waits.moved(want, now)
         gpu_ids = lease.allocation.gpu_ids
         if lease.label:
             self._emit(Labelled(event.proc, lease.label))
@@ -341,6 +360,9 @@ class LeaseTable(Machine):
             self._remove(want)
         elif saturated:
             self._schedule(now)
+
+    def _on_starts_delayed(self, event: StartsDelayed, now: float) -> None:
+        self._starts_delayed = event.text
 
     def _on_worker_unavailable(self, event: WorkerUnavailable, now: float) -> None:
         lease = self._leases.get(event.ticket)
@@ -470,9 +492,8 @@ class LeaseTable(Machine):
                 for owner in self._pressed:
                     self._emit(Send(owner, Pressure(False)))
                 self._pressed.clear()
-            elif isinstance(key, tuple):
-                self._notice(self._wants[key], now)
         self._schedule(now)
+        self._tell_waits(now)
 
     def _reclaim(self, lease: Lease) -> bool:
         if lease.reclaimed:
@@ -490,7 +511,8 @@ class LeaseTable(Machine):
         if reason := self._infeasible(want):
             return reason
         if want.unmet == 0:
-            return "has its resources; its worker process is being started"
+            delayed = f", but {self._starts_delayed}" if self._starts_delayed else ""
+            return f"has its resources; its worker process is being started{delayed}"
         lacking = self.ledger.lacking(want.demand)
         if not lacking:
             return f"needs {show_demand(want.demand)}; waits its turn behind a larger demand that waited longer"
@@ -514,6 +536,7 @@ class LeaseTable(Machine):
             held = sum(lease.allocation.holds(name) for lease in self._leases.values())
             self._require(held + ledger.free[name] == total, f"{name} does not add up")
             self._require(name == "CPU" or ledger.free[name] >= 0, f"{name} is oversubscribed")
+        self._require(self._waits.members() == self._wants, "a demand waits in no group, or in another's")
         for key, want in self._wants.items():
             starting = sum(x.key == key and not x.held for x in self._leases.values())
             self._require(starting == want.starting, f"starting leases of {key} miscounted")

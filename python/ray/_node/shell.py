@@ -26,7 +26,7 @@ from ray._node.manager import CoreJoined, CoreLeft, FrameCame, Shutdown
 from ray._protocol import KINDS, Message, SegmentGranted, SegmentMapped, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ray._node.config import NodeConfig
     from ray._node.forkserver import ForkServer
@@ -125,7 +125,9 @@ class Shell:
             self._watch()
             ready()
             while not self._ending:
-                deadline = earliest(self._manager.next_deadline(), self._logs.next_deadline())
+                deadline = earliest(
+                    self._manager.next_deadline(), self._logs.next_deadline(), self._forks.next_deadline()
+                )
                 timeout = None if deadline is None else max(deadline - time.monotonic(), 0.0)
                 for event in self._core.poll(timeout):
                     self._heard(event)
@@ -151,6 +153,14 @@ class Shell:
             self._ending = "the driver had ended before the node was ready"
         else:
             self._core.watch_fd(self._driver, DRIVER)
+
+    @contextlib.contextmanager
+    def _watching_zygote(self) -> Iterator[None]:
+        """Around what may start another zygote."""
+        generation = self._forks.generation
+        yield
+        if self._forks.generation != generation and self._forks.fileno() >= 0:
+            self._watch_zygote()
 
     def _watch_zygote(self) -> None:
         # A token of its own for each zygote: an event about the one before may still be on its way.
@@ -185,6 +195,8 @@ class Shell:
             self._queue.append(Tick())
         for proc, lines in self._logs.flush_due(now):
             self._forward(proc, lines)
+        with self._watching_zygote():
+            self._queue.extend(self._forks.on_deadline())
 
     def _on_fd(self, token: int) -> None:
         if token == SIGNALS:
@@ -220,10 +232,8 @@ class Shell:
                 self._queue.append(events.ChildExited(pid, os.waitstatus_to_exitcode(status)))
 
     def _read_zygote(self) -> None:
-        generation = self._forks.generation
-        self._queue.extend(self._forks.read())
-        if self._forks.generation != generation and self._forks.fileno() >= 0:
-            self._watch_zygote()
+        with self._watching_zygote():
+            self._queue.extend(self._forks.read())
 
     def _fork(self, effect: events.Fork) -> None:
         if not self._logs_open:
@@ -244,10 +254,11 @@ class Shell:
             [str(path) for path in sys_path] if isinstance(sys_path, list) else None,
             cwd if isinstance(cwd, str) else None,
         )
-        generation = self._forks.generation
-        self._forks.fork(command)
-        if self._forks.generation != generation:
-            self._watch_zygote()
+        try:
+            with self._watching_zygote():
+                self._forks.fork(command)
+        except ValueError as error:
+            self._queue.append(events.ForkFailed(effect.proc, f"its runtime environment is too large: {error}"))
 
     def _kill(self, effect: events.Kill) -> None:
         try:

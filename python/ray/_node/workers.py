@@ -21,7 +21,7 @@ import signal
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from ray._control.machine import Deadlines, Log, Machine, ProcessJoined, Send, Tick
+from ray._control.machine import Deadlines, Log, Machine, Notify, ProcessJoined, Send, Tick
 from ray._node.events import (
     ChildExited,
     Disconnect,
@@ -29,6 +29,7 @@ from ray._node.events import (
     Fork,
     Forked,
     ForkFailed,
+    ForkServerSilent,
     FreeWorker,
     JobEnded,
     Kill,
@@ -36,6 +37,7 @@ from ray._node.events import (
     LogTail,
     PeerGivenUp,
     ReadLogTail,
+    StartsDelayed,
     StopWorker,
     UnwantWorker,
     WantWorker,
@@ -65,8 +67,12 @@ FORK_TRIES: Final = 3
 KILLED_TRIES: Final = 20
 """The same where something outside killed them: that says little about whether the next one can start."""
 
+FORK_DEADLINE_S: Final = 60.0
+"""From the wish to fork until the zygote has answered. The shell replaces one that does not answer much earlier, which
+is no failure of the worker; so this is for a zygote that answers others."""
+
 START_DEADLINE_S: Final = 10.0
-"""From the wish to fork until the worker has joined; then it is killed and counts as a failure."""
+"""From the fork until the worker has joined; then it is killed and counts as a failure."""
 
 IDLE_S: Final = 5.0
 """An idle worker above the limit is asked to end after this time. A burst of tasks without CPUs leaves tens of them,
@@ -111,6 +117,8 @@ class WorkerPool(Machine):
         self._failures: dict[Kind, int] = {}
         self._unclaimed: deque[tuple[int, int, float]] = deque(maxlen=UNCLAIMED_EXITS)
         self._deadlines: Deadlines[int] = Deadlines()
+        self._delayed = ""
+        """Why no worker can be started just now; empty if one can."""
         self._events = {
             WantWorker: self._on_want,
             UnwantWorker: self._on_unwant,
@@ -123,6 +131,7 @@ class WorkerPool(Machine):
             Forked: self._on_forked,
             ForkFailed: self._on_fork_failed,
             ZygoteLost: self._on_zygote_lost,
+            ForkServerSilent: self._on_fork_server_silent,
             ProcessJoined: self._on_joined,
             WorkerLeft: self._on_left,
             ChildExited: self._on_exited,
@@ -223,7 +232,7 @@ class WorkerPool(Machine):
         worker = Worker(proc, kind, "forking", now)
         self._workers[proc] = worker
         self._starting[kind] = self._starting.get(kind, 0) + 1
-        self._deadlines.set(proc, now + START_DEADLINE_S)
+        self._deadlines.set(proc, now + FORK_DEADLINE_S)
         self._emit(Fork(proc, *kind))
 
     def _make_room(self, now: float) -> None:
@@ -233,6 +242,7 @@ class WorkerPool(Machine):
             self._ask_to_leave(min(idle, key=lambda worker: worker.since), now)
 
     def _on_forked(self, event: Forked, now: float) -> None:
+        self._starts_again()
         worker = self._workers.get(event.proc)
         exit_code = self._claim_exit(event.pid, now)
         if worker is None:
@@ -245,7 +255,7 @@ class WorkerPool(Machine):
         if exit_code is not None:
             self._exited(worker, exit_code, now)
         elif worker.state == "forking":
-            self._set_state(worker, "joining", worker.since, deadline=worker.since + START_DEADLINE_S)
+            self._set_state(worker, "joining", now, deadline=now + START_DEADLINE_S)
         elif worker.state == "dying":
             self._emit(Kill(event.pid))
 
@@ -267,9 +277,23 @@ class WorkerPool(Machine):
 
     def _on_zygote_lost(self, event: ZygoteLost, now: float) -> None:
         """Forks without a known process are repeated under new ids; it is nobody's failure."""
+        self._starts_again()
         for worker in [x for x in self._workers.values() if not x.pid]:
             self._forget(worker)
         self._start_forks(now)
+
+    def _on_fork_server_silent(self, event: ForkServerSilent, now: float) -> None:
+        self._delayed = (
+            f"the fork server (pid {event.pid}), which starts workers, has not answered for {event.since_s:.0f} "
+            f"seconds: it is stopped, or the machine is overloaded. It is replaced after {event.replaced_s:.0f} seconds"
+        )
+        self._emit(StartsDelayed(self._delayed))
+        self._emit(Notify(0, "warning", f"{len(self._tickets)} tasks or actors wait for workers, and {self._delayed}."))
+
+    def _starts_again(self) -> None:
+        if self._delayed:
+            self._delayed = ""
+            self._emit(StartsDelayed(""))
 
     def _on_joined(self, event: ProcessJoined, now: float) -> None:
         if event.role != ROLE_WORKER:
@@ -416,7 +440,10 @@ class WorkerPool(Machine):
             if worker is None or proc in self._deadlines:
                 continue  # an earlier one of this round has changed it
             match worker.state:
-                case "forking" | "joining":
+                case "forking":
+                    worker.failure = f"it had not been forked after {FORK_DEADLINE_S:.0f} seconds"
+                    self._kill(worker, now)
+                case "joining":
                     worker.failure = f"it had not joined after {START_DEADLINE_S:.0f} seconds"
                     self._kill(worker, now)
                 case "idle":
