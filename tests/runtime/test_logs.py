@@ -41,3 +41,7 @@ def test_colour_only_on_terminals() -> None:
     output = Output(1, "f", 7, "hello", 3)
     assert format_line(output, colour=False) == "(f pid=7) hello [repeated 3x across cluster]\n"
     assert "\033[" in format_line(output, colour=True)
+
+
+def test_line_of_one_other_process_is_shown_plainly() -> None:
+    assert format_line(Output(1, "f", 7, "hello", 1), colour=False) == "(f pid=7) hello\n"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ray._runtime.words import kind_of
+
 if TYPE_CHECKING:
     from ray._core import ObjectRef
 
@@ -26,7 +28,7 @@ def why(ref: ObjectRef[Any]) -> str:
     from ray._runtime import session
 
     if type(ref) is not _core.ObjectRef:
-        message = f"why() takes an ObjectRef, not a {type(ref).__name__}"
+        message = f"why() takes an ObjectRef, not {kind_of(ref)}"
         raise TypeError(message)
     chain = session.ensure().why(ref)
     if not chain:
