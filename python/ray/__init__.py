@@ -126,7 +126,16 @@ _LAZY = {
     "shutdown": "ray._runtime.local",
 }
 _SUBMODULES = frozenset(
-    ("client_builder", "job_config", "remote_function", "runtime_context", "runtime_env", "types", "util")
+    (
+        "client_builder",
+        "cloudpickle",
+        "job_config",
+        "remote_function",
+        "runtime_context",
+        "runtime_env",
+        "types",
+        "util",
+    )
 )
 
 

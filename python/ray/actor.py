@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 from ray._runtime import calls, session
 from ray._runtime import options as opts
 from ray._runtime.methods import OPTIONS_ATTRIBUTE, SPECIAL, ActorMethods, Method
+from ray._runtime.words import kind_of
 from ray.remote_function import Pickled
 
 if TYPE_CHECKING:
     from ray._core import ActorHandleRef, Core, Template
     from ray._runtime.ids import ActorID
     from ray._runtime.signature import Signature
+    from ray.exceptions import PendingCallsLimitExceeded
 
 __all__ = ["ActorClass", "ActorClassInheritanceException", "ActorHandle", "ActorMethod", "exit_actor", "method"]
 
@@ -43,8 +45,8 @@ class ActorClass(Generic[T]):
     def __init__(self, name: str, bases: tuple[Any, ...], attr: dict[str, Any]) -> None:
         _refuse_inheritance(name, bases)
 
-    def __mro_entries__(self, bases: tuple[Any, ...]) -> NoReturn:
-        _refuse_inheritance("a class", bases)
+    def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[type, ...]:
+        return (_Refusal,)  # which hears the new class's name
 
     @classmethod
     def _make(cls, user_class: type, options: dict[str, Any], pickled: Pickled | None = None) -> ActorClass[Any]:
@@ -69,13 +71,17 @@ class ActorClass(Generic[T]):
         """This class with other options, for `C.options(...).remote(...)`. The class itself stays as it is.
 
         Args:
-            actor_options: What `ray.remote` takes for classes. See the guide on options.
+            actor_options: What `ray.remote` takes for classes, except `concurrency_groups`. See the guide on options.
 
         Raises:
             ValueError, TypeError: If an option does not exist or its value is not valid; the message names it.
         """
         merged = {**self._options, **actor_options}
-        opts.check(actor_options, {**opts.ACTOR}, "actors")
+        opts.check(actor_options, opts.ACTOR, "actors")
+        if "concurrency_groups" in actor_options:
+            # The class's methods name the groups that they are in, so the two belong together.
+            message = "option 'concurrency_groups' is for @ray.remote, beside the methods that name the groups"
+            raise ValueError(message)
         if merged.get("get_if_exists") and not merged.get("name"):
             message = "option 'get_if_exists' needs option 'name'"
             raise ValueError(message)
@@ -233,6 +239,13 @@ class ActorClass(Generic[T]):
         return f"ActorClass({self._cls.__name__})"
 
 
+class _Refusal:
+    """What a class derives from that was written to derive from an actor class."""
+
+    def __init_subclass__(cls) -> None:
+        _refuse_inheritance(cls.__name__, cls.__dict__.get("__orig_bases__", ()))
+
+
 def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
 
@@ -291,7 +304,7 @@ class ActorHandle(Generic[T]):
             return made
 
     def __dir__(self) -> list[str]:
-        return [*object.__dir__(self), *self._ray_methods.methods, *SPECIAL]
+        return sorted({*self._ray_methods.methods, *SPECIAL})
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ActorHandle) and self._ray_ref.binary() == other._ray_ref.binary()
@@ -345,6 +358,15 @@ class _MethodRecipe:
 
     def streaming(self) -> bool:
         return opts.returns_of(self._options, generator=self._method.generator) == opts.STREAMING
+
+    def too_many(self, error: PendingCallsLimitExceeded) -> PendingCallsLimitExceeded:
+        cls = self._described.class_name
+        message = (
+            f"{cls}.{self._name}() was not called: {error}, and the option max_pending_calls of {cls} is "
+            f"{self._described.max_pending_calls}. Wait for some of them with ray.wait() or ray.get(), or set a higher "
+            "max_pending_calls in @ray.remote or .options()."
+        )
+        return type(error)(message)
 
     def template(self, core: Core) -> Template:
         from ray import _core
@@ -492,9 +514,12 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle[Any]:
     if not isinstance(name, str) or not name:
         message = f"get_actor() needs a name that is a string and not empty, not {name!r}"
         raise ValueError(message)
+    opts.check_text("name", name)
     if namespace is not None and (not isinstance(namespace, str) or not namespace):
         message = f"namespace must be a string that is not empty, or None, not {namespace!r}"
         raise ValueError(message)
+    if namespace is not None:
+        opts.check_text("namespace", namespace)
     core = session.ensure()
     session.load_job()
     space = namespace or session.namespace
@@ -544,6 +569,6 @@ def kill(actor: ActorHandle[Any], *, no_restart: bool = True) -> None:
     """
     if not isinstance(actor, ActorHandle):
         hint = " Use ray.cancel() for tasks." if type(actor).__name__ == "ObjectRef" else ""
-        message = f"ray.kill() takes the handle of an actor, not a {type(actor).__name__}.{hint}"
+        message = f"ray.kill() takes the handle of an actor, not {kind_of(actor)}.{hint}"
         raise ValueError(message)
     session.ensure().kill_actor(actor._ray_ref.binary(), no_restart)

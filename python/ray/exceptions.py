@@ -106,10 +106,11 @@ class RayError(Exception):
             TypeError: If the bytes hold something that is not a RayError.
         """
         from ray._runtime import serialization
+        from ray._runtime.words import kind_of
 
         error = serialization.loads(b)
         if not isinstance(error, RayError):
-            message = f"these bytes hold a {type(error).__name__}, not a RayError"
+            message = f"these bytes hold {kind_of(error)}, not a RayError"
             raise TypeError(message)
         return error
 
@@ -447,7 +448,10 @@ class ObjectLostError(RayError):
     _WHAT: ClassVar[str] = "its copies are gone and it could not be made again"
 
     def __str__(self) -> str:
-        text = f"Object {self.object_ref_hex} cannot be had: {self.reason or self._WHAT}."
+        reason = (self.reason or self._WHAT).rstrip(".")
+        # Where the engine itself says it, it begins with the object.
+        begin = "" if reason.startswith("Object ") else f"Object {self.object_ref_hex} cannot be had: "
+        text = f"{begin}{reason}."
         return f"{text}\nIt was created at {self.call_site}." if self.call_site else text
 
 

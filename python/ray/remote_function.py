@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ray._core import Core, ObjectRef, Template
     from ray._runtime.generators import ObjectRefGenerator
     from ray._runtime.signature import Signature
+    from ray.exceptions import PendingCallsLimitExceeded
 
 __all__ = ["RemoteFunction"]
 
@@ -93,6 +94,9 @@ class _Recipe:
 
     def streaming(self) -> bool:
         return opts.returns_of(self._options, generator=is_generator(self._function)) == opts.STREAMING
+
+    def too_many(self, error: PendingCallsLimitExceeded) -> PendingCallsLimitExceeded:
+        return error
 
     def template(self, core: Core) -> Template:
         from ray import _core

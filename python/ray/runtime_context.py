@@ -66,13 +66,16 @@ class RuntimeContext:
         """The current task, or None; deprecated in favour of `get_task_id`."""
         from ray._runtime.ids import TaskID
 
-        task = context.task.get()
-        return None if task is None else TaskID(task.id)
+        found = _task_id()
+        return None if found is None else TaskID(found)
 
     def get_task_id(self) -> str | None:
-        """The id of the current task or actor call, in hex; None in a driver."""
-        task = context.task.get()
-        return None if task is None else task.id.hex()
+        """The id of the current task or actor call, in hex; None in a driver.
+
+        In a thread that user code has started, it is the call that the process runs, else the one that made the actor.
+        """
+        found = _task_id()
+        return None if found is None else found.hex()
 
     def get_task_name(self) -> str | None:
         """The name of the current task; None in a driver."""
@@ -246,6 +249,17 @@ class RuntimeContext:
     def _loaded(task: Task) -> Any:
         assert context.worker is not None, "a task runs in a worker"
         return context.worker.functions[task.function_id]
+
+
+def _task_id() -> bytes | None:
+    task = context.task.get()
+    if task is not None:
+        return task.id
+    worker = context.worker
+    if worker is None:
+        return None
+    running = worker.running.get(worker.main_thread)
+    return running if running is not None or worker.creation is None else worker.creation.id
 
 
 FIRST_INCARNATION = 0

@@ -508,7 +508,7 @@ def test_calls_may_overtake_those_that_wait_for_arguments(cluster, tmp_path, opt
         gate.wait()
         return "late"
 
-    actor = ray.remote(Echo).options(**options).remote()
+    actor = ray.remote(**options)(Echo).remote()
     first = actor.echo.remote(late.remote())
     assert ray.get(actor.echo.remote("second"), timeout=20) == "second"
     gate.open()

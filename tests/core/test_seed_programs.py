@@ -9,6 +9,7 @@ import math
 import random
 
 import numpy as np
+import pytest
 
 import ray
 
@@ -154,11 +155,14 @@ def test_asynchronous_parameter_server(cluster):
     workers = [DataWorker.remote(*linear_problem(seed)) for seed in range(3)]
     weights = server.get_weights.remote()
     gradients = {worker.gradient.remote(weights): worker for worker in workers}
-    for _ in range(150):
+    # How soon it converges depends on which workers are fast.
+    for step in range(5000):
         (ready,), _ = ray.wait(list(gradients))
         worker = gradients.pop(ready)
         gradients[worker.gradient.remote(server.apply.remote(ready))] = worker
-    assert np.allclose(ray.get(server.get_weights.remote()), np.arange(10), atol=0.05)
+        if step % 50 == 0 and np.allclose(ray.get(server.get_weights.remote()), np.arange(10), atol=0.05):
+            return
+    pytest.fail("it did not converge")
 
 
 def test_a_queue_sharded_over_actors(cluster):

@@ -427,3 +427,11 @@ def test_the_last_reducer_that_copyreg_was_given_counts(cluster):
     finally:
         del copyreg.dispatch_table[Registered]
     assert ray.get(ray.put(Registered(7))).value == 7
+
+
+def test_cloudpickle_is_found_under_ray(cluster):
+    import ray.cloudpickle
+
+    assert ray.cloudpickle.loads(ray.cloudpickle.dumps(lambda x: x + 1))(1) == 2
+    assert issubclass(ray.cloudpickle.CloudPickler, cloudpickle.Pickler)
+    assert ray.cloudpickle.register_pickle_by_value is cloudpickle.register_pickle_by_value

@@ -606,9 +606,9 @@ def test_a_fork_server_that_does_not_answer_is_told_to_drivers_and_a_reason():
     world.feed(events.ForkServerSilent(7, 10.0, 20.0))
     (notice,) = world.take(driver, p.Notice)
     assert "1 tasks or actors wait for workers, and the fork server (pid 7)" in notice.text  # type: ignore[attr-defined]
-    assert "fork server (pid 7)" in world.request(driver, "why.lease", 1)  # type: ignore[operator]
+    assert "fork server (pid 7)" in world.request(driver, "why.lease", 1, driver)  # type: ignore[operator]
     world.feed(events.ZygoteLost("it was replaced"))
-    assert "fork server" not in world.request(driver, "why.lease", 1)  # type: ignore[operator]
+    assert "fork server" not in world.request(driver, "why.lease", 1, driver)  # type: ignore[operator]
     world.settle()
     assert len(granted(world, driver)) == 1
 

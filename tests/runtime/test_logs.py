@@ -50,3 +50,7 @@ def test_of_many_unhandled_errors_some_are_shown_and_the_others_counted():
     assert len(shown) == logs.UNHANDLED_MAX
     assert errors.handle("later", logs.FOLD_S)[0].startswith("20 further")
     assert errors.flush() == []
+
+
+def test_line_of_one_other_process_is_shown_plainly() -> None:
+    assert format_line(Output(1, "f", 7, "hello", 1), colour=False) == "(f pid=7) hello\n"

@@ -311,7 +311,7 @@ impl Owner {
         }
     }
 
-    fn update_demand(&mut self, class_id: ClassId, out: &mut Out) {
+    pub(crate) fn update_demand(&mut self, class_id: ClassId, out: &mut Out) {
         let class = &self.leases.classes[&class_id];
         let ahead: usize = class.leases.iter().map(|id| self.leases.leases[id].in_flight.len().saturating_sub(1)).sum();
         let idle = class.leases.iter().filter(|id| self.leases.leases[*id].idle_since_ns.is_some()).count();

@@ -652,8 +652,12 @@ impl Owner {
         match entry.place {
             Place::Waiting | Place::Finished => self.finish_with(task, &error, now_ns, out),
             Place::Queued => {
+                let class = self.definitions[entry.def].class;
                 self.leases.unqueue(task, &self.definitions, entry.def);
                 self.finish_with(task, &error, now_ns, out);
+                if let Some(class) = class {
+                    self.update_demand(class, out);
+                }
             }
             Place::Called => {
                 let actor = entry.actor.expect("a call has an actor");

@@ -767,3 +767,14 @@ fn a_push_to_a_worker_that_ends_comes_back_and_is_not_pushed_there_again() {
         .collect();
     assert_eq!(sent, [Msg::Returned { tasks: vec![task] }, Msg::Leaving]);
 }
+
+#[test]
+fn what_was_cancelled_is_not_asked_for_any_more() {
+    let mut bench = Bench::new();
+    let f = bench.function(0);
+    let task = bench.submit(f);
+    bench.effects();
+    bench.owner.cancel(ObjectId { task, index: 0 }, false, false, bench.now, &mut bench.out);
+    let class = bench.class;
+    assert!(bench.effects().contains(&Effect::Node(ToNode::LeaseDemand { class, count: 0 })));
+}

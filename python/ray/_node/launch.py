@@ -6,6 +6,7 @@ It has a session of its own, so that Ctrl-C in the driver's terminal does not re
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -50,6 +51,7 @@ class NodeProcess:
         self.address = config.socket_path
         self.session_dir = config.session_dir
         self._lifeline = lifeline
+        self._lifeline_inode = os.fstat(lifeline).st_ino
         self._exit_status: int | None = None
         _alive[id(self)] = self
 
@@ -119,7 +121,10 @@ class NodeProcess:
     def _close_lifeline(self) -> None:
         _alive.pop(id(self), None)
         if self._lifeline >= 0:
-            os.close(self._lifeline)
+            # A program that closes all descriptors may have given the number to a file of its own since.
+            with contextlib.suppress(OSError):
+                if os.fstat(self._lifeline).st_ino == self._lifeline_inode:
+                    os.close(self._lifeline)
             self._lifeline = -1
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ray import _core
+from ray.exceptions import PendingCallsLimitExceeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,6 +41,10 @@ class Recipe(Protocol):
 
     def streaming(self) -> bool:
         """Whether results come as a stream."""
+        ...
+
+    def too_many(self, error: PendingCallsLimitExceeded) -> PendingCallsLimitExceeded:
+        """The core's refusal of a call, for the user."""
         ...
 
 
@@ -70,6 +75,8 @@ def remote_callable(recipe: Recipe) -> Callable[..., Any]:
             return submit(args, kwargs)
         except (_core.StoreFull, _core.CoreClosed) as error:
             raise translated(error) from None
+        except PendingCallsLimitExceeded as error:
+            raise recipe.too_many(error) from None
         except TypeError as error:
             from ray._runtime.serialization import name_argument
 

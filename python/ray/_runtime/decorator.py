@@ -6,6 +6,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
 from ray._runtime import options as opts
+from ray._runtime.words import kind_of
 from ray.actor import ActorClass, ActorHandle
 from ray.remote_function import RemoteFunction
 
@@ -49,7 +50,7 @@ def remote(*args: Any, **kwargs: Any) -> Any:
         num_gpus: GPUs; below 1 a share of one, else a whole number.
         resources: Further resources, by name.
         memory: Bytes of memory to count.
-        num_returns: Tasks: how many results, "streaming" for generators, or "dynamic".
+        num_returns: Tasks: how many results (100,000 at most), "streaming" for generators, or "dynamic".
         max_retries: Tasks: how often to run again when a worker dies; -1 without end. 3 unless stated.
         retry_exceptions: Tasks: whether exceptions count as such deaths too, or which classes of them.
         max_calls: Tasks: after how many calls a worker is replaced; 0 for never.
@@ -91,7 +92,7 @@ def _make(target: Any, options: dict[str, Any]) -> Any:
     elif isinstance(target, ActorHandle):
         message = "ray.remote takes a function or a class, not a running actor"
     else:
-        message = f"ray.remote takes a function or a class, not a {type(target).__name__}"
+        message = f"ray.remote takes a function or a class, not {kind_of(target)}"
     raise TypeError(message)
 
 

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from ray._runtime import session
-from ray.exceptions import RayTaskError
+from ray.exceptions import RaySystemError, RayTaskError
 
 __all__ = ["dependency_error", "is_of_user", "print_stray", "remote_traceback", "safe_repr", "task_error"]
 
@@ -46,10 +46,13 @@ def task_error(
 
 
 def dependency_error(error: BaseException, function_name: str) -> RayTaskError:
-    """The error to send when an argument's task failed: its traceback, below this task's name."""
+    """The error to send when an argument cannot be had: what its task raised, or why it cannot be unpickled here."""
     pid = os.getpid()
     place = f"ray::{function_name}() (pid={pid}, ip={session.node_ip_address})"
-    text = f"{place}\n  did not run, because a task that makes one of its arguments failed:\n{error}"
+    # Those of other tasks are instances of two classes.
+    unreadable = type(error) is RaySystemError and error.traceback_str
+    what = "one of its arguments could not be unpickled" if unreadable else "a task that makes an argument of it failed"
+    text = f"{place}\n  did not run, because {what}:\n{error}"
     cause = error.cause if isinstance(error, RayTaskError) and error.cause is not None else error
     return RayTaskError(function_name, text, cause, f"ray::{function_name}", pid, session.node_ip_address)
 

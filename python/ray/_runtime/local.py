@@ -258,6 +258,7 @@ def _version() -> str:
 
 
 def _job(job_config: Any, namespace: str | None, runtime_env: dict[str, Any] | None) -> dict[str, Any]:
+    from ray._runtime import options
     from ray.job_config import JobConfig
     from ray.runtime_env import RuntimeEnv
 
@@ -268,6 +269,8 @@ def _job(job_config: Any, namespace: str | None, runtime_env: dict[str, Any] | N
     if namespace is not None and (not isinstance(namespace, str) or not namespace):
         message = f"namespace must be a string that is not empty, or None, not {namespace!r}"
         raise TypeError(message) if not isinstance(namespace, str) else ValueError(message)
+    if namespace is not None:
+        options.check_text("namespace", namespace)
     env = runtime_env if runtime_env is not None else config.runtime_env
     if env is not None and not isinstance(env, dict):
         message = f"runtime_env must be a dictionary or a RuntimeEnv, not {env!r}"
@@ -306,6 +309,11 @@ def _resources(
     elif isinstance(store, bool) or not isinstance(store, int | float):
         message = f"object_store_memory must be a number of bytes, not {store!r}"
         raise TypeError(message)
+    elif not store <= options.AMOUNT_MAX:
+        message = (
+            f"object_store_memory must be a number of bytes up to {options.AMOUNT_MAX}, not {options.shown(store)}"
+        )
+        raise ValueError(message)
     elif store < OBJECT_STORE_BYTES_MIN:
         message = f"object_store_memory must be at least {OBJECT_STORE_BYTES_MIN} bytes (64 MiB), not {store}"
         raise ValueError(message)
@@ -315,6 +323,8 @@ def _resources(
             f"{memory_bytes()} bytes of memory, which tasks and actors need a part of; ask for less"
         )
         raise ValueError(message)
+    if memory is not None:
+        options.check({"_memory": memory}, {"_memory": options.TASK["memory"]}, "ray.init()")
     amounts: dict[str, float] = {
         "CPU": _count("num_cpus", num_cpus, available_cpus),
         "GPU": _count("num_gpus", num_gpus, available_gpus),
@@ -328,12 +338,15 @@ def _resources(
 def _count(name: str, given: int | None, detect: Any) -> int:
     if given is None:
         return int(detect())
-    if isinstance(given, bool) or not isinstance(given, int | float) or given != int(given):
+    from ray._runtime import options
+
+    if isinstance(given, bool) or not isinstance(given, int | float):
         message = f"{name} must be a whole number, not {given!r}"
         raise TypeError(message)
-    if given < 0:
-        message = f"{name} cannot be negative, but is {given}"
-        raise ValueError(message)
+    options.to_fixed(name, given)
+    if given != int(given):
+        message = f"{name} must be a whole number, not {given!r}"
+        raise TypeError(message)
     return int(given)
 
 
@@ -526,6 +539,8 @@ def _logging_variables(config: Any) -> dict[str, str]:
 
 def shutdown(*, wait_for_processes: bool = False, _exiting_interpreter: bool = False) -> None:
     """Leaves the cluster and, since it is a local one, ends it with everything in it.
+
+    In a task or an actor this does nothing: the cluster is not theirs to end, and they go on as they are.
 
     Called by itself when the interpreter exits. Does nothing when this process is in no cluster. References and
     handles of the cluster cannot be used afterwards; remote functions and actor classes can.

@@ -34,7 +34,7 @@ class Output(NamedTuple):
     name: str
     pid: int
     text: str
-    repeats: int  # 0, or how many other processes printed it too
+    repeats: int  # 0, or how many other processes printed it too; one is shown like any line
 
 
 class _Seen:
@@ -94,7 +94,7 @@ class Folder:
 def format_line(output: Output, *, colour: bool) -> str:
     """One line with its prefix."""
     prefix = f"({output.name} pid={output.pid})"
-    suffix = f" [repeated {output.repeats}x across cluster]" if output.repeats else ""
+    suffix = f" [repeated {output.repeats}x across cluster]" if output.repeats > 1 else ""
     if colour:
         prefix = f"\033[{_COLOURS[output.pid % len(_COLOURS)]}m{prefix}{_RESET}"
         suffix = f"\033[32m{suffix}{_RESET}" if suffix else ""

@@ -9,12 +9,28 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["ACTOR", "METHOD", "TASK", "ActorDemand", "check", "demand_of_actor", "demand_of_task"]
+from ray._runtime.words import kind_of
+
+__all__ = [
+    "ACTOR",
+    "METHOD",
+    "TASK",
+    "ActorDemand",
+    "check",
+    "check_text",
+    "demand_of_actor",
+    "demand_of_task",
+    "shown",
+]
 
 UNIT = 10_000  # fixed-point units of one CPU, one GPU, one byte
 
 STREAMING = -1
 DYNAMIC = -2
+
+AMOUNT_MAX = (2**63 - 1) // UNIT  # of one resource; amounts are counted in 64 bits, and no machine has as much
+COUNT_MAX = 2**31 - 1  # of retries, restarts, concurrent calls
+RETURNS_MAX = 100_000  # results of one call, each with an entry in its owner; streams have no limit
 
 DEFAULT_MAX_RETRIES = 3
 ASYNC_MAX_CONCURRENCY = 1000
@@ -29,7 +45,24 @@ Check = Callable[[str, Any], None]
 
 
 def _type_error(name: str, wanted: str, value: Any) -> TypeError:
-    return TypeError(f"option {name!r} must be {wanted}, but {value!r} is a {type(value).__name__}")
+    return TypeError(f"option {name!r} must be {wanted}, but {shown(value)} is {kind_of(value)}")
+
+
+def shown(value: Any) -> str:
+    """Its repr, for messages."""
+    try:
+        return repr(value)
+    except ValueError:  # Python prints no number of thousands of digits
+        return f"a number of {value.bit_length()} bits"
+
+
+def check_text(name: str, value: str) -> None:
+    """Raises ValueError when a string cannot be sent as UTF-8."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        message = f"{name!r} cannot be {value!r}: it has half of a surrogate pair at {error.start}, which is no text"
+        raise ValueError(message) from None
 
 
 def _quantity(name: str, value: Any) -> None:
@@ -43,7 +76,10 @@ def _integer(least: int, meaning: str, allowed_negative: int | None = None) -> C
         if not isinstance(value, int):
             raise _type_error(name, f"{meaning} or None", value)
         if value < least and value != allowed_negative:
-            message = f"option {name!r} must be {meaning}, not {value}"
+            message = f"option {name!r} must be {meaning}, not {shown(value)}"
+            raise ValueError(message)
+        if value > COUNT_MAX:
+            message = f"option {name!r} must be {COUNT_MAX} at most, not {shown(value)}"
             raise ValueError(message)
 
     return check_integer
@@ -55,6 +91,7 @@ def _string(name: str, value: Any) -> None:
     if not value:
         message = f"option {name!r} cannot be an empty string"
         raise ValueError(message)
+    check_text(name, value)
 
 
 def _labels(name: str, value: Any) -> None:
@@ -75,6 +112,10 @@ def _resources(name: str, value: Any) -> None:
         if not isinstance(key, str):
             message = f"option {name!r} has the key {key!r}; resource names are strings"
             raise TypeError(message)
+        if not key:
+            message = f"option {name!r} has an empty string as a key; resources have names"
+            raise ValueError(message)
+        check_text(name, key)
         option = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}.get(key)
         if option is not None:
             message = f"option {name!r} cannot hold {key!r}; use the option {option!r}"
@@ -90,9 +131,9 @@ def _num_returns(name: str, value: Any) -> None:
         return
     if not isinstance(value, int | str):
         raise _type_error(name, "a number, 'streaming', 'dynamic' or None", value)
-    if isinstance(value, str) or value < 0:
+    if isinstance(value, str) or not 0 <= value <= RETURNS_MAX:
         message = (
-            f"option {name!r} must be 0 or more, 'streaming' or 'dynamic', not {value!r}. "
+            f"option {name!r} must be from 0 to {RETURNS_MAX}, 'streaming' or 'dynamic', not {shown(value)}. "
             "Left out, it is 1, and 'streaming' for generators."
         )
         raise ValueError(message)
@@ -255,13 +296,16 @@ def to_fixed(name: str, amount: float) -> int:
     """An amount in units of 1/10000.
 
     Raises:
-        ValueError: If it is negative, not finite, or above zero but smaller than one unit.
+        ValueError: If it is negative, not finite, larger than `AMOUNT_MAX`, or above zero but smaller than one unit.
     """
     if amount < 0:
-        message = f"{name!r} cannot be negative, but is {amount}"
+        message = f"{name!r} cannot be negative, but is {shown(amount)}"
         raise ValueError(message)
     if amount != amount or amount == float("inf"):
         message = f"{name!r} must be finite, but is {amount}"
+        raise ValueError(message)
+    if amount > AMOUNT_MAX:
+        message = f"{name!r} is {shown(amount)}, but the largest amount of a resource is {AMOUNT_MAX}"
         raise ValueError(message)
     units = round(amount * UNIT) if isinstance(amount, float) else amount * UNIT
     if units == 0 and amount > 0:

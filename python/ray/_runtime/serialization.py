@@ -18,6 +18,8 @@ import sys
 from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
+from ray._runtime.words import a
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -228,16 +230,23 @@ def _type_name(value: Any) -> str:
 
 
 def _unreadable(error: Exception) -> Exception:
-    import traceback
-
+    from ray._runtime import errors
     from ray.exceptions import RayError, RaySystemError
 
     if isinstance(error, RayError):
         return error
     message = f"a value could not be read here: {type(error).__name__}: {error}"
-    if isinstance(error, ImportError | AttributeError):
-        message += ". The module must be importable in every process that reads the value."
-    return RaySystemError(message, "".join(traceback.format_exception(error)))
+    if _lacks_module(error):
+        message += ". The module must be importable, and be the same, in every process that reads the value."
+    return RaySystemError(message, f"Traceback (most recent call last):\n{errors.remote_traceback(error)}")
+
+
+def _lacks_module(error: Exception) -> bool:
+    """Whether unpickling failed for want of a module, or of something in it."""
+    if isinstance(error, AttributeError):
+        # The unpickler's own words, for what it does not find in a module.
+        return isinstance(error.obj, ModuleType) or str(error).startswith("Can't get attribute")
+    return isinstance(error, ImportError)
 
 
 # --- exceptions ---------------------------------------------------------------------------------------------------
@@ -263,7 +272,7 @@ def load_cause(blob: bytes, traceback_str: str) -> BaseException:
         return UnserializableException(traceback_str, f"it could not be read here: {type(error).__name__}: {error}")
     if isinstance(cause, BaseException):
         return cause
-    return UnserializableException(traceback_str, f"its __reduce__ gives a {_type_name(cause)}")
+    return UnserializableException(traceback_str, f"its __reduce__ gives {a(_type_name(cause))}")
 
 
 PICKLE_MARK = b"\x80"  # how every pickle begins, and no UTF-8 text
@@ -282,7 +291,7 @@ def load_error(code: int, body: bytes, buffers: list[Any], ref: bytes) -> BaseEx
             return error.as_instanceof_cause()
         if isinstance(error, BaseException):
             return error
-        return exceptions.RaySystemError(f"an error payload holds a {_type_name(error)}")
+        return exceptions.RaySystemError(f"an error payload holds {a(_type_name(error))}")
     text = body.decode("utf-8", "replace")
     return error_of_code(code, text, ref)
 

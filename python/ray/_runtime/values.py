@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from ray import _core
 from ray._runtime import session
 from ray._runtime.calls import translated
+from ray._runtime.words import kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +22,8 @@ R = TypeVar("R")
 W = TypeVar("W", bound="Ref[Any] | ObjectRefGenerator[Any]")
 
 ObjectRef = _core.ObjectRef
+
+TIMEOUT_S_MAX = 3_000_000_000  # a century: what is longer is a mistake, and may not even fit a float
 
 
 def put(value: R, *, _owner: Any = None, _tensor_transport: str | None = None) -> Ref[R]:
@@ -126,7 +129,7 @@ def _get_other(value: Any) -> Any:
 
     if isinstance(value, ObjectRefGenerator):
         return value
-    message = f"ray.get() takes an ObjectRef or a list of them, not a {type(value).__name__}"
+    message = f"ray.get() takes an ObjectRef or a list of them, not {kind_of(value)}"
     if isinstance(value, tuple | set | frozenset | dict):
         message += "; make it a list"
     raise ValueError(message)
@@ -135,7 +138,7 @@ def _get_other(value: Any) -> Any:
 def _check_refs(refs: list[Any]) -> None:
     for index, ref in enumerate(refs):
         if type(ref) is not ObjectRef:
-            message = f"ray.get() was given a list whose item {index} is a {type(ref).__name__}, not an ObjectRef"
+            message = f"ray.get() was given a list whose item {index} is {kind_of(ref)}, not an ObjectRef"
             raise TypeError(message)
 
 
@@ -143,8 +146,14 @@ def _check_timeout(timeout: Any) -> None:
     if isinstance(timeout, bool) or not isinstance(timeout, int | float):
         message = f"timeout must be a number of seconds or None, not {timeout!r}"
         raise TypeError(message)
-    if timeout < 0 or timeout != timeout:
+    if timeout != timeout:
+        message = "timeout must be a number of seconds or None, but is nan, which is not a number"
+        raise ValueError(message)
+    if timeout < 0:
         message = f"timeout cannot be negative, but is {timeout}"
+        raise ValueError(message)
+    if timeout > TIMEOUT_S_MAX and timeout != float("inf"):
+        message = f"timeout is more than {TIMEOUT_S_MAX} s; use None to wait for ever"
         raise ValueError(message)
 
 
@@ -173,7 +182,7 @@ def wait(
         ValueError: If it holds something twice, or `num_returns` or `timeout` are out of range.
     """
     if not isinstance(ray_waitables, list):
-        message = f"ray.wait() takes a list of ObjectRefs, not a {type(ray_waitables).__name__}"
+        message = f"ray.wait() takes a list of ObjectRefs, not {kind_of(ray_waitables)}"
         raise TypeError(message)
     if timeout is not None:
         _check_timeout(timeout)
@@ -206,7 +215,7 @@ def _wait_mixed(
 
     for index, item in enumerate(waitables):
         if type(item) is not ObjectRef and not isinstance(item, ObjectRefGenerator):
-            message = f"ray.wait() was given a list whose item {index} is a {type(item).__name__}, not an ObjectRef"
+            message = f"ray.wait() was given a list whose item {index} is {kind_of(item)}, not an ObjectRef"
             raise TypeError(message)
     if len(set(waitables)) != len(waitables):
         message = "ray.wait() was given the same reference twice"
@@ -250,15 +259,19 @@ def cancel(ray_waitable: Ref[Any] | ObjectRefGenerator[Any], *, force: bool = Fa
         recursive: Whether tasks that it has called are cancelled too.
 
     Raises:
-        TypeError: If it is neither a reference nor a generator.
+        TypeError: If it is neither a reference nor a generator, or `force` or `recursive` is not a boolean.
     """
     from ray._runtime.generators import ObjectRefGenerator
 
+    for name, value in (("force", force), ("recursive", recursive)):
+        if not isinstance(value, bool):
+            message = f"ray.cancel(): {name} must be True or False, not {value!r}"
+            raise TypeError(message)
     if isinstance(ray_waitable, ObjectRefGenerator):
         session.ensure().cancel(ray_waitable._stream, force, recursive)
         return
     if type(ray_waitable) is not ObjectRef:
         hint = " Use ray.kill() for actors." if type(ray_waitable).__name__ == "ActorHandle" else ""
-        message = f"ray.cancel() takes an ObjectRef, not a {type(ray_waitable).__name__}.{hint}"
+        message = f"ray.cancel() takes an ObjectRef, not {kind_of(ray_waitable)}.{hint}"
         raise TypeError(message)
     session.ensure().cancel(ray_waitable, force, recursive)

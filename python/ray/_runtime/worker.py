@@ -29,6 +29,7 @@ from ray._runtime import session as membership
 from ray._runtime.calls import translated
 from ray._runtime.ids import TaskID
 from ray._runtime.options import DYNAMIC, STREAMING, UNIT
+from ray._runtime.words import kind_of
 from ray.actor import ActorExit
 from ray.exceptions import ActorDiedError, AsyncioActorExit, TaskCancelledError
 
@@ -189,6 +190,18 @@ class Worker:
         Raises:
             BaseException: The exception itself, if it is the engine's own.
         """
+        while True:
+            try:
+                self._deal_with(error, task)
+                return
+            except Leave:
+                raise
+            except BaseException as later:
+                if later is error or not errors.is_of_user(later):
+                    raise
+                error = later  # another signal came meanwhile
+
+    def _deal_with(self, error: BaseException, task: Task | None) -> None:
         if self.is_fork:
             forked.end(error)
         if isinstance(error, SystemExit):
@@ -333,7 +346,7 @@ class Worker:
         if not hasattr(value, "__iter__"):
             message = (
                 f"{task.name} has num_returns='streaming' and must return something to iterate over, "
-                f"not a {type(value).__name__}"
+                f"not {kind_of(value)}"
             )
             raise TypeError(message)
         for item in value:
@@ -353,8 +366,7 @@ class Worker:
 
         if not hasattr(value, "__iter__"):
             message = (
-                f"{task.name} has num_returns='dynamic' and must return something to iterate over, "
-                f"not a {type(value).__name__}"
+                f"{task.name} has num_returns='dynamic' and must return something to iterate over, not {kind_of(value)}"
             )
             raise TypeError(message)
         count = 0
@@ -565,11 +577,15 @@ class Worker:
         try:
             if isinstance(loaded, BaseException):
                 raise loaded
-            args, kwargs = task.arguments()
             cls = loaded.function
             described = methods.describe(cls, loaded.meta.get("options", {}))
             _set_title(f"ray::{cls.__name__}")
             context.actor = context.ActorInfo(task.actor, described, task.incarnation, task.gpu_ids, loaded.meta)
+            try:
+                args, kwargs = task.arguments()
+            except Exception as error:
+                self.core.actor_failed(errors.dependency_error(translated(error), f"{task.name}.__init__"))
+                raise Leave(1) from None
             self.running[self.main_thread] = self._started[self.main_thread] = task.id
             instance = cls(*args, **kwargs)
             self.running.pop(self.main_thread, None)
@@ -578,6 +594,8 @@ class Worker:
             if self.is_fork:
                 forked.end(error)
             self.check_quitter(task)
+            if isinstance(error, Leave):
+                raise
             if isinstance(error, SystemExit):
                 self._exit(error)
             failure = self._creation_error(task, translated(error))

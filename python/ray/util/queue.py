@@ -6,6 +6,8 @@ import queue
 from collections.abc import Iterable
 from typing import Any
 
+from ray._runtime.words import kind_of
+
 __all__ = ["Empty", "Full", "Queue"]
 
 
@@ -107,7 +109,7 @@ class Queue:
         import ray
 
         if isinstance(items, str | bytes) or not isinstance(items, Iterable):
-            message = f"items must be something to iterate over, not a {type(items).__name__}"
+            message = f"items must be something to iterate over, not {kind_of(items)}"
             raise TypeError(message)
         _raise_if(ray.get(self.actor.put_batch.remote(list(items))), Full)
 

@@ -1,6 +1,6 @@
 //! What a worker does with the work it is sent.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::Ordering;
 
 use skate_proto::executor::{Executor, Work};
@@ -60,7 +60,7 @@ impl Core {
     }
 
     pub fn task_event_fd(&self) -> i32 {
-        self.descriptors.lock().as_ref().map_or(-1, |descriptors| descriptors.task_event.as_raw_fd())
+        self.descriptors.lock().as_ref().map_or(-1, |descriptors| descriptors.task_event.as_fd().as_raw_fd())
     }
 
     pub fn tasks_over(&self) -> bool {

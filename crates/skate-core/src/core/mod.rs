@@ -14,7 +14,7 @@ mod requests;
 mod waiting;
 
 use std::collections::{HashMap, VecDeque};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -31,6 +31,7 @@ use skate_proto::owner::{Effect, Out, Owner, ToNode};
 
 use crate::node_wire::{self, FromNode};
 use crate::store::Store;
+use crate::transport::fork::PrivateFd;
 use crate::transport::{Address, Config, SendMode, StartError, Transport};
 use incoming::Shell;
 use requests::Answer;
@@ -118,9 +119,9 @@ pub struct Core {
 }
 
 struct Descriptors {
-    timer: OwnedFd,
+    timer: PrivateFd,
     /// Readable while an event loop should poll for work.
-    task_event: OwnedFd,
+    task_event: PrivateFd,
 }
 
 impl Core {
@@ -167,7 +168,10 @@ impl Core {
             logs: Mutex::new(VecDeque::new()),
             logs_changed: Condvar::new(),
             logs_dropped: AtomicU64::new(0),
-            descriptors: Mutex::new(Some(Descriptors { timer, task_event })),
+            descriptors: Mutex::new(Some(Descriptors {
+                timer: PrivateFd::new(timer),
+                task_event: PrivateFd::new(task_event),
+            })),
             main_thread: AtomicU64::new(0),
             signals: OnceLock::new(),
             interrupted: AtomicBool::new(false),

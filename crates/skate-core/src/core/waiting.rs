@@ -1,6 +1,6 @@
 //! Waiting for objects: by a thread that drives the transport meanwhile, or as events on a descriptor.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
@@ -14,6 +14,7 @@ use skate_proto::objects::WaiterId;
 use super::{Core, CoreError, State};
 use crate::node_wire;
 use crate::transport::Driven;
+use crate::transport::fork::PrivateFd;
 
 /// A wait shorter than this does not give the worker's CPUs back: telling the node costs as much.
 const BLOCK_AFTER: Duration = Duration::from_micros(200);
@@ -50,14 +51,14 @@ impl Waiter {
 
 /// Finished objects as events on a descriptor, for event loops.
 pub struct Completions {
-    fd: OwnedFd,
+    fd: PrivateFd,
     done: Mutex<Vec<u64>>,
 }
 
 impl Completions {
     pub fn new() -> std::io::Result<Arc<Self>> {
         let fd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Arc::new(Self { fd, done: Mutex::new(Vec::new()) }))
+        Ok(Arc::new(Self { fd: PrivateFd::new(fd), done: Mutex::new(Vec::new()) }))
     }
 
     pub fn as_fd(&self) -> BorrowedFd<'_> {

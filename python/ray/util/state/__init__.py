@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ray._runtime.words import kind_of
+
 if TYPE_CHECKING:
     from ray._core import Core, ObjectRef
     from ray._runtime.generators import ObjectRefGenerator
@@ -35,7 +37,7 @@ def why(ref: ObjectRef[Any] | ObjectRefGenerator[Any]) -> str:
             return f"generator {ref.task_id().hex()} has ended"
         ref = ref.completed()
     if type(ref) is not _core.ObjectRef:
-        message = f"why() takes an ObjectRef or an ObjectRefGenerator, not a {type(ref).__name__}"
+        message = f"why() takes an ObjectRef or an ObjectRefGenerator, not {kind_of(ref)}"
         raise TypeError(message)
     core = session.ensure()
     chain = core.why(ref)
