@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, NoReturn, ParamSpec, TypeVar, Union, cast, overload
 
 from ray._runtime import calls, session
 from ray._runtime import options as opts
@@ -12,15 +11,29 @@ from ray._runtime.words import kind_of
 from ray.remote_function import Pickled
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from typing import Never
+
     from ray._core import ActorHandleRef, Core, Template
     from ray._runtime.ids import ActorID
+    from ray._runtime.method_types import MarkedMethod, MethodDecorator
     from ray._runtime.signature import Signature
     from ray.exceptions import PendingCallsLimitExceeded
 
-__all__ = ["ActorClass", "ActorClassInheritanceException", "ActorHandle", "ActorMethod", "exit_actor", "method"]
+__all__ = [
+    "ActorClass",
+    "ActorClassInheritanceException",
+    "ActorHandle",
+    "ActorMethod",
+    "ActorProxy",
+    "exit_actor",
+    "method",
+]
 
 T = TypeVar("T", covariant=True)
-F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+R = TypeVar("R")
+V = TypeVar("V")
 
 GET_IF_EXISTS_ATTEMPTS = 10  # each one lost means that an actor of the name was born and died in between
 
@@ -89,7 +102,7 @@ class ActorClass(Generic[T]):
         derived._signature = self._signature
         return derived
 
-    def remote(self, *args: Any, **kwargs: Any) -> ActorHandle[T]:
+    def remote(self, *args: Any, **kwargs: Any) -> ActorProxy[T]:
         """Starts an actor and returns a handle at once; calls made meanwhile wait for it.
 
         An exception in `__init__` is raised by `ray.get` of every call, as an `ActorDiedError`.
@@ -115,8 +128,10 @@ class ActorClass(Generic[T]):
         namespace = options.get("namespace") or session.namespace
         try:
             if name and options.get("get_if_exists"):
-                return self._get_or_create(core, name, namespace, args, kwargs)
-            return self._create(core, name, namespace, args, kwargs)
+                made = self._get_or_create(core, name, namespace, args, kwargs)
+            else:
+                made = self._create(core, name, namespace, args, kwargs)
+            return cast("ActorProxy[T]", made)
         except TypeError as error:
             from ray._runtime.serialization import name_argument
 
@@ -319,6 +334,20 @@ class ActorHandle(Generic[T]):
         return _rebuild_handle, (self._ray_ref, self._ray_methods.to_bytes())
 
 
+if TYPE_CHECKING:
+
+    class _Proxied(ActorHandle[T]):
+        """The half of `ActorProxy` that knows no methods, so that the class's alone are seen."""
+
+        def __getattr__(self, name: str) -> Never: ...
+
+else:
+    _Proxied = ActorHandle
+
+ActorProxy = Union[_Proxied[V], type[V]]  # noqa: UP007 (an alias with a parameter)
+"""What a type checker takes the handle of a known class for; at run time it is an `ActorHandle`."""
+
+
 def _rebuild_handle(ref: ActorHandleRef, methods: bytes) -> ActorHandle[Any]:
     return _adopt(ref, ActorMethods.from_bytes(methods))
 
@@ -457,21 +486,37 @@ def _rebuild_method(ref: ActorHandleRef, methods: bytes, name: str, options: dic
 # --- functions -----------------------------------------------------------------------------------------------------
 
 
-def method(*args: Any, **kwargs: Any) -> Callable[[F], F]:
+@overload  # A coroutine's result is what its reference stands for.
+def method(
+    function: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /
+) -> MarkedMethod[P, Coroutine[Any, Any, R], R]: ...
+@overload
+def method(function: Callable[Concatenate[Any, P], R], /) -> MarkedMethod[P, R, R]: ...
+@overload
+def method(**kwargs: Any) -> MethodDecorator: ...
+
+
+def method(*args: Any, **kwargs: Any) -> Any:
     """Options of one method of an actor class: `@ray.method(num_returns=2)`.
 
+    As plain `@ray.method` it says nothing at run time. In both forms it lets type checkers see the method's parameters
+    and result in `handle.method.remote(...)`.
+
     Args:
+        args: The method, where there are no options.
         kwargs: `num_returns`, `concurrency_group`, `max_task_retries`, `retry_exceptions`.
 
     Raises:
         ValueError, TypeError: If an option does not exist or its value is not valid; the message names it.
     """
+    if len(args) == 1 and not kwargs and (callable(args[0]) or isinstance(args[0], staticmethod | classmethod)):
+        return args[0]
     if args:
-        message = "ray.method takes options by name and needs parentheses: @ray.method(num_returns=2)"
+        message = "ray.method is used as @ray.method, or with options by name: @ray.method(num_returns=2)"
         raise TypeError(message)
     opts.check(kwargs, opts.METHOD, "actor methods")
 
-    def mark(function: F) -> F:
+    def mark(function: Any) -> Any:
         setattr(function, OPTIONS_ATTRIBUTE, dict(kwargs))
         return function
 
@@ -557,7 +602,7 @@ def _reserve(name: str, namespace: str, actor: bytes, described: ActorMethods) -
         raise ActorAlreadyExistsError(message) from None
 
 
-def kill(actor: ActorHandle[Any], *, no_restart: bool = True) -> None:
+def kill(actor: ActorHandle[Any] | type[Any], *, no_restart: bool = True) -> None:
     """Ends an actor at once, in the middle of what it does. Its unfinished calls raise `ActorDiedError`.
 
     Args:

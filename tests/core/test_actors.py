@@ -587,3 +587,25 @@ def test_an_actor_class_still_travels(cluster):
         return cls.LIMIT, ray.get(cls.remote().limit.remote())
 
     assert ray.get(use.remote(WithAttributes)) == (5, 5)
+
+
+def test_a_method_can_be_marked_without_options(cluster):
+    @ray.remote
+    class Marked:
+        @ray.method
+        def double(self, x):
+            return 2 * x
+
+        @ray.method(num_returns=2)
+        def both(self, x):
+            return x, self.double(x)
+
+    marked = Marked.remote()
+    assert ray.get(marked.double.remote(2)) == 4
+    assert ray.get(marked.both.remote(2)) == [2, 4]
+    with pytest.raises((TypeError, AssertionError)):
+        ray.method(2)
+
+
+def test_handles_have_a_type_for_annotations():
+    assert ray.actor.ActorProxy[Counter]

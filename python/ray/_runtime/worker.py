@@ -482,7 +482,7 @@ class Worker:
         the call is repeated then.
         """
         actor = context.actor
-        if actor is None or self.ending is None or self.ending.code != 0:
+        if actor is None or self.ending is None or self.ending.code != 0 or task.answered:
             return
         text = (
             f"actor {actor.methods.class_name} ({actor.id.hex()}, pid {os.getpid()}) has ended: {self._end_reason}. "
