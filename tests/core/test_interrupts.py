@@ -245,6 +245,23 @@ class AsyncHandling:
         return number
 
 
+def answered(actor, number):
+    """Whether a call comes back: with its value, or with what the handler has raised inside of it."""
+    try:
+        return ray.get(actor.ping.remote(number), timeout=20) == number
+    except TimeoutError as error:
+        return "from the handler" in str(error)
+
+
+def handled(actor, tally, expected, *, calls):
+    """Whether the handler has run so often. A call makes sure that Python looks for signals.
+
+    An event loop does so by itself. While it handles a call nothing may raise: asyncio's code does not expect it.
+    """
+    assert not calls or answered(actor, expected)
+    return tally.count() == expected
+
+
 @pytest.mark.skate
 @pytest.mark.parametrize("kind", [Handling, Handling.options(max_concurrency=2), AsyncHandling])
 def test_a_signal_handler_that_raises_between_calls_does_not_end_the_actor(cluster, tmp_path, kind):
@@ -253,7 +270,8 @@ def test_a_signal_handler_that_raises_between_calls_does_not_end_the_actor(clust
     pid = ray.get(actor.handle.remote(tally))
     for number in range(20):
         os.kill(pid, signal.SIGUSR1)
-        wait_until(lambda expected=number + 1: tally.count() == expected, what="the handler's run")
+        calls = kind is not AsyncHandling
+        wait_until(lambda n=number + 1, calls=calls: handled(actor, tally, n, calls=calls), what="the handler's run")
     assert ray.get([actor.ping.remote(number) for number in range(5)], timeout=20) == list(range(5))
 
 
@@ -263,28 +281,30 @@ def test_a_signal_handler_that_raises_between_tasks_does_not_end_the_worker(fres
     tally = Tally(tmp_path)
     pid = ray.get(handle_in_a_task.remote(tally))
     os.kill(pid, signal.SIGUSR1)
-    wait_until(tally.count, what="the handler's run")
-    assert ray.get(handle_in_a_task.remote(tally), timeout=20) == pid
+    for _ in range(2):
+        try:
+            assert ray.get(handle_in_a_task.remote(tally), timeout=20) == pid
+        except TimeoutError as error:  # it met the call itself
+            assert "from the handler" in str(error)  # noqa: PT017
+    assert tally.count() == 1
 
 
 @pytest.mark.skate
 @pytest.mark.slow  # many signals at many moments
-@pytest.mark.parametrize("kind", [Handling, AsyncHandling])
-def test_no_call_is_lost_to_a_signal_handler_that_raises(cluster, tmp_path, kind):
+def test_no_call_is_lost_to_a_signal_handler_that_raises(cluster, tmp_path):
     tally = Tally(tmp_path)
-    actor = kind.remote()
+    actor = Handling.remote()
     pid = ray.get(actor.handle.remote(tally))
     outcomes = []
     for number in range(300):
         reference = actor.ping.remote(number)
         os.kill(pid, signal.SIGUSR1)
-        wait_until(lambda expected=number + 1: tally.count() == expected, what="the handler's run")
         try:
             outcomes.append(ray.get(reference, timeout=20) == number)
         except TimeoutError as error:  # it met the call itself
             outcomes.append("from the handler" in str(error))
     assert all(outcomes)
-    assert ray.get(actor.ping.remote(5), timeout=20) == 5
+    assert answered(actor, 5)
 
 
 @pytest.mark.skate
@@ -292,7 +312,7 @@ def test_what_a_signal_handler_raises_between_tasks_is_printed(no_cluster):
     status, _, errors = run_driver("""
         import os, signal
         import ray
-        from helpers import Tally, wait_until
+        from helpers import Tally
 
         @ray.remote
         def handle(tally):
@@ -305,9 +325,12 @@ def test_what_a_signal_handler_raises_between_tasks_is_printed(no_cluster):
         ray.init(num_cpus=1)
         import tempfile
         tally = Tally(tempfile.mkdtemp())
-        os.kill(ray.get(handle.remote(tally)), signal.SIGUSR1)
-        wait_until(tally.count)
-        ray.get(handle.remote(tally))
+        for _ in range(20):  # some of which are caught by a call
+            os.kill(ray.get(handle.remote(tally)), signal.SIGUSR1)
+            try:
+                ray.get(handle.remote(tally))
+            except LookupError:
+                pass
         ray.shutdown()
     """)
     assert status == 0, errors
@@ -325,5 +348,11 @@ def test_a_signal_handler_that_exits_ends_the_actor(cluster, kind):
 
     actor = kind.remote()
     os.kill(ray.get(actor.__ray_call__.remote(exit_on_signal)), signal.SIGTERM)
-    with pytest.raises(ray.exceptions.ActorDiedError, match=r"sys\.exit"):
-        ray.get(wait_until(lambda: actor.ping.remote(1)), timeout=20)
+
+    def end():
+        try:
+            ray.get(actor.ping.remote(1), timeout=20)
+        except ray.exceptions.ActorDiedError as error:
+            return str(error)
+
+    assert "sys.exit" in wait_until(end, what="the end of the actor")

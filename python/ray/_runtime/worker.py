@@ -79,6 +79,20 @@ class Loaded:
         self.calls = 0
 
 
+class Turn:
+    """Where a thread's loop is, for when it is interrupted: nothing of it may be in local variables.
+
+    Invariant: `over` says that `task` has ended, and that only the bookkeeping is left.
+    """
+
+    __slots__ = ("error", "over", "task")
+
+    def __init__(self) -> None:
+        self.task: Task | None = None
+        self.over = False
+        self.error: BaseException | None = None
+
+
 class Worker:
     """State of this worker process. One per process."""
 
@@ -104,6 +118,7 @@ class Worker:
         self._heard = threading.Event()  # the main thread knows of the end
         self.loop: asyncio.AbstractEventLoop | None = None  # of an asynchronous actor
         self.notice_end: Callable[[], None] | None = None  # how such an actor's loop hears of the end
+        self._defect: BaseException | None = None  # an exception of the engine's own, which ends this process
         self.is_fork = False
         os.register_at_fork(after_in_child=self._on_fork)
         self._env_known = False
@@ -135,52 +150,74 @@ class Worker:
         Args:
             lane: What the calling thread belongs to in a threaded actor.
         """
-        thread = threading.get_ident()
-        is_main = thread == self.main_thread
-        next_task = self.core.next_task if lane is None else partial(self.core.next_task, lane.group)
-        task: Task | None = None
+        turn = Turn()
         while True:
             try:
-                if task is None:
-                    if lane is not None:
-                        lane.waits()
-                    if is_main:
-                        # In this order: whoever sets `ending` looks at `_waits` afterwards.
-                        self._waits = True
-                        if self.ending is not None:
-                            self._waits = False
-                            return
-                    # A signal handler may run after any call, and what it raises would take the call's result along;
-                    # after a step of an iterator none runs before the result is stored.
-                    for task in iter(next_task, None):  # noqa: B007 (used below)
-                        break
-                    if is_main:
-                        self._waits = False
-                    if task is None:
+                while True:  # the jump back is a place for signal handlers, too
+                    try:
+                        self._serve(lane, turn)
                         return
-                if self.ending is None if lane is None else lane.starts():
-                    self.execute(task)
-                else:
-                    self.refuse(task)
+                    except Leave:
+                        raise
+                    except BaseException as error:
+                        if error is self._defect:
+                            raise
+                        turn.error = error  # no more than this: what deals with it is interrupted in its turn
             except Leave:
                 # A caller need not wait for other calls to end, which may be waiting for this one.
-                if lane is not None and lane.ends() and task is not None:
-                    self.refuse(task)
+                if lane is not None and lane.ends() and turn.task is not None:
+                    self.refuse(turn.task)
                 if lane is None:
                     raise
                 return
             except BaseException as error:
+                if error is self._defect:
+                    raise
+                turn.error = error
+
+    def _serve(self, lane: Lane | None, turn: Turn) -> None:
+        thread = threading.get_ident()
+        is_main = thread == self.main_thread
+        next_task = self.core.next_task if lane is None else partial(self.core.next_task, lane.group)
+        if turn.error is not None:
+            if is_main:
+                self._waits = False
+            if turn.task is not None and self._started.get(thread) == turn.task.id:
+                turn.over = True
+                self.stray(turn.error, turn.task)
+            else:
+                self.stray(turn.error)  # a task that has not started gets its turn
+            turn.error = None
+        while True:
+            if turn.over:
+                if lane is not None:
+                    lane.ends()
+                if self.creation is not None and turn.task is self.creation and self._is_special(turn.task):
+                    return
+                turn.task = None  # nothing of it is kept while this thread waits for the next one
+                turn.over = False
+            if turn.task is None:
+                if lane is not None:
+                    lane.waits()
+                if is_main:
+                    # In this order: whoever sets `ending` looks at `_waits` afterwards.
+                    self._waits = True
+                    if self.ending is not None:
+                        self._waits = False
+                        return
+                # A signal handler may run after any call, and what it raises would take the call's result along; after
+                # a step of an iterator none runs before the result is stored.
+                for turn.task in iter(next_task, None):
+                    break
                 if is_main:
                     self._waits = False
-                started = task is not None and self._started.get(thread) == task.id
-                self.stray(error, task if started else None)
-                if task is not None and not started:
-                    continue
-            if lane is not None:
-                lane.ends()
-            if self.creation is not None and task is self.creation and self._is_special(task):
-                return
-            task = None  # nothing of it is kept while this thread waits for the next one
+                if turn.task is None:
+                    return
+            if self.ending is None if lane is None else lane.starts():
+                self.execute(turn.task)
+            else:
+                self.refuse(turn.task)
+            turn.over = True
 
     def stray(self, error: BaseException, task: Task | None = None) -> None:
         """Deals with an exception that was raised while no user code of a task ran.
@@ -197,7 +234,7 @@ class Worker:
             except Leave:
                 raise
             except BaseException as later:
-                if later is error or not errors.is_of_user(later):
+                if later is self._defect:
                     raise
                 error = later  # another signal came meanwhile
 
@@ -208,6 +245,7 @@ class Worker:
             self.end(exit_code(error), "sys.exit() was called")
             return
         if not errors.is_of_user(error):
+            self._defect = error
             raise error
         errors.print_stray(error)
         if task is not None and not task.answered:
