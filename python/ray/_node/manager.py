@@ -266,7 +266,7 @@ class NodeManager:
 def _with_lines(gone: events.WorkerGone) -> str:
     if not gone.lines or gone.intended:
         return gone.cause
-    return f"{gone.cause}. Its last log lines:" + "".join(f"\n    {line}" for line in gone.lines)
+    return f"{gone.cause}. Its last log lines:" + "".join(f"\n    {line}" for line in gone.lines) + "\n"
 
 
 def _to_node(effect: Effect | Event) -> Event | None:

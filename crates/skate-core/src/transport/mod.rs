@@ -17,6 +17,7 @@
 
 mod connection;
 mod drive;
+mod eagerness;
 pub(crate) mod fork;
 mod futex;
 mod poller;
@@ -366,7 +367,7 @@ impl Transport {
                 turn.withdraw();
                 return outcome;
             }
-            let waited = reactor.wait(deadline, turn.is_pending());
+            let waited = reactor.wait_eagerly(deadline, turn.is_pending());
             turn.withdraw();
             match waited {
                 Ok(()) => reactor.dispatch(self),

@@ -21,6 +21,7 @@ use skate_proto::handshake::{Acceptor, Connector, HandshakeError, PREFACE_LEN, P
 use skate_proto::ids::ProcId;
 
 use super::connection::{Connection, Sent};
+use super::eagerness::{Eagerness, LOOK, SHORT};
 use super::fork::PrivateFd;
 use super::poller::{Events, Poller, Source};
 use super::slots::{Message, Phase, Slot, Slots};
@@ -59,6 +60,7 @@ pub(super) enum Joining {
 pub(super) struct Reactor {
     poller: Arc<Poller>,
     events: Events,
+    eagerness: Eagerness,
     buffer: Vec<u8>,
     slots: Slots,
     listeners: Vec<PrivateFd>,
@@ -94,6 +96,7 @@ impl Reactor {
         Ok(Self {
             poller,
             events: Events::new(),
+            eagerness: Eagerness::default(),
             buffer: vec![0; READ_BYTES],
             slots: Slots::default(),
             listeners,
@@ -118,6 +121,33 @@ impl Reactor {
             at.map(|at| at.saturating_duration_since(Instant::now()))
         };
         self.poller.wait(&mut self.events, timeout)
+    }
+
+    /// The same for a thread of the user's, which looks for a while before it sleeps, as long as that pays.
+    pub(super) fn wait_eagerly(&mut self, until: Option<Instant>, pending: bool) -> rustix::io::Result<()> {
+        if pending {
+            return self.wait(until, pending);
+        }
+        let begun = Instant::now();
+        if self.eagerness.is_high() {
+            loop {
+                self.poller.wait(&mut self.events, Some(Duration::ZERO))?;
+                if !self.events.is_empty() {
+                    self.eagerness.paid();
+                    return Ok(());
+                }
+                if begun.elapsed() >= LOOK {
+                    self.eagerness.failed();
+                    break;
+                }
+                rustix::thread::sched_yield();
+            }
+        }
+        let waited = self.wait(until, pending);
+        if begun.elapsed() < SHORT {
+            self.eagerness.paid();
+        }
+        waited
     }
 
     /// Handles what the last wait reported.
