@@ -272,6 +272,7 @@ def test_a_signal_handler_that_raises_between_calls_does_not_end_the_actor(clust
         os.kill(pid, signal.SIGUSR1)
         calls = kind is not AsyncHandling
         wait_until(lambda n=number + 1, calls=calls: handled(actor, tally, n, calls=calls), what="the handler's run")
+        assert answered(actor, number)  # which is after what the handler has raised
     assert ray.get([actor.ping.remote(number) for number in range(5)], timeout=20) == list(range(5))
 
 

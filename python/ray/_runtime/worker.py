@@ -118,7 +118,7 @@ class Worker:
         self._heard = threading.Event()  # the main thread knows of the end
         self.loop: asyncio.AbstractEventLoop | None = None  # of an asynchronous actor
         self.notice_end: Callable[[], None] | None = None  # how such an actor's loop hears of the end
-        self._defect: BaseException | None = None  # an exception of the engine's own, which ends this process
+        self.defect: BaseException | None = None  # an exception of the engine's own, which ends this process
         self.is_fork = False
         os.register_at_fork(after_in_child=self._on_fork)
         self._env_known = False
@@ -160,7 +160,7 @@ class Worker:
                     except Leave:
                         raise
                     except BaseException as error:
-                        if error is self._defect:
+                        if error is self.defect:
                             raise
                         turn.error = error  # no more than this: what deals with it is interrupted in its turn
             except Leave:
@@ -171,7 +171,7 @@ class Worker:
                     raise
                 return
             except BaseException as error:
-                if error is self._defect:
+                if error is self.defect:
                     raise
                 turn.error = error
 
@@ -234,7 +234,7 @@ class Worker:
             except Leave:
                 raise
             except BaseException as later:
-                if later is self._defect:
+                if later is self.defect:
                     raise
                 error = later  # another signal came meanwhile
 
@@ -245,7 +245,7 @@ class Worker:
             self.end(exit_code(error), "sys.exit() was called")
             return
         if not errors.is_of_user(error):
-            self._defect = error
+            self.defect = error
             raise error
         errors.print_stray(error)
         if task is not None and not task.answered:

@@ -36,13 +36,17 @@ def serve(worker: Worker, creation: Task) -> None:
     loop_runner = asyncio.Runner()
     loop = loop_runner.get_loop()
     main = loop.create_task(runner.run())
+    stray: BaseException | None = None  # from sys.exit() in a task of the user's, or a signal handler
     while not main.done():
         try:
+            if stray is not None:
+                worker.stray(stray)
+                stray = None
             loop.run_until_complete(main)
-        except BaseException as error:  # sys.exit() in a task of the user's, or a signal handler
-            if main.done():
+        except BaseException as error:
+            if error is worker.defect or main.done():
                 raise
-            worker.stray(error)
+            stray = error
     try:
         loop_runner.close()  # cancels what the user's code has left in the background
     except BaseException as error:
