@@ -108,7 +108,7 @@ class _Recipe:
         demand = opts.demand_of_task(options)
         meta = {
             "retry_exceptions": retry_exceptions,
-            "max_calls": options.get("max_calls") or 0,
+            "max_calls": opts.max_calls_of(options),
             "resources": demand,
         }
         env = opts.inherited_env(options.get("runtime_env"))

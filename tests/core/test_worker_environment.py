@@ -106,6 +106,21 @@ def test_a_worker_finds_its_devices_again_after_a_task_with_gpus(undecided, fres
     assert free[1] == found
 
 
+def test_a_task_with_gpus_has_a_process_of_its_own_unless_it_is_told_to_share(fresh_cluster):
+    fresh_cluster(num_cpus=1, num_gpus=1)
+
+    @ray.remote(num_gpus=1)
+    def alone():
+        return os.getpid()
+
+    @ray.remote(num_gpus=1, max_calls=0)
+    def shared():
+        return os.getpid()
+
+    assert len({ray.get(alone.remote()) for _ in range(3)}) == 3
+    assert len({ray.get(shared.remote()) for _ in range(3)}) == 1
+
+
 def test_devices_can_be_hidden_from_tasks_without_gpus(undecided, fresh_cluster):
     undecided.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     fresh_cluster(num_cpus=1, num_gpus=1)

@@ -53,7 +53,8 @@ def remote(*args: Any, **kwargs: Any) -> Any:
         num_returns: Tasks: how many results (100,000 at most), "streaming" for generators, or "dynamic".
         max_retries: Tasks: how often to run again when a worker dies; -1 without end. 3 unless stated.
         retry_exceptions: Tasks: whether exceptions count as such deaths too, or which classes of them.
-        max_calls: Tasks: after how many calls a worker is replaced; 0 for never.
+        max_calls: Tasks: after how many calls a worker is replaced; 0 for never. 0 unless stated, and 1 for tasks with
+            GPUs, because libraries give a device's memory back only when their process ends.
         max_restarts: Actors: how often to start again when the process dies; -1 without end. 0 unless stated.
         max_task_retries: Actors: how often calls are run again after a restart; -1 without end. 0 unless stated.
         max_concurrency: Actors: calls at a time. 1, and 1000 for asynchronous actors.

@@ -363,6 +363,14 @@ def _demand(options: Mapping[str, Any], cpus: float) -> dict[str, int]:
     return demand
 
 
+def max_calls_of(options: dict[str, Any]) -> int:
+    """After how many calls of a function its worker is replaced; 0 for never."""
+    chosen = options.get("max_calls")
+    if chosen is not None:
+        return int(chosen)
+    return 1 if options.get("num_gpus") else 0
+
+
 def returns_of(options: Mapping[str, Any], *, generator: bool) -> int:
     """Number of results, `STREAMING` or `DYNAMIC`."""
     wanted = options.get("num_returns")
