@@ -4,6 +4,9 @@
 //! be woken, as in virtual machines; a synchronous call to a process that is awake comes back sooner. So a thread of the
 //! user's looks for [`LOOK`] before it sleeps, while its waits are mostly shorter than that. A process that has nothing
 //! to do, or waits for something long, does not look at all.
+//!
+//! It looks without yielding: on a busy processor `sched_yield` would give it away for a whole time slice, while a sleeper
+//! that is woken goes first.
 
 use std::time::Duration;
 

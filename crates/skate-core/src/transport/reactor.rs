@@ -140,7 +140,6 @@ impl Reactor {
                     self.eagerness.failed();
                     break;
                 }
-                rustix::thread::sched_yield();
             }
         }
         let waited = self.wait(until, pending);
