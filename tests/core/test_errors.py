@@ -8,7 +8,7 @@ import threading
 import pytest
 
 import ray
-from tests.core.helpers import Gate
+from tests.core.helpers import Gate, Tally
 
 
 class OwnError(Exception):
@@ -395,3 +395,41 @@ def test_the_first_error_ends_the_wait_for_all(cluster, tmp_path):
             ray.get(both)
     finally:
         never.open()
+
+
+class Heavy(Exception):
+    def __init__(self, size):
+        super().__init__("heavy")
+        self.load = bytes(size)
+
+    def __reduce__(self):
+        return Heavy, (len(self.load),), {"load": self.load}
+
+
+@pytest.mark.skate  # the original sends exceptions of any size
+def test_an_exception_larger_than_a_message_arrives_as_its_text_and_harms_no_worker(cluster, tmp_path):
+    tally = Tally(tmp_path)
+
+    @ray.remote
+    def fail_with(make):
+        tally.add(str(os.getpid()))
+        raise make()
+
+    for make in (lambda: Heavy(80 << 20), lambda: ValueError("y" * (70 << 20))):
+        with pytest.raises(ray.exceptions.UnserializableException, match="MiB when pickled") as caught:
+            ray.get(fail_with.remote(make))
+        assert len(str(caught.value)) < 4 << 20
+    assert tally.count() == 2, "no worker died, and nothing was repeated"
+
+    @ray.remote
+    class Actor:
+        def fail(self):
+            raise Heavy(80 << 20)
+
+        def live(self):
+            return True
+
+    actor = Actor.remote()
+    with pytest.raises(ray.exceptions.UnserializableException, match="heavy"):
+        ray.get(actor.fail.remote())
+    assert ray.get(actor.live.remote())

@@ -1,7 +1,6 @@
 """`ray.util.state.why`: the real reason why a value is not there, down to the root."""
 
 import os
-import time
 
 import pytest
 
@@ -179,7 +178,6 @@ def test_a_call_waits_for_a_restart(why, gate, tmp_path):
 
 def _call_to_next_life(actor, why):
     reference = actor.method.remote()
-    time.sleep(0.05)
     return reference if "queue of its actor" in why(reference) else None
 
 

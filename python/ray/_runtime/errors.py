@@ -12,6 +12,9 @@ from ray.exceptions import RaySystemError, RayTaskError
 
 __all__ = ["dependency_error", "is_of_user", "print_stray", "remote_traceback", "safe_repr", "task_error"]
 
+TEXT_CHARS_MAX = 1 << 20
+"""Characters of a traceback that travel, half from its beginning and half from its end."""
+
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # Frames of these files say nothing to users: the way from the worker's loop to their code, and from it into the core.
 _OURS = (
@@ -67,7 +70,16 @@ def remote_traceback(error: BaseException) -> str:
     heading = "Traceback (most recent call last):\n"
     if lines and lines[0] == heading:
         lines.pop(0)
-    return "".join(lines).rstrip("\n")
+    return shortened("".join(lines).rstrip("\n"))
+
+
+def shortened(text: str) -> str:
+    """The text without its middle, if it is longer than `TEXT_CHARS_MAX`."""
+    left_out = len(text) - TEXT_CHARS_MAX
+    if left_out <= 0:
+        return text
+    half = TEXT_CHARS_MAX // 2
+    return f"{text[:half]} [{left_out:,} characters left out] {text[-half:]}"
 
 
 def is_of_user(error: BaseException) -> bool:
@@ -115,6 +127,6 @@ def _trim(described: Any, seen: set[int]) -> None:
 def safe_repr(value: Any) -> str:
     """Its repr, or its class's name where that fails."""
     try:
-        return repr(value)
+        return shortened(repr(value))
     except Exception:  # user code
         return f"<{type(value).__qualname__}>"

@@ -252,14 +252,25 @@ def _lacks_module(error: Exception) -> bool:
 # --- exceptions ---------------------------------------------------------------------------------------------------
 
 
+CAUSE_BYTES_MAX = 16 << 20
+"""A pickled exception above this does not travel, as its message would not; its text does."""
+
+
 def dump_cause(cause: BaseException, traceback_str: str) -> bytes:
-    """A user's exception as bytes, without traceback; one that says why, when it cannot be pickled."""
+    """A user's exception as bytes, without traceback; one that says why, when it cannot be pickled or is too large."""
     from ray.exceptions import UnserializableException
 
     try:
-        return dumps(cause)
+        blob = dumps(cause)
     except Exception as error:
         return dumps(UnserializableException(traceback_str, str(error)))
+    if len(blob) <= CAUSE_BYTES_MAX:
+        return blob
+    why = (
+        f"it is {len(blob) / 2**20:.0f} MiB when pickled, more than the {CAUSE_BYTES_MAX >> 20} MiB that an exception "
+        "may have; return large data instead, or ray.put() it and let the exception carry the reference"
+    )
+    return dumps(UnserializableException(traceback_str, why))
 
 
 def load_cause(blob: bytes, traceback_str: str) -> BaseException:
