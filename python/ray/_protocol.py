@@ -82,17 +82,20 @@ class LeaseDemand(Message, frozen=True):
 class LeaseReturn(Message, frozen=True):
     """The lease's owner gives the worker back; nothing of the owner runs on it any more.
 
-    `reusable` False asks for the worker's end (max_calls reached, or a force-cancelled task).
+    `reusable` False asks for the worker's end (max_calls reached, or a force-cancelled task). `node` is the one that
+    granted it, 0 for the owner's own.
     """
 
     lease: int
     reusable: bool = True
+    node: int = 0
 
 
 class LeaseKept(Message, frozen=True):
     """Answers a `LeaseReclaim` of a lease that is in use: it comes back when that ends, nobody knows when."""
 
     lease: int
+    node: int = 0
 
 
 class Blocked(Message, frozen=True):
@@ -229,6 +232,12 @@ class Request(Message, frozen=True):
 
     op: str
     args: bytes = b""
+
+
+class WhereIsNode(Message, frozen=True):
+    """The sender wants to reach a process of another node. Answered by `NodeAddress`."""
+
+    node: int
 
 
 # ---------------------------------------------------------------------------------------------
@@ -384,6 +393,16 @@ class ActorStop(Message, frozen=True):
     actor: bytes
 
 
+class NodeAddress(Message, frozen=True):
+    """Where a node is reached, "host:port"; empty if it is lost or unknown, and then why. Also sent unasked when a
+    node is lost.
+    """
+
+    node: int
+    address: str
+    cause: str
+
+
 class Exit(Message, frozen=True):
     """To an idle worker: end now, unless you own values or actors that others still refer to.
 
@@ -411,6 +430,7 @@ KIND_PEER_LOST: Final = 80
 KIND_REQUEST: Final = 81
 KIND_RETIRED: Final = 82
 KIND_LEASE_KEPT: Final = 83
+KIND_WHERE_IS_NODE: Final = 84
 KIND_LEASE_GRANTED: Final = 96
 KIND_LEASE_RECLAIM: Final = 97
 KIND_WORKER_DIED: Final = 98
@@ -429,6 +449,7 @@ KIND_ACTOR_STOP: Final = 110
 KIND_EXIT: Final = 111
 KIND_DEATHS: Final = 112
 KIND_PRESSURE: Final = 113
+KIND_NODE_ADDRESS: Final = 114
 
 TO_NODE: Final[dict[int, type[Message]]] = {
     KIND_LEASE_DEMAND: LeaseDemand,
@@ -451,6 +472,7 @@ TO_NODE: Final[dict[int, type[Message]]] = {
     KIND_REQUEST: Request,
     KIND_RETIRED: Retired,
     KIND_LEASE_KEPT: LeaseKept,
+    KIND_WHERE_IS_NODE: WhereIsNode,
 }
 
 FROM_NODE: Final[dict[int, type[Message]]] = {
@@ -472,11 +494,15 @@ FROM_NODE: Final[dict[int, type[Message]]] = {
     KIND_EXIT: Exit,
     KIND_DEATHS: Deaths,
     KIND_PRESSURE: Pressure,
+    KIND_NODE_ADDRESS: NodeAddress,
 }
 
 KINDS: Final[dict[type[Message], int]] = {
     message: kind for table in (TO_NODE, FROM_NODE) for kind, message in table.items()
 }
+
+FOR_CONTROL: Final = frozenset(range(KIND_ACTOR_CREATE, KIND_ACTOR_EXIT + 1))
+"""Kinds of messages from cores that their node passes on to the control service unread."""
 
 _encoder = msgspec.msgpack.Encoder()
 _decoders: dict[int, msgspec.msgpack.Decoder[Any]] = {}

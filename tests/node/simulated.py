@@ -12,8 +12,10 @@ import msgspec
 
 from ray import _protocol as p
 from ray._control.machine import Effect, Log, Multicast, Send, Tick
+from ray._control.service import ControlService
 from ray._node import events
 from ray._node.manager import CoreJoined, CoreLeft, FrameCame, NodeFacts, NodeManager, Shutdown
+from ray._node.membership import HeadNode
 from ray._protocol import UNIT
 
 NODE = 1 << 40
@@ -27,6 +29,8 @@ class World:
         gpus = tuple(range(wire.get("GPU", 0) // UNIT))
         ids = itertools.count(1000)
         self.node = NodeManager(NodeFacts(NODE, wire, gpus, store), new_id=lambda: next(ids), validate=True)
+        self.control = ControlService(head=NODE, validate=True)
+        self.head = HeadNode(self.node, self.control)
         self.now = 100.0
         self.auto = auto
         """Whether forks succeed and join by themselves, and killed processes are reaped at once."""
@@ -49,11 +53,13 @@ class World:
         self._pids = itertools.count(1)
         self._procs = itertools.count(1)
         self._corr = itertools.count(1)
+        for effect in self.head.start(self.now):
+            self._perform(effect)
 
     # ------------------------------------------------------------------ what happens to the node
 
     def feed(self, event: object) -> None:
-        for effect in self.node.handle(event, self.now):  # type: ignore[arg-type]
+        for effect in self.head.handle(event, self.now):  # type: ignore[arg-type]
             self._perform(effect)
 
     def driver(self) -> int:
@@ -110,7 +116,7 @@ class World:
     def advance(self, seconds: float) -> None:
         """Time passes, and every deadline in between is kept."""
         end = self.now + seconds
-        while (deadline := self.node.next_deadline()) is not None and deadline <= end:
+        while (deadline := self.head.next_deadline()) is not None and deadline <= end:
             self.now = max(deadline, self.now)
             self.feed(Tick())
         self.now = end
@@ -134,6 +140,9 @@ class World:
             case Multicast():
                 for proc in effect.to:
                     self._deliver(proc, effect.message, 0)
+            case events.Pass():
+                for proc in effect.procs:
+                    self._deliver(proc, p.decode(effect.kind, effect.body), effect.corr)
             case events.Fork():
                 self.forking[effect.proc] = effect
                 if self.auto:

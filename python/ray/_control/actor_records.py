@@ -9,7 +9,7 @@ from ray._control.machine import Effect, Event
 from ray._protocol import CAUSE_TEXT
 
 
-class PlaceActor(Effect, frozen=True):
+class PlaceActor(Event, frozen=True):
     """Find a worker for this incarnation. Answered by `Placed` or `Unplaceable`, unless withdrawn."""
 
     actor: bytes
@@ -20,9 +20,10 @@ class PlaceActor(Effect, frozen=True):
     env: bytes
     strategy: bytes
     label: str
+    creator: int
 
 
-class WithdrawActor(Effect, frozen=True):
+class WithdrawActor(Event, frozen=True):
     """The actor is not to be placed any more."""
 
     actor: bytes
@@ -47,6 +48,7 @@ class Placed(Event, frozen=True):
 
     actor: bytes
     incarnation: int
+    node: int
     proc: int
     pid: int
     gpu_ids: list[int]
@@ -88,9 +90,12 @@ class Actor(msgspec.Struct):
     env: bytes
     strategy: bytes
     spec: bytes
+    owner_node: int = 0
     state: str = "pending"
     incarnation: int = 0
     proc: int = 0
+    node: int = 0
+    """Where its process is, or was last."""
     pid: int = 0
     cause_kind: int = CAUSE_TEXT
     cause: bytes = b""

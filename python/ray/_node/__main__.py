@@ -83,7 +83,13 @@ def _run(config: NodeConfig) -> str:
 
     from ray._core import NodeCore, memfd, random_id
 
-    core = NodeCore(path=config.socket_path, session=config.session, token=config.token, node=config.node)
+    core = NodeCore(
+        path=config.socket_path,
+        session=config.session,
+        token=config.token,
+        node=config.node,
+        **({"listen": config.listen} if config.listen else {}),
+    )
     return _serve(config, core, forks, signals, memfd, random_id)
 
 
@@ -99,8 +105,10 @@ def _serve(
 
     from ray._node import session
     from ray._node.manager import NodeFacts, NodeManager
+    from ray._node.membership import HeadNode, Membership, WorkerNode
     from ray._node.shell import Shell, log
 
+    validate = os.environ.get("RAY_VALIDATE") == "1"
     manager = NodeManager(
         NodeFacts(
             node=config.node,
@@ -108,14 +116,25 @@ def _serve(
             gpu_ids=tuple(config.gpu_ids),
             object_store_memory=config.object_store_memory,
             hostname=config.hostname,
-            address=config.address,
+            host=config.address,
+            address=_announced(config, core),
             socket=config.socket_path,
+            name=config.name,
+            session_dir=config.session_dir,
             labels=config.labels,
         ),
         new_id=random_id,
-        validate=os.environ.get("RAY_VALIDATE") == "1",
+        validate=validate,
     )
-    shell = Shell(config, core, manager, forks, signals, memfd)
+    node: Membership
+    if config.head_node:
+        core.set_node_address(config.head_node, config.head_address)
+        node = WorkerNode(manager, config.head_node)
+    else:
+        from ray._control.service import ControlService
+
+        node = HeadNode(manager, ControlService(head=config.node, validate=validate))
+    shell = Shell(config, core, node, forks, signals, memfd)
 
     def ready() -> None:
         _tell(config, b"ok\n")
@@ -126,6 +145,11 @@ def _serve(
         gc.freeze()  # modules and classes stay for ever; the collector need not visit them
 
     return shell.run(ready)
+
+
+def _announced(config: NodeConfig, core: Core) -> str:
+    """Where other nodes reach this one; empty if it listens for none."""
+    return f"{config.address}:{core.address().rpartition(':')[2]}" if config.listen else ""
 
 
 def _catch_signals() -> int:

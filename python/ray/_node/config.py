@@ -30,7 +30,14 @@ class NodeConfig(msgspec.Struct, frozen=True):
     env_vars: dict[str, str] = {}
     labels: dict[str, str] = {}
     hostname: str = "localhost"
+    name: str = ""
     address: str = "127.0.0.1"
+    """Where other nodes reach this one, without the port."""
+    listen: str = ""
+    """What to listen on for other nodes, "host:port"; port 0 is any. Empty for a cluster of one node."""
+    head_node: int = 0
+    """The node that hosts the control service, and where it is reached; 0 if it is this one."""
+    head_address: str = ""
     worker_module: str = "ray._runtime.worker"
     lifeline_fd: int = -1
     """Its end means that the driver has gone, and the node goes too."""

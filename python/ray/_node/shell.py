@@ -19,7 +19,8 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
-from ray._control.machine import Effect, Event, Log, Multicast, Send, Tick, earliest
+from ray._control import messages
+from ray._control.machine import Effect, Event, Log, Multicast, Send, Tick, ToNode, earliest
 from ray._node import descriptors, events, process, session, wire
 from ray._node.logs import LogFiles
 from ray._node.manager import CoreJoined, CoreLeft, FrameCame, Shutdown
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from ray._node.config import NodeConfig
     from ray._node.forkserver import ForkServer
-    from ray._node.manager import NodeManager
+    from ray._node.membership import Membership
 
 LIFELINE, SIGNALS, LOGS, DRIVER, ZYGOTE = 1, 2, 3, 4, 5
 """Tokens of watched descriptors. Zygotes count on from the last, one token for each."""
@@ -54,6 +55,9 @@ class Core(Protocol):
     def watch_fd(self, fd: int, token: int) -> None: ...
     def unwatch_fd(self, token: int) -> None: ...
     def disconnect(self, proc: int) -> None: ...
+    def address(self) -> str: ...
+    def set_node_address(self, node: int, address: str) -> None: ...
+    def forget_node(self, node: int, cause: str) -> None: ...
     def close(self) -> None: ...
 
 
@@ -63,7 +67,7 @@ class Shell:
     Args:
         config: What the node was told.
         core: Its transport.
-        manager: Its decisions.
+        node: Its decisions.
         forks: Its zygote.
         signals: A pipe that gets the number of each SIGCHLD and SIGTERM.
         memfd: Creates a sealed memory file: (name, bytes) -> descriptor.
@@ -73,14 +77,15 @@ class Shell:
         self,
         config: NodeConfig,
         core: Core,
-        manager: NodeManager,
+        node: Membership,
         forks: ForkServer,
         signals: int,
         memfd: Callable[[str, int], int],
     ) -> None:
         self._config = config
         self._core = core
-        self._manager = manager
+        self._node = node
+        self._manager = node.manager
         self._forks = forks
         self._signals = signals
         self._memfd = memfd
@@ -96,7 +101,11 @@ class Shell:
             Send: self._send,
             Multicast: self._multicast,
             Log: lambda effect: log(effect.text),
+            ToNode: self._send_to_node,
             Shutdown: self._shutdown,
+            events.Pass: self._pass,
+            events.KnowNode: self._know_node,
+            events.ForgetNode: lambda effect: self._core.forget_node(effect.node, effect.cause),
             events.Fork: self._fork,
             events.Kill: self._kill,
             events.ReadLogTail: self._read_log_tail,
@@ -123,11 +132,11 @@ class Shell:
             process.become_subreaper()
             process.set_title("ray::node")
             self._watch()
+            for effect in self._node.start(time.monotonic()):
+                self._perform[type(effect)](effect)
             ready()
             while not self._ending:
-                deadline = earliest(
-                    self._manager.next_deadline(), self._logs.next_deadline(), self._forks.next_deadline()
-                )
+                deadline = earliest(self._node.next_deadline(), self._logs.next_deadline(), self._forks.next_deadline())
                 timeout = None if deadline is None else max(deadline - time.monotonic(), 0.0)
                 for event in self._core.poll(timeout):
                     self._heard(event)
@@ -185,12 +194,12 @@ class Shell:
     def _work(self) -> None:
         now = time.monotonic()
         while self._queue and not self._ending:
-            for effect in self._manager.handle(self._queue.popleft(), now):
+            for effect in self._node.handle(self._queue.popleft(), now):
                 self._perform[type(effect)](effect)
 
     def _on_deadlines(self) -> None:
         now = time.monotonic()
-        deadline = self._manager.next_deadline()
+        deadline = self._node.next_deadline()
         if deadline is not None and deadline <= now:
             self._queue.append(Tick())
         for proc, lines in self._logs.flush_due(now):
@@ -280,13 +289,31 @@ class Shell:
 
     def _forward(self, proc: int, lines: Message) -> None:
         for driver in self._manager.log_receivers(self._jobs.get(proc, 0)):
-            if self._backlog is None or self._backlog(driver) < LOG_BACKLOG_BYTES_MAX:
+            is_here = self._manager.processes.get(driver) is not None
+            hop = driver if is_here else self._node.head
+            if self._backlog is not None and self._backlog(hop) >= LOG_BACKLOG_BYTES_MAX:
+                continue
+            if is_here:
                 self._send(Send(driver, lines))
+            else:
+                for effect in self._node.handle(events.Forward(driver, lines), time.monotonic()):
+                    self._perform[type(effect)](effect)
 
     # ------------------------------------------------------------------ messages and segments
 
     def _send(self, effect: Send) -> None:
         self._core.send(effect.to, KINDS[type(effect.message)], effect.corr, encode(effect.message))
+
+    def _send_to_node(self, effect: ToNode) -> None:
+        self._core.send(effect.node, messages.KINDS[type(effect.message)], 0, encode(effect.message))
+
+    def _pass(self, effect: events.Pass) -> None:
+        for proc in effect.procs:
+            self._core.send(proc, effect.kind, effect.corr, effect.body)
+
+    def _know_node(self, effect: events.KnowNode) -> None:
+        if effect.address:
+            self._core.set_node_address(effect.node, effect.address)
 
     def _multicast(self, effect: Multicast) -> None:
         kind, body = KINDS[type(effect.message)], encode(effect.message)

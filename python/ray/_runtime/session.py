@@ -20,12 +20,9 @@ __all__ = ["attach", "core", "detach", "ensure", "on_close", "request"]
 SCRIPT_MODE = 0
 WORKER_MODE = 1
 
-JOB_KEY = b"config"
-JOB_KEY_NAMESPACE = "_job"
-
 core: Core | None = None
 mode: int = SCRIPT_MODE
-job_number: int = 1  # a local cluster has one driver, hence one job
+job_number: int = 1
 namespace: str = ""
 session_name: str = ""
 temp_dir: str = ""
@@ -228,19 +225,11 @@ def apply_job(job: dict[str, Any]) -> None:
 
 def publish_job(job: dict[str, Any]) -> None:
     """In a driver, tells the node what it decided for the whole job, and workers where to look for it."""
-    import msgspec
-
+    job["job_number"] = request("job.config", config=job)
     apply_job(job)
-    request("job.config", config=job)
-    request("kv.put", key=JOB_KEY, value=msgspec.msgpack.encode(job), namespace=JOB_KEY_NAMESPACE, overwrite=True)
 
 
 def load_job() -> None:
     """In a worker, asks the node once for what the driver decided for the whole job."""
-    import msgspec
-
-    if mode != WORKER_MODE or namespace:
-        return
-    packed = request("kv.get", key=JOB_KEY, namespace=JOB_KEY_NAMESPACE)
-    assert packed is not None, "the driver publishes its job before it submits anything"
-    apply_job(msgspec.msgpack.decode(packed))
+    if mode == WORKER_MODE and not namespace:
+        apply_job(request("job.mine"))
