@@ -32,7 +32,7 @@ use skate_proto::owner::{Effect, Out, Owner, ToNode};
 use crate::node_wire::{self, FromNode};
 use crate::store::Store;
 use crate::transport::fork::PrivateFd;
-use crate::transport::{Address, Config, SendMode, StartError, Transport};
+use crate::transport::{Address, Config, DiscoverError, SendMode, StartError, Transport};
 use incoming::Shell;
 use requests::Answer;
 use waiting::Watch;
@@ -55,6 +55,8 @@ const TIMER_TOKEN: u64 = u64::MAX;
 pub enum CoreError {
     #[error("{0}")]
     Start(#[from] StartError),
+    #[error("{0}")]
+    Discover(#[from] DiscoverError),
     #[error("the cluster is gone: {0}")]
     Closed(String),
     #[error("timed out")]

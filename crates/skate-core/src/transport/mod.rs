@@ -21,6 +21,7 @@
 //! first is held when the handler is called.
 
 mod connection;
+mod discover;
 mod drive;
 mod eagerness;
 pub(crate) mod fork;
@@ -58,6 +59,7 @@ use reactor::{Joining, Reactor};
 use routes::{Routes, Way};
 
 pub use connection::BACKLOG_BYTES_MAX;
+pub use discover::{DiscoverError, discover};
 pub use drive::Driven;
 pub use socket::{Address, Listener};
 pub(crate) use thread::{block_signals, spawn_without_signals};

@@ -895,7 +895,7 @@ fn deliver(
     Ok(())
 }
 
-fn nonce() -> [u8; 32] {
+pub(super) fn nonce() -> [u8; 32] {
     let mut nonce = [0; 32];
     let filled = rustix::rand::getrandom(&mut nonce, rustix::rand::GetRandomFlags::empty());
     // Up to 256 bytes are given whole and without an error once the system has started.
