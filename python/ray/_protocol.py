@@ -1,6 +1,6 @@
 """Messages between a node process and the cores of drivers and workers.
 
-This module owns the meaning of message kinds 64 to 112 and nothing else: no socket, no state.
+This module owns the meaning of message kinds 64 to 114 and nothing else: no socket, no state.
 A message is a msgpack array whose fields stand in the order written here; the struct is chosen
 by the frame's kind, so bodies carry no tag. Fields may be appended at the end with a default:
 a decoder ignores what it does not know, and fills in what an older peer did not send.
@@ -83,7 +83,7 @@ class LeaseReturn(Message, frozen=True):
     """The lease's owner gives the worker back; nothing of the owner runs on it any more.
 
     `reusable` False asks for the worker's end (max_calls reached, or a force-cancelled task). `node` is the one that
-    granted it, 0 for the owner's own.
+    lent the worker, as `LeaseGranted` said; 0: the receiver.
     """
 
     lease: int
@@ -92,7 +92,10 @@ class LeaseReturn(Message, frozen=True):
 
 
 class LeaseKept(Message, frozen=True):
-    """Answers a `LeaseReclaim` of a lease that is in use: it comes back when that ends, nobody knows when."""
+    """Answers a `LeaseReclaim` of a lease that is in use: it comes back when that ends, nobody knows when.
+
+    `node` as in `LeaseReturn`.
+    """
 
     lease: int
     node: int = 0
@@ -235,7 +238,11 @@ class Request(Message, frozen=True):
 
 
 class WhereIsNode(Message, frozen=True):
-    """The sender wants to reach a process of another node. Answered by `NodeAddress`."""
+    """The sender wants to connect to a process on `node`, another one. Answered by `NodeAddress`.
+
+    It waits for 5 s, then gives the process up as lost, and asks again when it wants one there again. A question may
+    come twice.
+    """
 
     node: int
 
@@ -245,7 +252,10 @@ class WhereIsNode(Message, frozen=True):
 
 
 class LeaseGranted(Message, frozen=True):
-    """Worker `proc` is yours until you return the lease or it dies. `gpu_ids` are the devices it may use."""
+    """Worker `proc`, which lives on `node`, is yours until you return the lease or it dies.
+
+    A lease's number is unique over all nodes. `gpu_ids` are the devices it may use.
+    """
 
     class_id: int
     lease: int
@@ -393,21 +403,24 @@ class ActorStop(Message, frozen=True):
     actor: bytes
 
 
-class NodeAddress(Message, frozen=True):
-    """Where a node is reached, "host:port"; empty if it is lost or unknown, and then why. Also sent unasked when a
-    node is lost.
-    """
-
-    node: int
-    address: str
-    cause: str
-
-
 class Exit(Message, frozen=True):
     """To an idle worker: end now, unless you own values or actors that others still refer to.
 
     A worker that stays simply does not answer; the node counts it as idle again after a while.
     """
+
+
+class NodeAddress(Message, frozen=True):
+    """Answers a `WhereIsNode`: where `node` listens, as ``ip:port`` (IPv6 in brackets).
+
+    An empty `address` says that the node is gone, or that no such node is known, with the `cause` in words: whatever
+    waits for a process there fails at once, and so does what comes later, until an address is sent after all. A node
+    that is only starting is better answered late.
+    """
+
+    node: int
+    address: str
+    cause: str = ""
 
 
 KIND_LEASE_DEMAND: Final = 64

@@ -88,7 +88,7 @@ def _run(config: NodeConfig) -> str:
         session=config.session,
         token=config.token,
         node=config.node,
-        **({"listen": config.listen} if config.listen else {}),
+        listen=config.listen or None,
     )
     return _serve(config, core, forks, signals, memfd, random_id)
 
@@ -149,7 +149,8 @@ def _serve(
 
 def _announced(config: NodeConfig, core: Core) -> str:
     """Where other nodes reach this one; empty if it listens for none."""
-    return f"{config.address}:{core.address().rpartition(':')[2]}" if config.listen else ""
+    bound = core.address()
+    return f"{config.address}:{bound.rpartition(':')[2]}" if bound else ""
 
 
 def _catch_signals() -> int:

@@ -17,16 +17,17 @@ use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 
 use skate_proto::frame::{self, FLAG_FD, Header, Split};
-use skate_proto::handshake::{Acceptor, Connector, HandshakeError, PREFACE_LEN, Preface, Step};
+use skate_proto::handshake::{Acceptor, Connector, HandshakeError, PREFACE_LEN, Preface, Step, WHO_LISTENS};
 use skate_proto::ids::ProcId;
 
 use super::connection::{Connection, Sent};
 use super::eagerness::{Eagerness, LOOK, SHORT};
 use super::fork::PrivateFd;
 use super::poller::{Events, Poller, Source};
+use super::routes::Way;
 use super::slots::{Message, Phase, Slot, Slots};
 use super::socket::{self, Connecting, FDS_MAX, Socket};
-use super::{CloseReason, Command, Frame, PASS_CONN, Transport};
+use super::{CloseReason, Command, Frame, PASS_CONN, Peer, Transport};
 
 /// One read takes at most this much. Larger bodies take several.
 const READ_BYTES: usize = 256 << 10;
@@ -69,6 +70,8 @@ pub(super) struct Reactor {
     deadlines: VecDeque<(Instant, u32, u32)>,
     /// Connections whose listener had no room, when to try again, and when to give up.
     retries: Vec<(Instant, Instant, Arc<Connection>)>,
+    /// Connections to processes on nodes whose address was asked for, and when to give up.
+    waiting: Vec<(ProcId, Instant, Arc<Connection>)>,
     passed: VecDeque<([u8; PREFACE_LEN], OwnedFd)>,
     /// Memory of the lists that are swapped with those of the senders.
     dirty: Vec<Arc<Connection>>,
@@ -103,6 +106,7 @@ impl Reactor {
             accepting: Accepting::Always,
             deadlines: VecDeque::new(),
             retries: Vec::new(),
+            waiting: Vec::new(),
             passed: VecDeque::new(),
             dirty: Vec::new(),
             commands: Vec::new(),
@@ -219,6 +223,8 @@ impl Reactor {
                     self.close_peer(t, peer, CloseReason::Disconnected);
                 }
             }
+            Command::NodeKnown(node) => self.on_node_known(t, node),
+            Command::NodeGone(node) => self.on_node_gone(t, node),
         }
     }
 
@@ -330,7 +336,7 @@ impl Reactor {
             }
             match socket::accept(&self.listeners[index]) {
                 Ok(socket) => {
-                    socket.set_no_delay();
+                    socket.tune();
                     let phase = Phase::Preface(Message::default());
                     let until = Instant::now() + HANDSHAKE_S_MAX;
                     self.insert(Arc::new(socket), phase, EventFlags::IN, until);
@@ -466,13 +472,15 @@ impl Reactor {
             Err(error) => return self.fail(t, index, CloseReason::Handshake(error)),
         };
         let target = preface.target;
-        if target == t.me.proc || self.listeners.is_empty() {
+        if target == t.me.proc || target == WHO_LISTENS || self.listeners.is_empty() {
             return match Acceptor::new(&t.me, &t.credentials, bytes, nonce()) {
                 Ok(machine) => self.slots.set_phase(index, Phase::Accepting(machine, Message::default())),
                 Err(error) => self.fail(t, index, CloseReason::Handshake(error)),
             };
         }
-        let joined = t.peers.read().get(&target).filter(|p| p.info.is_some()).map(|p| Arc::clone(&p.connection));
+        // Another node is a peer as well, and nobody's way to it leads through this one.
+        let is_member = |peer: &&Peer| peer.info.is_some() && peer.connection.carries_descriptors() == Some(true);
+        let joined = t.peers.read().get(&target).filter(is_member).map(|p| Arc::clone(&p.connection));
         let Some(connection) = joined else {
             let error = HandshakeError::UnknownTarget { target };
             return self.fail(t, index, CloseReason::Handshake(error));
@@ -557,32 +565,42 @@ impl Reactor {
         if !t.is_current(&connection) {
             return;
         }
-        if t.me.proc == t.node || target == t.me.proc {
-            // The node is connected to, and connects to nobody; nor does anyone to itself.
-            let error = HandshakeError::UnknownTarget { target };
-            return self.close_peer(t, target, CloseReason::Handshake(error));
-        }
-        let (socket, phase, flags) = match Socket::connect(&t.node_address) {
+        let way = t.routes.lock().way(target);
+        let other = match way {
+            Way::OwnNode => None,
+            Way::Node(address) => Some(address),
+            Way::Unknown(node) => return self.ask_for(t, node, connection, until),
+            Way::Gone(cause) => return self.close_peer(t, target, CloseReason::NodeGone(cause)),
+            Way::None => {
+                let error = HandshakeError::UnknownTarget { target };
+                return self.close_peer(t, target, CloseReason::Handshake(error));
+            }
+        };
+        let address = other.as_ref().unwrap_or(&t.node_address);
+        let failed = |source| match other.clone() {
+            Some(address) => CloseReason::Unreachable { address, source },
+            None => CloseReason::Connect(source),
+        };
+        let (socket, phase, flags) = match Socket::connect(address) {
             Ok(Connecting::Done(socket)) => (socket, Phase::Connecting(connection), EventFlags::IN),
             Ok(Connecting::InProgress(socket)) => (socket, Phase::Connecting(connection), EventFlags::OUT),
             Ok(Connecting::Full) => {
-                let reason = CloseReason::Connect(std::io::ErrorKind::TimedOut.into());
+                let reason = failed(std::io::ErrorKind::TimedOut.into());
                 return self.connect_later(t, connection, CONNECT_PAUSE, until, reason);
             }
             Err(error) if is_exhaustion(&error) => {
                 self.warn(t, "no descriptor is left to connect to another process; raise the limit (ulimit -n)");
-                return self.connect_later(t, connection, DESCRIPTOR_PAUSE, until, CloseReason::Connect(error));
+                return self.connect_later(t, connection, DESCRIPTOR_PAUSE, until, failed(error));
             }
-            Err(error) => return self.close_peer(t, target, CloseReason::Connect(error)),
+            Err(error) => return self.close_peer(t, target, failed(error)),
         };
-        socket.set_no_delay();
         let connected = flags == EventFlags::IN;
         match self.insert(Arc::new(socket), phase, flags, until) {
             Some(index) if connected => self.on_connected(t, index),
             Some(_) => {}
             None => {
                 let error = std::io::Error::last_os_error();
-                self.close_peer(t, target, CloseReason::Connect(error));
+                self.close_peer(t, target, failed(error));
             }
         }
     }
@@ -604,6 +622,43 @@ impl Reactor {
         }
     }
 
+    /// Keeps a connection until the address of its node is known. The handler is asked for it, unless it was already
+    /// and others wait for its answer.
+    fn ask_for(&mut self, t: &Transport, node: ProcId, connection: Arc<Connection>, until: Instant) {
+        let is_asked = self.waiting.iter().any(|(of, ..)| *of == node);
+        self.waiting.push((node, until, connection));
+        if !is_asked {
+            self.told = true;
+            t.handler.on_unknown_node(node);
+        }
+    }
+
+    fn on_node_known(&mut self, t: &Transport, node: ProcId) {
+        for (_, until, connection) in self.waiting.extract_if(.., |(of, ..)| *of == node).collect::<Vec<_>>() {
+            self.connect(t, connection, until);
+        }
+    }
+
+    /// Ends the connections with a node and with processes on it that are not open yet. Open ones end by themselves,
+    /// when what was sent on them has been read.
+    fn on_node_gone(&mut self, t: &Transport, node: ProcId) {
+        let greeted = self.slots.unfinished().into_iter();
+        let retried = self.retries.iter().map(|(_, _, connection)| connection.peer);
+        let waiting = self.waiting.iter().map(|(_, _, connection)| connection.peer);
+        let mut pending = greeted.chain(retried).chain(waiting).collect::<Vec<_>>();
+        pending.sort_unstable();
+        pending.dedup();
+        for peer in pending {
+            let cause = {
+                let routes = t.routes.lock();
+                if routes.is_on(peer, node) { routes.way(peer) } else { Way::OwnNode }
+            };
+            if let Way::Gone(cause) = cause {
+                self.close_peer(t, peer, CloseReason::NodeGone(cause));
+            }
+        }
+    }
+
     /// The socket is connected, or failed to.
     fn on_connected(&mut self, t: &Transport, index: u32) {
         let source = self.slots.source(index);
@@ -616,7 +671,12 @@ impl Reactor {
         let connection = Arc::clone(connection);
         let socket = Arc::clone(&slot.socket);
         if let Err(error) = socket.take_error() {
-            return self.fail(t, index, CloseReason::Connect(error));
+            let way = t.routes.lock().way(connection.peer);
+            let reason = match way {
+                Way::Node(address) => CloseReason::Unreachable { address, source: error },
+                _ => CloseReason::Connect(error),
+            };
+            return self.fail(t, index, reason);
         }
         let _ = self.poller.modify(&*socket, source, EventFlags::IN);
         let (machine, first) = Connector::new(&t.me, &t.credentials, connection.peer, nonce());
@@ -670,6 +730,8 @@ impl Reactor {
             self.remove(index);
         }
         self.retries.retain(|(_, _, connection)| connection.peer != peer);
+        self.waiting.retain(|(_, _, connection)| connection.peer != peer);
+        t.routes.lock().drop_route(peer);
         if peer == t.node && matches!(self.joining, Some(Joining::Pending)) {
             self.joining = Some(Joining::Failed(reason));
             return;
@@ -693,7 +755,8 @@ impl Reactor {
         };
         let retry = self.retries.iter().map(|(at, ..)| *at).min();
         let handshake = self.deadlines.front().map(|(at, ..)| *at);
-        [accept, retry, handshake].into_iter().flatten().min()
+        let address = self.waiting.iter().map(|(_, until, _)| *until).min();
+        [accept, retry, handshake, address].into_iter().flatten().min()
     }
 
     fn pass_deadlines(&mut self, t: &Transport) {
@@ -721,6 +784,10 @@ impl Reactor {
         let due = self.retries.extract_if(.., |(at, ..)| *at <= now).collect::<Vec<_>>();
         for (_, until, connection) in due {
             self.connect(t, connection, until);
+        }
+        let unanswered = self.waiting.extract_if(.., |(_, until, _)| *until <= now).collect::<Vec<_>>();
+        for (_, _, connection) in unanswered {
+            self.close_peer(t, connection.peer, CloseReason::NodeUnknown);
         }
     }
 
@@ -828,7 +895,7 @@ fn deliver(
     Ok(())
 }
 
-fn nonce() -> [u8; 32] {
+pub(super) fn nonce() -> [u8; 32] {
     let mut nonce = [0; 32];
     let filled = rustix::rand::getrandom(&mut nonce, rustix::rand::GetRandomFlags::empty());
     // Up to 256 bytes are given whole and without an error once the system has started.
