@@ -11,6 +11,7 @@ import errno
 import os
 import resource
 import sys
+import time
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ def main() -> int:
     try:
         ending = _run(config)
         from ray._node.shell import SIGTERM_CAME
+
+        _tell(config, ending.encode())
     except BaseException as error:
         with contextlib.suppress(OSError):  # a log without room for it
             import traceback
@@ -103,7 +106,7 @@ def _serve(
 ) -> str:
     import gc
 
-    from ray._node import session
+    from ray._node import registry, session
     from ray._node.manager import NodeFacts, NodeManager
     from ray._node.membership import HeadNode, Membership, WorkerNode
     from ray._node.shell import Shell, log
@@ -137,8 +140,11 @@ def _serve(
     shell = Shell(config, core, node, forks, signals, memfd)
 
     def ready() -> None:
-        _tell(config, b"ok\n")
-        log(f"node {config.node:016x} listens on {config.socket_path}")
+        if config.findable:
+            shell.remove_at_end(registry.write(config, manager.facts.address, os.getpid(), time.time()))
+        _tell(config, f"ok {manager.facts.address}\n".encode())
+        also = f" and {manager.facts.address}" if manager.facts.address else ""
+        log(f"node {config.node:016x} listens on {config.socket_path}{also}")
         removed = session.sweep(os.path.dirname(config.session_dir))
         if removed:
             log(f"removed what dead sessions had left: {', '.join(removed)}")
@@ -178,13 +184,18 @@ def _keep_only(*fds: int) -> None:
     os.closerange(at, 1 << 20)
 
 
+_told = False
+
+
 def _tell(config: NodeConfig, text: bytes) -> None:
     """Report the outcome of the start, once."""
-    try:
+    global _told
+    if _told:
+        return
+    _told = True
+    with contextlib.suppress(OSError):  # nobody listens
         os.write(config.ready_fd, text)
         os.close(config.ready_fd)
-    except OSError:
-        return  # it was told already, or nobody listens
 
 
 if __name__ == "__main__":

@@ -49,6 +49,10 @@ class Company(Event, frozen=True):
     alone: bool
 
 
+class FlushLogs(Effect, frozen=True):
+    """Forward what workers have written now, also lines that are not complete."""
+
+
 class KnowNode(Effect, frozen=True):
     """Another node is reached at this address; "" if it is not."""
 

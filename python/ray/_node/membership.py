@@ -43,9 +43,11 @@ class HeadNode:
         """Nodes that are connected, also those that have not introduced themselves yet."""
         self._heard: deque[Event] = deque()
         self._out: list[Effect] = []
+        self.joined = False
 
     def start(self, now: float) -> list[Effect]:
         """Join the own cluster."""
+        self.joined = True
         self._to_control(self._key, self.manager.facts.hello(), now)
         return self._run(now)
 
@@ -119,6 +121,8 @@ class WorkerNode:
     def __init__(self, manager: NodeManager, head: int) -> None:
         self.manager = manager
         self.head = head
+        self.joined = False
+        """The head has answered: there are other nodes, at least itself."""
 
     def start(self, now: float) -> list[Effect]:
         """Introduce the node."""
@@ -129,6 +133,7 @@ class WorkerNode:
             case FrameCame(proc=proc, kind=kind, body=body) if proc == self.head:
                 if kind not in messages.FROM_CONTROL:
                     return [Log(f"the head sent a message of unknown kind {kind}; ignored")]
+                self.joined = True
                 event = events.FromControl(messages.decode(kind, body))
             case CoreLeft(proc=proc, reason=reason) if proc == self.head:
                 return [Shutdown(f"the connection to the head was lost ({reason})")]

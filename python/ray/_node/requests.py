@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ray._control.machine import Deadlines, ProcessLeft, Received, Tick
 from ray._control.messages import AskFree, FreeIs
 from ray._control.requests import RefusedError, Requests
-from ray._node.events import Labelled, ToControl
+from ray._node.events import FlushLogs, Labelled, ToControl
 from ray._protocol import LOG_NAME_CHARS_MAX, ROLE_DRIVER, UNIT
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class RequestTable(Requests):
             "worker.label": (("label",), self._worker_label),
             "why.process": (("proc",), self._why_process),
             "job.mine": ((), self._job_mine),
+            "logs.flush": ((), self._flush_logs),
             "shutdown": (("reason",), self._shutdown),
         }
         if manager.validates:
@@ -126,6 +127,10 @@ class RequestTable(Requests):
         for effect in self._manager.segments.take_effects():
             self._emit(effect)
         return lost
+
+    def _flush_logs(self, event: Received, now: float) -> None:
+        """The answer comes behind every line that workers of this node have written."""
+        self._emit(FlushLogs())
 
     def _shutdown(self, event: Received, now: float, reason: str | None) -> None:
         from ray._node.manager import Shutdown

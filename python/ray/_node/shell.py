@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from ray._control import messages
 from ray._control.machine import Effect, Event, Log, Multicast, Send, Tick, ToNode, earliest
-from ray._node import descriptors, events, process, session, wire
+from ray._node import descriptors, events, process, registry, session, wire
 from ray._node.logs import LogFiles
 from ray._node.manager import CoreJoined, CoreLeft, FrameCame, Shutdown
 from ray._protocol import KINDS, Message, SegmentGranted, SegmentMapped, encode
@@ -96,12 +96,14 @@ class Shell:
         self._queue: deque[Event] = deque()
         self._zygote_token = ZYGOTE - 1
         self._ending = ""
+        self._at_end = ""
         self._backlog: Callable[[int], int] | None = getattr(core, "backlog", None)
         self._perform: dict[type[Effect], Callable[..., None]] = {
             Send: self._send,
             Multicast: self._multicast,
             Log: lambda effect: log(effect.text),
             ToNode: self._send_to_node,
+            events.FlushLogs: self._flush_logs,
             Shutdown: self._shutdown,
             events.Pass: self._pass,
             events.KnowNode: self._know_node,
@@ -134,8 +136,11 @@ class Shell:
             self._watch()
             for effect in self._node.start(time.monotonic()):
                 self._perform[type(effect)](effect)
-            ready()
+            told = False
             while not self._ending:
+                if not told and self._node.joined:
+                    told = True
+                    ready()
                 deadline = earliest(self._node.next_deadline(), self._logs.next_deadline(), self._forks.next_deadline())
                 timeout = None if deadline is None else max(deadline - time.monotonic(), 0.0)
                 for event in self._core.poll(timeout):
@@ -343,14 +348,23 @@ class Shell:
 
     # ------------------------------------------------------------------ the end
 
-    def _shutdown(self, effect: Shutdown) -> None:
+    def remove_at_end(self, path: str) -> None:
+        """A file that says that this node is there."""
+        self._at_end = path
+
+    def _flush_logs(self, effect: Effect) -> None:
         for proc, lines in self._logs.flush_all(time.monotonic()):
             self._forward(proc, lines)
+
+    def _shutdown(self, effect: Shutdown) -> None:
+        self._flush_logs(effect)
         self._ending = effect.reason
 
     def _end(self) -> None:
         """Kill and reap everything, remove the session directory. Bounded by `SHUTDOWN_S`."""
         log(f"ending: {self._ending or 'an error, see above'}")
+        if self._at_end:
+            registry.remove(self._at_end)
         self._forks.kill()
         kill_children(self._manager.pool.pids(), self._signals, SHUTDOWN_S)
         self._core.close()

@@ -223,10 +223,10 @@ def apply_job(job: dict[str, Any]) -> None:
     job_number = job.get("job_number", 1)
 
 
-def publish_job(job: dict[str, Any]) -> None:
-    """In a driver, tells the node what it decided for the whole job, and workers where to look for it."""
-    job["job_number"] = request("job.config", config=job)
-    apply_job(job)
+def publish_job(job: dict[str, Any], **here: Any) -> None:
+    """In a driver, tells the cluster what it decided for the whole job; `here` is what holds on this node only."""
+    number = request("job.config", config=job)
+    apply_job({**job, **here, "job_number": number})
 
 
 def load_job() -> None:
