@@ -353,7 +353,8 @@ impl Transport {
     }
 
     /// Tells that a process lives on a node. Of whom nothing is told lives on our own. It is forgotten when the
-    /// connection with the process ends, so it is told again with what makes this process write to it again.
+    /// connection with the process ends, unless its node was not found, so it is told again with what makes this
+    /// process write to it again.
     pub fn route(&self, proc: ProcId, node: ProcId) {
         if !self.is_void() {
             self.routes.lock().set(proc, node);

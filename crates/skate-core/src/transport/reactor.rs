@@ -606,7 +606,10 @@ impl Reactor {
         }
         self.retries.retain(|(_, _, connection)| connection.peer != peer);
         self.waiting.retain(|(_, _, connection)| connection.peer != peer);
-        t.routes.lock().drop_route(peer);
+        // Of a node that was not found nothing was learned about the process.
+        if !matches!(reason, CloseReason::NodeGone(_) | CloseReason::NodeUnknown) {
+            t.routes.lock().drop_route(peer);
+        }
         if peer == t.node && matches!(self.joining, Some(Joining::Pending)) {
             self.joining = Some(Joining::Failed(reason));
             return;
