@@ -415,7 +415,8 @@ class NodeAddress(Message, frozen=True):
 
     An empty `address` says that the node is gone, or that no such node is known, with the `cause` in words: whatever
     waits for a process there fails at once, and so does what comes later, until an address is sent after all. A node
-    that is only starting is better answered late.
+    that is only starting is better answered late. Open connections are left alone. It may be sent unasked, when the end
+    of a node is learned.
     """
 
     node: int

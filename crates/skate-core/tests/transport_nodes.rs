@@ -146,14 +146,12 @@ fn what_waits_for_a_node_fails_with_the_cause_when_it_is_forgotten_and_so_does_w
     for proc in [B, C] {
         assert!(two.a.handler.ends(proc)[0].contains("its machine was switched off"));
     }
-    two.a.transport.route(B, THERE);
     two.a.transport.send(B, 9, 2, &[], SendMode::Now);
     two.a.drive_until(|h| h.ends(B).len() == 2);
     assert!(two.a.handler.ends(B)[1].contains("its machine was switched off"));
     assert_eq!(*two.a.handler.unknown.lock(), [THERE], "nobody is asked for what is known");
     // It was a mistake.
     two.a.transport.set_address(THERE, two.there.address.clone());
-    two.a.transport.route(B, THERE);
     two.a.transport.send(B, 9, 3, &[], SendMode::Now);
     two.b.drive_until(|h| h.count() == 1);
     assert_eq!(two.b.handler.frames.lock()[0].2, 3);
@@ -189,7 +187,6 @@ fn a_node_about_which_nobody_answers_is_given_up_and_asked_for_again() {
     two.a.drive_until(|h| !h.closed.lock().is_empty());
     assert!(two.a.handler.ends(B)[0].contains("was not learned"));
     assert_eq!(*two.a.handler.unknown.lock(), [THERE]);
-    two.a.transport.route(B, THERE);
     two.a.transport.send(B, 9, 2, &[], SendMode::Now);
     two.a.drive_until(|h| h.unknown.lock().len() == 2);
     two.a.transport.set_address(THERE, two.there.address.clone());

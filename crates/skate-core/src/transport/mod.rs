@@ -353,14 +353,19 @@ impl Transport {
     }
 
     /// Tells that a process lives on a node. Of whom nothing is told lives on our own. It is forgotten when the
-    /// connection with the process ends, so it is told again with what makes this process write to it again.
+    /// connection with the process ends, unless its node was not found, so it is told again with what makes this
+    /// process write to it again.
     pub fn route(&self, proc: ProcId, node: ProcId) {
-        self.routes.lock().set(proc, node);
+        if !self.is_void() {
+            self.routes.lock().set(proc, node);
+        }
     }
 
     /// A process is dead: where it lived does not matter any more.
     pub fn drop_route(&self, proc: ProcId) {
-        self.routes.lock().drop_route(proc);
+        if !self.is_void() {
+            self.routes.lock().drop_route(proc);
+        }
     }
 
     /// Tells where another node listens. Connections that wait for it are made.

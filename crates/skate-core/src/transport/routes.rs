@@ -5,8 +5,8 @@
 //! for it. A process of which nothing was said is looked for on our own node.
 //!
 //! Invariants: a node is in `order` exactly once if it is in `nodes`; our own node is in neither. A route is dropped
-//! when the connection with its process ends, and when the process is known to be dead, so there are as many as
-//! there are living processes on other nodes that this one has heard of.
+//! when the connection with its process ends, other than for want of the node, and when the process is known to be
+//! dead, so there are as many as there are living processes on other nodes that this one has heard of.
 
 use std::collections::{HashMap, VecDeque};
 
