@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any, Final
 
 from ray._control.machine import Deadlines, ProcessLeft, Received, Tick
@@ -118,7 +117,7 @@ class RequestTable(Requests):
             text = "the job of this process is not known here"
             raise RefusedError(ValueError.__name__, text)
         facts = self._manager.facts
-        temp_dir, session_name = os.path.split(facts.session_dir)
+        temp_dir, _, session_name = facts.session_dir.rpartition("/")
         here = {"session_name": session_name, "temp_dir": temp_dir, "node_ip_address": facts.host}
         return {**job.config, **here, "job_number": job.number}
 
