@@ -22,7 +22,7 @@ Invariant: knows neither the records' meaning nor the head; nothing here decides
 from __future__ import annotations
 
 import importlib
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ray._control.storage.interface import (
     BATCH_BYTES_MAX,
@@ -38,6 +38,11 @@ from ray._control.storage.interface import (
 )
 from ray._control.storage.url import parse
 from ray._control.storage.writer import Progress, StorageWriter, WriterFull
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ray._control.storage.url import Address
 
 __all__ = [
     "BATCH_BYTES_MAX",
@@ -82,7 +87,7 @@ def open(url: str) -> Storage:  # noqa: A001  (as in `dbm.open`: read with the m
     address = parse(url)
     module, name = _BACKENDS[address.scheme]
     try:
-        backend: type[Storage] = getattr(importlib.import_module(module), name)
+        backend: Callable[[Address], Storage] = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
         if error.name not in _EXTRAS:
             raise
@@ -91,4 +96,4 @@ def open(url: str) -> Storage:  # noqa: A001  (as in `dbm.open`: read with the m
             f"`pip install 'skate[{_EXTRAS[error.name]}]'`"
         )
         raise ExtraMissing(msg) from error
-    return backend(address)  # type: ignore[call-arg]  (every backend is made of an address)
+    return backend(address)

@@ -1,9 +1,9 @@
 """Records in etcd: a server of its own consensus, which fsyncs what it acknowledges and needs no settings for it.
 
-Under `/skate/<prefix>/` lie `format`, `fence`, `leader`, and the records at `r/<table>`, a zero byte, `<key>`. The key `leader` is
-attached to an etcd lease, and goes with it. `fence` says epoch, commits, pending pieces and token; every change is a
-transaction that compares the whole value of `fence` with what this process knows, and replaces it. So two heads cannot
-both change anything, and a request that arrives twice is applied once.
+Under `/skate/<prefix>/` lie `format`, `fence`, `leader`, and the records at `r/<table>`, a zero byte, `<key>`.
+The key `leader` is attached to an etcd lease, and goes with it. `fence` says epoch, commits, pending pieces and token;
+every change is a transaction that compares the whole value of `fence` with what this process knows, and replaces it. So
+two heads cannot both change anything, and a request that arrives twice is applied once.
 
 etcd takes 128 operations and 1.5 MiB in a transaction. A larger batch is cut into pieces, which are written to a
 journal (`j/<piece>`) first; the one transaction that makes them *pending* in the fence is the commit, and then they are

@@ -55,7 +55,8 @@ _CREATE: Final = (
 _CREATED: Final = "SELECT to_regclass('skate_clusters') IS NOT NULL AND to_regclass('skate_records') IS NOT NULL"
 
 _FORMAT: Final = """
-INSERT INTO skate_clusters VALUES ($1, $2, 0, 0, '', '', '-infinity') ON CONFLICT DO NOTHING
+INSERT INTO skate_clusters (cluster, format, epoch, commits, token, holder, until)
+VALUES ($1, $2, 0, 0, '', '', '-infinity') ON CONFLICT DO NOTHING
 """
 
 _ACQUIRE: Final = """
@@ -72,7 +73,7 @@ WITH fence AS (
   DELETE FROM skate_records USING fence, unnest($7::text[], $8::bytea[]) AS gone (name, key)
   WHERE skate_records.cluster = fence.cluster AND skate_records.name = gone.name AND skate_records.key = gone.key
 ), written AS (
-  INSERT INTO skate_records SELECT fence.cluster, new.name, new.key, new.value
+  INSERT INTO skate_records (cluster, name, key, value) SELECT fence.cluster, new.name, new.key, new.value
   FROM fence, unnest($4::text[], $5::bytea[], $6::bytea[]) AS new (name, key, value)
   ON CONFLICT (cluster, name, key) DO UPDATE SET value = excluded.value
 )
@@ -130,6 +131,7 @@ class PostgresStorage(Storage):
                 self._run(*_CREATE)
             self._fetch(_FORMAT, self._cluster, FORMAT_VERSION)
             self.check_format(self._leader()["format"])
+            self._fetch(_LOAD, self._cluster, "", b"", 0)  # fails on a table of other columns
         except BaseException:
             self.close()
             raise

@@ -71,8 +71,9 @@ return redis.call('HINCRBY', KEYS[1], 'epoch', 1)
 _COMMIT: Final = """
 local fence = redis.call('HMGET', KEYS[1], 'token', 'commits', 'epoch', 'holder')
 if fence[1] ~= ARGV[1] then return {fence[3] or '', fence[4] or ''} end
-redis.call('HSET', KEYS[1], 'commits', ARGV[2])
-if tonumber(fence[2]) >= tonumber(ARGV[2]) then return {} end
+local applied = tonumber(fence[2]) >= tonumber(ARGV[2])
+redis.call('HSET', KEYS[1], 'commits', applied and fence[2] or ARGV[2])
+if applied then return {} end
 local set_end = 3 + 2 * tonumber(ARGV[3])
 for i = 4, set_end, 2 do redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1]) end
 for i = set_end + 1, #ARGV do redis.call('HDEL', KEYS[2], ARGV[i]) end

@@ -4,11 +4,12 @@ WAL with `synchronous=FULL`: a commit is one append to the log and one fsync, an
 would be ten times as fast, survive the death of the process, and lose the last acknowledged commits with the power: no
 choice for what was acknowledged. Group commit (`writer.py`) wins most of it back.
 
-The lease is a row, and a lock on one byte of the file beside it (`….lease`): the byte whose offset is the epoch. The
-kernel lets go of it when the process ends, however it ends, so a successor on the same machine, or on the one to which
-the volume was attached, need not wait for the time to pass. A process that is alive but suspended keeps its byte, and
-is replaced when its time has passed; the next epoch is another byte. The time is CLOCK_BOOTTIME of the one kernel under
-which both live: on a volume that two machines write at once, a network file system, SQLite's locks promise nothing.
+The lease is a row, and a lock on one byte of the file beside it (`….lease`): the byte whose offset is the row's random
+token. The kernel lets go of it when the process ends, however it ends, so a successor on the same machine, or on the
+one to which the volume was attached, need not wait for the time to pass. A process that is alive but suspended keeps
+its byte, and is replaced when its time has passed; the next token is another byte. The time is CLOCK_BOOTTIME of the
+one kernel under which both live: on a volume that two machines write at once, a network file system, SQLite's locks
+promise nothing.
 
 A process that is suspended within a transaction holds SQLite's own write lock, and nobody can take over before it
 goes on or is killed; `acquire` says None meanwhile.
@@ -19,7 +20,6 @@ Options of the address: none but the common ones. Several clusters may share a f
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import sqlite3
@@ -129,16 +129,11 @@ class SqliteStorage(Storage):
         with self._transaction():
             self._check_file()
             leader = self._leader()
-            if leader.holder not in ("", holder) and leader.until > now and _is_locked(self._lease_fd, leader.epoch):
+            if leader.holder not in ("", holder) and leader.until > now and _is_locked(self._lease_fd, leader.token):
                 return None
             epoch = leader.epoch + 1
-            _unlock(self._lease_fd)  # what is left of an earlier epoch, or of one that was not stored
-            if not _lock(self._lease_fd, epoch):
-                msg = (
-                    f"{self.place}: epoch {epoch} is held already, so the file was replaced by an older copy while a head "
-                    f"was using it. End that head first"
-                )
-                raise StorageUnreadable(msg)
+            _unlock(self._lease_fd)  # what is left of an earlier epoch
+            _lock(self._lease_fd, self._token)
             self._sql.execute(
                 "INSERT OR REPLACE INTO leaders VALUES (?, ?, 0, ?, ?, ?)",
                 (self._cluster, epoch, self._token, holder, now + ttl_s),
@@ -239,8 +234,8 @@ class SqliteStorage(Storage):
 
     def _damaged(self, how: str) -> StorageUnreadable:
         return StorageUnreadable(
-            f"{self.place} is damaged, or no file of Skate's: {how}. Move it away and restore it from a backup, or move "
-            f"it away to start a new cluster; nothing was changed"
+            f"{self.place} is damaged, or no file of Skate's: {how}. Move it away, and restore it from a backup or "
+            f"start a new cluster; nothing was changed"
         )
 
 
@@ -272,19 +267,13 @@ def _sync_directory(path: str) -> None:
         os.close(directory)
 
 
-def _lock(fd: int, byte: int) -> bool:
-    """Take one byte for as long as the descriptor is open; False if another has it.
+def _lock(fd: int, token: str) -> None:
+    """Take the byte of a token, which is nobody else's, for as long as the descriptor is open.
 
     A lock of the open file description and not of the process: closing another descriptor of the file does not drop it,
     and two storages in one process exclude each other. A fork would share it.
     """
-    try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):
-            return False
-        raise
-    return True
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _byte(token), 1, 0))
 
 
 def _unlock(fd: int) -> None:
@@ -292,7 +281,12 @@ def _unlock(fd: int) -> None:
     fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
 
 
-def _is_locked(fd: int, byte: int) -> bool:
+def _is_locked(fd: int, token: str) -> bool:
     """Whether another has the byte. Our own locks do not count."""
-    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
+    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _byte(token), 1, 0))
     return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+
+
+def _byte(token: str) -> int:
+    """An offset that the kernel takes."""
+    return int(token, 16) >> 2

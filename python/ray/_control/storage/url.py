@@ -66,9 +66,7 @@ def parse(url: str) -> Address:
     parts = urlsplit(url)
     scheme = {"postgres": "postgresql"}.get(parts.scheme, parts.scheme)
     if scheme not in OPTIONS:
-        msg = (
-            f"a storage is one of {', '.join(f'{name}://' for name in OPTIONS)}, not {parts.scheme or 'a plain text'!r}"
-        )
+        msg = f"a storage is one of {', '.join(f'{name}://' for name in OPTIONS)}, not {parts.scheme!r}"
         raise LimitExceeded(msg)
     credentials, _, places = parts.netloc.rpartition("@")
     path = unquote(parts.path)
@@ -110,9 +108,7 @@ def _hosts(scheme: str, places: str, path: str, shown: str) -> tuple[tuple[str, 
         return ()
     hosts = tuple(_host(place, PORTS[scheme], shown) for place in places.split(","))
     if len(hosts) > 1 and scheme.startswith("redis"):
-        msg = (
-            f"{shown}: give one host. What a group of servers is called by (a proxy, a service) decides who is primary"
-        )
+        msg = f"{shown}: give one host. A proxy or service before a group of servers knows which is primary"
         raise LimitExceeded(msg)
     return hosts
 
