@@ -4,7 +4,6 @@ directories. Each can be asked for a cluster of its own (`url`), can be spoilt, 
 
 from __future__ import annotations
 
-import glob
 import os
 import pwd
 import shutil
@@ -33,6 +32,7 @@ class Sqlite:
     """Files in one directory."""
 
     name = "sqlite"
+    ttl_s = 0.3
 
     def __init__(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="skate-sqlite-"))
@@ -59,6 +59,9 @@ class Server:
     name = ""
     program = ""
     kill_signal = signal.SIGKILL
+    ttl_s = 0.3
+    """The shortest lease that is worth waiting for."""
+
     user: int | None = None
 
     def __init__(self) -> None:
@@ -100,7 +103,7 @@ class Server:
                 stderr=log,
                 cwd=self.directory,
                 user=self.user,
-                preexec_fn=lambda: die_with_parent(parent),  # noqa: PLW1509  (there is one thread)
+                preexec_fn=lambda: die_with_parent(parent),
             )
         deadline = time.monotonic() + START_LIMIT_S
         while not self.answers():
@@ -164,10 +167,14 @@ class Redis(Server):
         with self.client() as client:
             client.flushall()
 
+    def lease_has_ended(self, opened) -> bool:
+        return not opened._client.exists(opened._keys[2])
+
 
 class Etcd(Server):
     name = "etcd"
     program = "etcd"
+    ttl_s = 1.0  # it counts in seconds
 
     def command(self) -> list[str]:
         here = f"http://127.0.0.1:{self.port}"
@@ -206,6 +213,9 @@ class Etcd(Server):
         from ray._control.storage.etcd_gateway import text64
 
         self.ask(self.url(), "kv/deleterange", {"key": text64(b"/"), "range_end": text64(b"0")})
+
+    def lease_has_ended(self, opened) -> bool:
+        return opened._get("leader") is None
 
 
 class Postgres(Server):
@@ -270,6 +280,10 @@ class Postgres(Server):
     def empty(self) -> None:
         self.execute("TRUNCATE skate_clusters, skate_records")
 
+    def lease_has_ended(self, opened) -> bool:
+        statement = "SELECT until < clock_timestamp() FROM skate_clusters WHERE cluster = $1"
+        return opened._fetch(statement, opened._cluster)[0][0]
+
 
 KINDS = {kind.name: kind for kind in (Sqlite, Redis, Etcd, Postgres)}
 SERVERS = [name for name in KINDS if name != "sqlite"]
@@ -277,10 +291,10 @@ SERVERS = [name for name in KINDS if name != "sqlite"]
 
 def find_program(name: str, beside: str | None = None) -> str | None:
     """In PATH, beside this interpreter, or where Debian hides it."""
-    places = [os.path.dirname(os.path.realpath(beside))] if beside else []
-    places += [*os.environ.get("PATH", "").split(os.pathsep), os.path.dirname(sys.executable)]
-    places += [*sorted(glob.glob("/usr/lib/postgresql/*/bin"), reverse=True), "/usr/sbin", "/usr/local/bin"]
-    return shutil.which(name, path=os.pathsep.join(places))
+    places = [Path(beside).resolve().parent] if beside else []
+    places += [*os.environ.get("PATH", "").split(os.pathsep), Path(sys.executable).parent]
+    places += [*sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True), Path("/usr/sbin")]
+    return shutil.which(name, path=os.pathsep.join(map(str, places)))
 
 
 def unprivileged_user() -> int:

@@ -15,6 +15,7 @@ import pytest
 
 from ray._control.storage import LeadershipLost, LimitExceeded, Storage, StorageWriter, Write, WriterFull
 from ray._control.storage import writer as writer_module
+from ray._node.descriptors import usage
 
 from .servers import contents
 
@@ -65,12 +66,12 @@ class GatedStorage(Storage):
 @pytest.fixture
 def gated():
     """The storage, holding the lease for a long time; and no thread or descriptor more after the test."""
-    threads, descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    threads, descriptors = threading.active_count(), usage(os.getpid())[0]
     gated = GatedStorage()
     gated.acquire("a", 3600)
     yield gated
     assert threading.active_count() == threads
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert usage(os.getpid())[0] == descriptors
 
 
 def one(number: int, size: int = 1) -> list[Write]:

@@ -176,7 +176,7 @@ class SqliteStorage(Storage):
             self._check_file()
             damage = self._sql.execute("PRAGMA quick_check(1)").fetchone()[0]
             if damage != "ok":
-                raise self._damaged(damage)
+                raise self._damaged(damage.splitlines()[-1])
         if self._sql.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
             msg = f"{self.place}: its file system cannot have SQLite's write-ahead log. Choose a local disk"
             raise StorageUnavailable(msg)

@@ -76,13 +76,11 @@ def parse(url: str) -> Address:
     if unknown:
         msg = f"{shown}: there is no option {unknown[0]!r}; {scheme} has {', '.join(OPTIONS[scheme])}"
         raise LimitExceeded(msg)
-    prefix = options.pop("prefix", "")
-    if scheme.startswith("etcd"):
-        if prefix and path.strip("/"):
-            msg = f"{shown}: the path is the prefix; leave out ?prefix="
-            raise LimitExceeded(msg)
-        prefix, path = prefix or path.strip("/"), ""
-    prefix = prefix or "default"
+    in_path = path.strip("/") if scheme.startswith("etcd") else ""
+    if in_path and "prefix" in options:
+        msg = f"{shown}: the path is the prefix; leave out ?prefix="
+        raise LimitExceeded(msg)
+    prefix = options.pop("prefix", in_path or "default")
     if not PREFIX.fullmatch(prefix):
         msg = f"{shown}: the prefix {prefix!r} does not match {PREFIX.pattern}"
         raise LimitExceeded(msg)
@@ -94,7 +92,7 @@ def parse(url: str) -> Address:
         prefix=prefix,
         patience_s=_seconds(options.pop("patience_s", str(PATIENCE_S)), shown),
         options={name: value for name, value in options.items() if name != "password_file"},
-        shown=f"{shown} ({prefix})" if prefix != "default" and prefix not in shown else shown,
+        shown=shown if prefix in ("default", in_path) else f"{shown} ({prefix})",
         user=unquote(user),
         password=_password(options["password_file"], shown) if "password_file" in options else unquote(password),
     )
