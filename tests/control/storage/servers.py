@@ -16,9 +16,14 @@ import tempfile
 import time
 import uuid
 from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from ray._control import storage
 from ray._node.process import die_with_parent
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 START_LIMIT_S = 30.0
 PATIENCE_S = 15.0
@@ -61,6 +66,9 @@ class Server:
     kill_signal = signal.SIGKILL
     ttl_s = 0.3
     """The shortest lease that is worth waiting for."""
+
+    needed: Mapping[str, object] = MappingProxyType({})
+    """Options without which it cannot be opened."""
 
     user: int | None = None
 
@@ -111,7 +119,7 @@ class Server:
                 self.kill()
                 raise AssertionError(f"{self.program} did not start:\n{(self.directory / 'log').read_text()[-4000:]}")
             time.sleep(0.02)
-        storage.open(self.url()).close()  # it takes connections before it has recovered
+        storage.open(self.url(**self.needed)).close()  # it takes connections before it has recovered
 
     def answers(self) -> bool:
         try:

@@ -62,6 +62,20 @@ def test_what_is_lost_while_everything_is_read_is_read_again(server, opened, mon
         leader.close()
 
 
+def test_reading_goes_on_when_the_server_was_started_again(server, opened, monkeypatch):
+    for name in ("etcd", "postgres", "redis"):
+        monkeypatch.setattr(f"ray._control.storage.{name}.PAGE_RECORDS", 40)
+    leader = lead(opened, server.url())
+    leader.commit([Write("t", b"%d" % number, b"x" * 200) for number in range(1000)])
+    records = leader.load()
+    found = [next(records) for _ in range(500)]
+    server.kill()
+    server.start()
+    found += records
+    assert {key for _, key, _ in found} == {b"%d" % number for number in range(1000)}
+    assert len(found) == 1000
+
+
 @pytest.mark.parametrize(("name", "module"), [("redis", "redis"), ("postgresql", "asyncpg")])
 def test_a_missing_package_is_named_with_what_to_install(monkeypatch, name, module):
     for loaded in [loaded for loaded in sys.modules if loaded.partition(".")[0] == module]:
@@ -173,6 +187,35 @@ def test_etcd_is_asked_at_its_other_hosts_when_one_does_not_answer(kinds, opened
     leader = lead(opened, url)
     leader.commit([Write("t", b"k", b"v")])
     assert contents(leader) == {("t", b"k"): b"v"}
+
+
+def test_etcd_with_passwords_gets_another_token_when_its_own_has_ended(kinds):
+    server = kinds("etcd")
+    url = server.url()
+    plain = url.replace("etcd://", f"etcd://root:{SECRET}@")
+    for path, body in (
+        ("auth/user/add", {"name": "root", "password": SECRET}),
+        ("auth/role/add", {"name": "root"}),
+        ("auth/user/grant", {"user": "root", "role": "root"}),
+        ("auth/enable", {}),
+    ):
+        server.ask(url, path, body)
+    try:
+        with pytest.raises(StorageUnavailable, match="refused a request"):
+            storage.open(url)
+        with pytest.raises(StorageUnavailable, match="authentication failed") as caught:
+            storage.open(plain.replace(SECRET, SECRET[:-1]))
+        assert SECRET[:-1] not in str(caught.value)
+        leader = storage.open(plain)
+        assert leader.acquire("a", 60) is not None
+        leader._gateway._token = "ended"
+        leader.commit([Write("t", b"k", b"v")])
+        assert contents(leader) == {("t", b"k"): b"v"}
+        leader.close()
+    finally:
+        server.ask(plain, "auth/disable", {})
+        for path, body in (("auth/user/delete", {"name": "root"}), ("auth/role/delete", {"role": "root"})):
+            server.ask(url, path, body)
 
 
 @pytest.mark.parametrize("applied", [0, 1, 2])

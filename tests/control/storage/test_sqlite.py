@@ -90,10 +90,9 @@ def test_a_disk_without_space_fails_the_commit_and_keeps_what_was_there(url, ope
     assert contents(opened(url)) == {("t", b"k"): b"1"}
 
 
-def test_while_another_process_writes_the_lease_is_not_to_be_had_and_a_commit_fails(url, opened, monkeypatch):
+def test_while_another_process_writes_the_lease_is_not_to_be_had_and_a_commit_fails(url, opened):
+    url += "?patience_s=0.05"
     leader, standby = lead(opened, url), opened(url)
-    for each in (leader, standby):
-        each._sql.execute("PRAGMA busy_timeout = 20")
     with sqlite_of(url) as other:
         other.execute("BEGIN IMMEDIATE")
         assert standby.acquire("b", 60) is None

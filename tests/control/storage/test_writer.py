@@ -167,9 +167,12 @@ def test_the_queue_counts_bytes_too_but_takes_any_batch_when_it_is_empty(gated):
     gated.open = True
     gated.gate.release()
     wait_for(writer, 1)
-    assert writer.submit(one(2, 500)) == 2
-    wait_for(writer, 2)
-    writer.close()
+    gated.open = False
+    assert [writer.submit(one(number, 400)) for number in (2, 3)] == [2, 3]
+    with pytest.raises(WriterFull, match="804 of 1000 bytes"):
+        writer.submit(one(4, 400))
+    gated.gate.release(2)
+    assert writer.close() == (3, None)
 
 
 def test_a_batch_that_can_never_be_stored_is_refused_at_once_and_harms_no_other(gated):

@@ -209,8 +209,9 @@ class Storage(ABC):
 
         Args:
             holder: Who asks; shown to whoever looks for the leader.
-            ttl_s: How long it holds without `renew`. Servers may round it up to whole seconds. In SQLite it ends, too,
-                as soon as the process ends.
+            ttl_s: How long it holds without `renew`, by the server's clock, which may round it up to whole seconds; a
+                jump of that clock may end it early, and the fence holds all the same. In SQLite it ends, too, as soon
+                as the process ends.
 
         Raises:
             LimitExceeded: If the name is empty or too long, or the time out of range.

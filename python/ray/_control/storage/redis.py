@@ -8,7 +8,7 @@ What is needed of the server, or acknowledged commits are lost:
 
 - `appendonly yes` and `appendfsync always`: Redis then answers a write after its fsync. With `everysec` the last
   second goes with the power. Both are looked at when the storage is opened and whenever the lease is taken.
-- A `maxmemory-policy` that evicts no keys without a time to live (`noeviction`, or `volatile-*`); looked at as well.
+- `maxmemory-policy noeviction` where there is a `maxmemory`: others drop records, or the lease; looked at as well.
 - With replicas and automatic failover: `?replicas=N`, which waits (WAIT) until N replicas have received each commit.
   Replication is asynchronous, and a failover to a replica that did not take part loses commits and may bring back an
   older epoch; have as many as could be promoted, or use etcd or PostgreSQL.
@@ -207,7 +207,7 @@ class RedisStorage(Storage):
             )
             raise StorageUnavailable(msg)
         policy = settings.get("maxmemory-policy", "")
-        if policy.startswith("allkeys") and settings.get("maxmemory") != "0":
+        if policy != "noeviction" and settings.get("maxmemory") != "0":
             msg = f"{self.place} may evict records: its maxmemory-policy is {policy!r}. Set it to `noeviction`"
             raise StorageUnavailable(msg)
 

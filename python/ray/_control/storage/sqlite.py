@@ -39,7 +39,8 @@ APPLICATION_ID: Final = 0x536B_6174
 """In the header of our files ("Skat"), so that `file` and we tell them from others."""
 
 LOCK_WAIT_S_MAX: Final = 2.0
-"""For another process's transaction, which takes milliseconds; beyond it a commit fails, and `acquire` says None."""
+"""For another process's transaction, which takes milliseconds, before `acquire` says None. A commit waits as long as its
+address has patience."""
 
 _SCHEMA: Final = (
     # An ordinary table: rows of a WITHOUT ROWID one lie inside the index, which large values would make deep.
@@ -61,13 +62,14 @@ class SqliteStorage(Storage):
     def __init__(self, address: Address) -> None:
         super().__init__(address.shown)
         self._cluster = address.prefix
+        self._patience_s = address.patience_s
         self._connection: sqlite3.Connection | None = None
         self._lease_fd = -1
         try:
             self._lease_fd = _open_private(address.path + ".lease")
             os.close(_open_private(address.path))
             self._connection = sqlite3.connect(
-                address.path, timeout=LOCK_WAIT_S_MAX, isolation_level=None, check_same_thread=False
+                address.path, timeout=address.patience_s, isolation_level=None, check_same_thread=False
             )
             self._prepare()
             _sync_directory(address.path)
@@ -116,6 +118,7 @@ class SqliteStorage(Storage):
     # ------------------------------------------------------------------ the lease
 
     def _acquire(self, holder: str, ttl_s: float) -> int | None:
+        self._wait_for_locks(min(LOCK_WAIT_S_MAX, self._patience_s))
         try:
             return self._take(holder, ttl_s)
         except _Busy:
@@ -123,6 +126,8 @@ class SqliteStorage(Storage):
         except StorageError:
             _unlock(self._lease_fd)
             raise
+        finally:
+            self._wait_for_locks(self._patience_s)
 
     def _take(self, holder: str, ttl_s: float) -> int | None:
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -160,6 +165,9 @@ class SqliteStorage(Storage):
                 "UPDATE leaders SET holder = '', until = 0 WHERE cluster = ? AND token = ?",
                 (self._cluster, self._token),
             )
+
+    def _wait_for_locks(self, seconds: float) -> None:
+        self._sql.execute(f"PRAGMA busy_timeout = {round(1000 * seconds)}")
 
     def _leader(self) -> _Leader:
         row = self._sql.execute(
@@ -224,7 +232,7 @@ class SqliteStorage(Storage):
             return self._damaged(str(error))
         if code == sqlite3.SQLITE_BUSY:
             return _Busy(
-                f"{self.place}: another process has been writing for more than {LOCK_WAIT_S_MAX:.0f} s; it may be "
+                f"{self.place}: another process has been writing for more than {self._patience_s:g} s; it may be "
                 f"suspended. End it, then start the head again"
             )
         remedy = "Free space on its disk" if code == sqlite3.SQLITE_FULL else "Look at the disk and its permissions"
