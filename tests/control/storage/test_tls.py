@@ -39,13 +39,9 @@ class SecureRedis(servers.Redis):
     def command(self) -> list[str]:
         command = super().command()
         command[command.index("--port")] = "--tls-port"
-        pair = (
-            "--tls-cert-file",
-            str(self.certificates / "pair.pem"),
-            "--tls-key-file",
-            str(self.certificates / "pair.key"),
-        )
-        return [*command, "--port", "0", *pair, "--tls-ca-cert-file", str(self.certificates / "ca.pem")]  # fmt: skip
+        for name, file in {"cert": "pair.pem", "key": "pair.key", "ca-cert": "ca.pem"}.items():
+            command += (f"--tls-{name}-file", str(self.certificates / file))
+        return [*command, "--port", "0"]
 
     def base(self) -> str:
         return f"rediss://127.0.0.1:{self.port}/0"

@@ -39,8 +39,8 @@ APPLICATION_ID: Final = 0x536B_6174
 """In the header of our files ("Skat"), so that `file` and we tell them from others."""
 
 LOCK_WAIT_S_MAX: Final = 2.0
-"""For another process's transaction, which takes milliseconds, before `acquire` says None. A commit waits as long as its
-address has patience."""
+"""For another process's transaction, which takes milliseconds, before `acquire` says None. A commit waits as long as
+its address has patience."""
 
 _SCHEMA: Final = (
     # An ordinary table: rows of a WITHOUT ROWID one lie inside the index, which large values would make deep.
