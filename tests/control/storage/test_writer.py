@@ -139,6 +139,19 @@ def test_a_group_has_a_limit_and_a_larger_batch_is_a_commit_of_its_own(gated, mo
     writer.close()
 
 
+def test_a_group_is_never_more_than_a_storage_takes_in_one_transaction(gated):
+    gated.transaction_writes_max = 5
+    gated.open = False
+    writer = StorageWriter(gated)
+    for number in range(11):
+        writer.submit(one(number))
+        if number == 0:
+            gated.wait_until_committing()
+    gated.gate.release(3)
+    assert writer.close() == (11, None)
+    assert [len(group) for group in gated.groups] == [1, 5, 5]
+
+
 def test_a_full_queue_says_so_takes_nothing_and_has_room_again_when_told(gated):
     gated.open = False
     writer = StorageWriter(gated, batches_max=3)

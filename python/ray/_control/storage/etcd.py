@@ -70,6 +70,9 @@ class _Fence(NamedTuple):
 class EtcdStorage(Storage):
     """See the module's docstring."""
 
+    transaction_writes_max = PIECE_WRITES_MAX
+    transaction_bytes_max = PIECE_BYTES_MAX
+
     def __init__(self, address: Address) -> None:
         super().__init__(address.shown, VALUE_BYTES_MAX)
         self._gateway = Gateway(address, Patience(self.place, address.patience_s))

@@ -103,6 +103,10 @@ class Storage(ABC):
         value_bytes_max: What one value may have here.
     """
 
+    transaction_writes_max: int = BATCH_WRITES_MAX
+    transaction_bytes_max: int = BATCH_BYTES_MAX
+    """What it stores in a single transaction. It stores a larger batch as well, at the cost of more than one."""
+
     def __init__(self, place: str, value_bytes_max: int = VALUE_BYTES_MAX) -> None:
         self.place = place
         self.value_bytes_max = value_bytes_max

@@ -33,8 +33,8 @@ tells of progress. A single batch is taken whenever nothing else waits, so none 
 
 GROUP_WRITES_MAX: Final = 4096
 GROUP_BYTES_MAX: Final = 8 << 20
-"""For one commit of several batches, so that the first of them does not wait long for the last; a batch that is larger
-is a commit of its own."""
+"""For one commit of several batches, so that the first of them does not wait long for the last, and never more than the
+storage takes in one transaction; a batch that is larger is a commit of its own."""
 
 RENEWALS_PER_TTL: Final = 3
 """The lease survives two renewals that fail or come late."""
@@ -75,6 +75,8 @@ class StorageWriter:
         self._storage = storage
         self._batches_max = batches_max
         self._bytes_max = bytes_max
+        self._group_writes_max = min(GROUP_WRITES_MAX, storage.transaction_writes_max)
+        self._group_bytes_max = min(GROUP_BYTES_MAX, storage.transaction_bytes_max)
         self._renew_every_s = storage.ttl_s / RENEWALS_PER_TTL if renew else None
         # Guards all that follows; held for the moving of references alone, never during a commit.
         self._changed = threading.Condition()
@@ -190,7 +192,7 @@ class StorageWriter:
             writes, size = len(group[0][0]), group[0][1]
             while self._waiting:
                 batch, more = self._waiting[0]
-                if writes + len(batch) > GROUP_WRITES_MAX or size + more > GROUP_BYTES_MAX:
+                if writes + len(batch) > self._group_writes_max or size + more > self._group_bytes_max:
                     break
                 group.append(self._waiting.popleft())
                 writes, size = writes + len(batch), size + more
