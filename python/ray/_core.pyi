@@ -295,7 +295,8 @@ class NodeCore:
     ) -> None: ...
     def poll(self, timeout: float | None) -> list[tuple[Any, ...]]:
         """Waits for events, at most `timeout` seconds. Each is one of
-        ("frame", proc, kind, corr, body), ("joined", proc, role, pid), ("left", proc, reason), ("fd", token).
+        ("frame", proc, kind, corr, body), ("joined", proc, role, pid), ("left", proc, reason, ended), ("fd", token).
+        `ended`: the peer closed the connection, as the end of its process does; otherwise it broke.
         """
     def address(self) -> str | None:
         """Where it listens for other nodes, as bound ("ip:port"); None without `listen`."""

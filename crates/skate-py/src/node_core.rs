@@ -22,7 +22,7 @@ use crate::errors::to_py;
 enum Event {
     Frame { from: u64, kind: u8, corr: u64, body: Vec<u8> },
     Joined { proc: u64, role: u8, pid: u32 },
-    Left { proc: u64, reason: String },
+    Left { proc: u64, reason: String, ended: bool },
     Fd(u64),
 }
 
@@ -57,7 +57,8 @@ impl Handler for Queue {
     }
 
     fn on_closed(&self, peer: ProcId, reason: CloseReason) {
-        self.add(Event::Left { proc: peer.0, reason: reason.to_string() });
+        let ended = matches!(reason, CloseReason::Closed);
+        self.add(Event::Left { proc: peer.0, reason: reason.to_string(), ended });
     }
 
     fn on_fd_ready(&self, token: u64) {
@@ -179,7 +180,7 @@ impl NodeCore {
                     ("frame", from, kind, corr, PyBytes::new(py, &body)).into_pyobject(py)?.into_any()
                 }
                 Event::Joined { proc, role, pid } => ("joined", proc, role, pid).into_pyobject(py)?.into_any(),
-                Event::Left { proc, reason } => ("left", proc, reason).into_pyobject(py)?.into_any(),
+                Event::Left { proc, reason, ended } => ("left", proc, reason, ended).into_pyobject(py)?.into_any(),
                 Event::Fd(token) => {
                     self.told.lock().push(token);
                     ("fd", token).into_pyobject(py)?.into_any()

@@ -72,8 +72,18 @@ class ActorWorkerGone(Event, frozen=True):
     exit_code: int
 
 
+class Life(msgspec.Struct, frozen=True, array_like=True):
+    """What of an actor changes, for the next control service. `proc` is 0 while no worker was placed."""
+
+    incarnation: int
+    proc: int
+    node: int
+
+
 class Actor(msgspec.Struct):
-    """One actor. `state` is one of pending, starting, alive, dead."""
+    """One actor. `state` is one of pending, starting, alive, dead; or missing, after a restart of the head: it may live
+    on a node that has not come back yet.
+    """
 
     id: bytes
     owner: int

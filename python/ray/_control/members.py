@@ -26,6 +26,7 @@ from ray._control.machine import (
     ToNode,
 )
 from ray._control.messages import (
+    Announced,
     DeathsElsewhere,
     Deliver,
     FromMember,
@@ -80,6 +81,8 @@ class MemberTable(Machine):
         self._deaths: dict[int, WorkerDied] = {}
         self._askers: dict[int, dict[int, None]] = {}
         """For each process whose end is awaited, who asked."""
+        self._unconfirmed: dict[int, dict[int, Member]] = {}
+        """Members of a node that has come back and has not said that they are still there."""
         self._untold: dict[int, list[tuple[int, str]]] = {}
         """Deaths that other nodes have not heard of, by the node on which they were."""
         self._deadlines: Deadlines[str] = Deadlines()
@@ -87,6 +90,7 @@ class MemberTable(Machine):
         self._node_messages = {
             MemberJoined: self._on_joined,
             MemberGone: self._on_gone,
+            Announced: self._on_announced,
             ToMembers: self._on_to_members,
             ToOtherNode: self._on_to_other_node,
             WhoIs: self._on_who_is,
@@ -126,18 +130,34 @@ class MemberTable(Machine):
         self._by_node.setdefault(event.node, {})
 
     def _on_joined(self, event: FromNode, message: MemberJoined, now: float) -> None:
+        self._unconfirmed.get(event.node, {}).pop(message.proc, None)
         if event.node not in self._by_node or message.proc in self._members:
             return
         member = Member(message.proc, event.node, message.role, message.pid, message.job)
         self._members[member.proc] = self._by_node[event.node][member.proc] = member
         self._emit(ProcessJoined(member.proc, member.role, member.pid, member.job))
 
+    def expect_again(self, node: int) -> None:
+        """The node has come back: who is not announced again has gone meanwhile."""
+        self._unconfirmed[node] = dict(self._by_node[node])
+
+    def _on_announced(self, event: FromNode, message: Announced, now: float) -> None:
+        for member in self._unconfirmed.pop(event.node, {}).values():
+            cause = f"the {member} has ended while its node had no connection"
+            self._leave(member, MemberGone(member.proc, member.pid, cause, (), 0, intended=False), now)
+
     def _on_gone(self, event: FromNode, message: MemberGone, now: float) -> None:
         member = self._members.get(message.proc)
+        self._unconfirmed.get(event.node, {}).pop(message.proc, None)
+        if member is None and message.proc not in self._deaths and event.node in self._by_node:
+            # It ended while this control service was not there, and the one before had not heard of it either.
+            member = Member(message.proc, event.node, ROLE_WORKER, message.pid, 0)
+            self._members[member.proc] = self._by_node[event.node][member.proc] = member
         if member is not None and member.node == event.node:
             self._leave(member, message, now)
 
     def _on_node_lost(self, event: NodeLost, now: float) -> None:
+        self._unconfirmed.pop(event.node, None)
         for member in self._by_node.pop(event.node, {}).values():
             cause = f"its node was lost: {event.reason}"
             gone = MemberGone(member.proc, member.pid, f"the {member} is gone, because {cause}", (), 0, intended=False)

@@ -1,9 +1,9 @@
 """Messages between node processes and the control service.
 
-This module owns the meaning of message kinds 128 to 143 (to the control service) and 160 to 191 (from it). They travel
-between two node processes as msgpack arrays, like those of `ray._protocol`; on the head node they are handed over as
-they are. All links are first in, first out, and everything that concerns two nodes goes through the control service,
-so that what a node was told about a process always comes before what follows from it.
+This module owns the meaning of message kinds 128 to 143 and 208 to 215 (to the control service) and 160 to 191 (from
+it). They travel between two node processes as msgpack arrays, like those of `ray._protocol`; on the head node they are
+handed over as they are. All links are first in, first out, and everything that concerns two nodes goes through the
+control service, so that what a node was told about a process always comes before what follows from it.
 
 The body of a member's own message is passed on as it came: who decodes it is who acts on it.
 """
@@ -25,15 +25,6 @@ class NodeEntry(msgspec.Struct, frozen=True, array_like=True):
     hostname: str
 
 
-class MemberEntry(msgspec.Struct, frozen=True, array_like=True):
-    """A connected driver, worker or tool."""
-
-    proc: int
-    role: int
-    pid: int
-    job: int
-
-
 # ---------------------------------------------------------------------------------------------
 # From a node to the control service
 
@@ -50,10 +41,33 @@ class NodeHello(Message, frozen=True):
     session_dir: str
     resources: dict[str, int]
     labels: dict[str, str]
+    returns: bool = False
+    """It has been part of the cluster and lost its head. What is on it follows, up to `Announced`."""
+
+
+class ActorHosted(Message, frozen=True):
+    """A node that returns has this actor on it; its worker has run ``__init__`` if it is `ready`."""
+
+    actor: bytes
+    incarnation: int
+    proc: int
+    pid: int
+    ready: bool
+
+
+class MemberSubscribes(Message, frozen=True):
+    """A member of a node that returns wants to know of these actors' changes. What it knows already is not repeated."""
+
+    proc: int
+    actors: list[bytes]
+
+
+class Announced(Message, frozen=True):
+    """The node that returns has said all; what it had said before and was not heard follows."""
 
 
 class MemberJoined(Message, frozen=True):
-    """A core has connected to the node. A driver's `job` is 0: the control service numbers jobs (`JobChanged`)."""
+    """A core has connected to the node. A new driver's `job` is 0: the control service numbers jobs (`JobChanged`)."""
 
     proc: int
     role: int
@@ -195,10 +209,24 @@ class Alive(Message, frozen=True):
 
 
 class Nodes(Message, frozen=True):
-    """Other nodes that have joined, and those that have gone, with why."""
+    """Other nodes that have joined, and those that have gone, with why.
+
+    To a node that joins it is the first message. `durable`: the control service comes back when it dies, so the node
+    stays and waits for it.
+    """
 
     joined: list[NodeEntry]
     gone: list[tuple[int, str]]
+    durable: bool = False
+
+
+class Heard(Message, frozen=True):
+    """This many of the node's messages since its last `Announced` or `NodeHello` need not be said again.
+
+    Those that say how things are just now (`NEWS`) are not counted.
+    """
+
+    count: int
 
 
 class Deliver(Message, frozen=True):
@@ -367,6 +395,9 @@ TO_CONTROL: Final[dict[int, type[Message]]] = {
     141: NoticeRaised,
     142: FreeIs,
     143: Alive,
+    208: ActorHosted,
+    209: MemberSubscribes,
+    210: Announced,
 }
 
 FROM_CONTROL: Final[dict[int, type[Message]]] = {
@@ -389,7 +420,24 @@ FROM_CONTROL: Final[dict[int, type[Message]]] = {
     176: AskFree,
     177: AreYouAlive,
     178: Leave,
+    179: Heard,
 }
+
+NEWS: Final = frozenset(
+    (
+        NodeHello,
+        Resources,
+        Overflow,
+        LeasesRefused,
+        ActorRefused,
+        FreeIs,
+        Alive,
+        ActorHosted,
+        MemberSubscribes,
+        Announced,
+    )
+)
+"""Messages to the control service that need not be repeated to a new one: it hears of the state anew."""
 
 KINDS: Final[dict[type[Message], int]] = {
     message: kind for table in (TO_CONTROL, FROM_CONTROL) for kind, message in table.items()

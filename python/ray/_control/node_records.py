@@ -23,6 +23,19 @@ class NodeLost(Event, frozen=True):
     reason: str
 
 
+class NodeWentAway(Event, frozen=True):
+    """A node's connection broke, though its process may live."""
+
+    node: int
+    reason: str
+
+
+class NodeReturned(Event, frozen=True):
+    """A node that was away is there again, and says what is on it."""
+
+    node: int
+
+
 class NodeFreed(Event, frozen=True):
     """A node has reported what is free on it: something that waits may fit now."""
 
@@ -56,6 +69,8 @@ class Node(msgspec.Struct):
     actors: int = 0
     """Actors that were placed there and have not ended."""
     alive: bool = True
+    away: bool = False
+    """Its connection broke, and it may come back."""
     reason: str = ""
     """Why it was lost."""
 

@@ -44,7 +44,7 @@ from ray._control.messages import (
     WithdrawLeases,
 )
 from ray._control.messages import WithdrawActor as WithdrawActorFromNode
-from ray._control.node_records import NodeCame, NodeFreed, NodeLost, fits
+from ray._control.node_records import NodeCame, NodeFreed, NodeLost, NodeWentAway, fits
 from ray._control.shown import show, show_demand, show_part
 from ray._control.waits import Waits
 from ray._protocol import LeaseFailed
@@ -92,6 +92,7 @@ class Placement(Machine):
             NodeCame: self._on_node_came,
             NodeFreed: self._on_node_freed,
             NodeLost: self._on_node_lost,
+            NodeWentAway: self._on_node_away,
             ProcessLeft: self._on_process_left,
             Tick: self._on_tick,
         }
@@ -441,13 +442,20 @@ class Placement(Machine):
                 self._place(demand, now)
 
     def _on_node_lost(self, event: NodeLost, now: float) -> None:
+        self._take_back(event.node, now)
+
+    def _on_node_away(self, event: NodeWentAway, now: float) -> None:
+        self._take_back(event.node, now)
+
+    def _take_back(self, lost: int, now: float) -> None:
+        """What a node was given is placed anew. Should it have begun with some, that is too much, and goes back."""
         for demand in list(self._demands.values()):
-            demand.queued.pop(event.node, None)
-            demand.given.pop(event.node, None)
-            if not demand.is_actor and demand.home == event.node:
+            demand.queued.pop(lost, None)
+            demand.given.pop(lost, None)
+            if not demand.is_actor and demand.home == lost:
                 self._withdraw(demand)
                 continue
-            self._unplace(demand, event.node, demand.out.get(event.node, 0))
+            self._unplace(demand, lost, demand.out.get(lost, 0))
         for demand in list(self._demands.values()):
             if demand.count:
                 self._place(demand, now)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from ray._control import kv
 from ray._control.demands import ACTORS
 from ray._control.machine import Deadlines, FromNode, Machine, ProcessLeft, Received, Send, Tick, ToNode
 from ray._control.messages import AskFree, FreeIs, FromMember, JobChanged
@@ -202,14 +203,18 @@ class ControlRequests(Requests):
         if not name:
             msg = "ValueError"
             raise RefusedError(msg, "an actor's name must not be empty")
-        return self._service.actors.reserve_name(event.sender, name, namespace, actor, meta or b"")
+        actors = self._service.actors
+        reserved = actors.reserve_name(event.sender, name, namespace, actor, meta or b"")
+        for effect in actors.take_effects():  # the record, before the answer
+            self._emit(effect)
+        return reserved
 
     def _by_name(self, event: Received, now: float, name: str, namespace: str | None) -> dict[str, Any]:
         actors = self._service.actors
         held = actors.names.get(name, namespace or "")
         actor = actors.get(held.actor) if held is not None else None
         if held is None or actor is None:
-            known = [x.name for x in actors.names.list(namespace or "")][:10]
+            known = [x.name for x in actors.names.listed(namespace or "")][:10]
             there = f"There are: {', '.join(known)}" if known else "No actor in it has a name"
             msg = "ValueError"
             raise RefusedError(
@@ -220,7 +225,7 @@ class ControlRequests(Requests):
         return {"meta": held.meta, **self._describe(actor)}
 
     def _list_named(self, event: Received, now: float, namespace: str | None) -> list[dict[str, str]]:
-        return [{"name": x.name, "namespace": x.namespace} for x in self._service.actors.names.list(namespace)]
+        return [{"name": x.name, "namespace": x.namespace} for x in self._service.actors.names.listed(namespace)]
 
     def _actor_info(self, event: Received, now: float, actor: bytes) -> dict[str, Any]:
         record = self._service.actors.get(actor)
@@ -298,13 +303,19 @@ class ControlRequests(Requests):
     def _kv_put(
         self, event: Received, now: float, key: bytes, value: bytes, namespace: str | None, overwrite: Any
     ) -> bool:
-        return self._service.kv.put(namespace or "", key, value, overwrite=overwrite in (None, True))
+        store, space = self._service.kv, namespace or ""
+        is_new = store.put(space, key, value, overwrite=overwrite in (None, True))
+        self._emit(kv.record(space, key, store.get(space, key)))
+        return is_new
 
     def _kv_get(self, event: Received, now: float, key: bytes, namespace: str | None) -> bytes | None:
         return self._service.kv.get(namespace or "", key)
 
     def _kv_del(self, event: Received, now: float, key: bytes, namespace: str | None, prefix: Any) -> int:
-        return self._service.kv.delete(namespace or "", key, prefix=bool(prefix))
+        deleted = self._service.kv.delete(namespace or "", key, prefix=bool(prefix))
+        for each in deleted:
+            self._emit(kv.record(namespace or "", each, None))
+        return len(deleted)
 
     def _kv_keys(self, event: Received, now: float, prefix: bytes | None, namespace: str | None) -> list[bytes]:
         return self._service.kv.keys(namespace or "", prefix or b"")
@@ -316,6 +327,7 @@ class ControlRequests(Requests):
             msg = "ValueError"
             raise RefusedError(msg, "only a driver has a job to configure")
         self._service.jobs.configure(job.number, config)
+        self._emit(self._service.jobs.record(job.number))
         for node in self._service.nodes.living():
             self._emit(ToNode(node.key, JobChanged(job.number, job.driver, job.config)))
         return job.number

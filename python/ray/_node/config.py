@@ -42,8 +42,13 @@ class NodeConfig(msgspec.Struct, frozen=True):
     client: bool = False
     """The node is only there for a driver outside of the cluster: it has no resources."""
     head_node: int = 0
-    """The node that hosts the control service, and where it is reached; 0 if it is this one."""
+    """The node that hosts the control service; 0 if it is this one."""
     head_address: str = ""
+    """Where it is reached; several addresses, separated by commas, where its standbys are."""
+    records: str = ""
+    """Where a head keeps its records: an address as `_control.storage.open` takes it. Empty: it keeps none."""
+    standby: bool = False
+    """Whether a head waits while another one leads."""
     worker_module: str = "ray._runtime.worker"
     lifeline_fd: int = -1
     """Its end means that the driver has gone, and the node goes too."""

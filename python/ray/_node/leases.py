@@ -506,6 +506,17 @@ class LeaseTable(Machine):
             self._begin_wait(want, now)
         self._schedule(now)
 
+    def say_again(self, now: float) -> None:
+        """A new control service knows of nothing: what the one before had placed may come, and is not counted on."""
+        for want in self._wants.values():
+            if not want.guest:
+                want.elsewhere = want.here = want.heard = want.told_heard = 0
+                want.told = -1
+        self._placed_serial = 0
+        self._reported = ({}, 0)
+        self._report_at = now
+        self._schedule(now)
+
     def _on_job_known(self, event: JobKnown, now: float) -> None:
         self._jobs[event.proc] = event.job
 

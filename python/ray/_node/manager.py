@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from ray import _protocol as p
 from ray._control import messages
 from ray._control.machine import (
     Effect,
@@ -38,7 +39,10 @@ from ray._node.resources import Ledger
 from ray._node.segments import SegmentTable
 from ray._node.workers import WorkerPool
 from ray._protocol import (
+    ACTOR_DEAD,
     FOR_CONTROL,
+    KIND_ACTOR_INIT,
+    KIND_ACTOR_STATE,
     KIND_LEASE_FAILED,
     KIND_LEASE_GRANTED,
     KINDS,
@@ -47,6 +51,9 @@ from ray._protocol import (
     ROLE_WORKER,
     TO_NODE,
     UNIT,
+    ActorCreate,
+    ActorState,
+    ActorSubscribe,
     LeaseKept,
     LeaseReturn,
     NodeAddress,
@@ -117,6 +124,8 @@ class CoreLeft(Event, frozen=True):
 
     proc: int
     reason: str
+    ended: bool = True
+    """The peer closed it, as the end of its process does; otherwise it broke."""
 
 
 class Shutdown(Effect, frozen=True):
@@ -131,6 +140,16 @@ class JobFacts(msgspec.Struct, frozen=True):
     number: int
     driver: int
     config: dict[str, Any]
+
+
+class Hosted(msgspec.Struct):
+    """A worker of this node that is an actor: whether it was told so, and whether it has said that it is ready."""
+
+    actor: bytes
+    incarnation: int
+    pid: int
+    told: bool = False
+    ready: bool = False
 
 
 class NodeManager:
@@ -156,6 +175,11 @@ class NodeManager:
         self.nodes: dict[int, messages.NodeEntry] = {}
         """The other nodes."""
         self._lost_nodes: dict[int, str] = {}
+        self.remembers = False
+        """Whether the control service is elsewhere, and may have to be told again what is here."""
+        self._hosted: dict[int, Hosted] = {}
+        self._subscribed: dict[int, dict[bytes, None]] = {}
+        """Actors of whose changes members have asked to hear."""
         self._machines: tuple[Machine, ...] = (
             self.pool,
             self.leases,
@@ -236,6 +260,7 @@ class NodeManager:
             case Notify():
                 self._to_control(messages.NoticeRaised(event.job, event.level, event.text))
             case lease_records.ActorPlaced():
+                self._hosted[event.proc] = Hosted(event.actor, event.incarnation, event.pid)
                 self._to_control(
                     messages.ActorPlaced(event.actor, event.incarnation, event.proc, event.pid, event.gpu_ids)
                 )
@@ -268,6 +293,8 @@ class NodeManager:
         if self.processes.get(frame.proc) is None:
             return  # it was turned away, or its end was noticed first
         if frame.kind in FOR_CONTROL:
+            if self.remembers:
+                self._remember(frame)
             self._to_control(messages.MemberSaid(frame.proc, frame.kind, frame.corr, frame.body))
             return
         try:
@@ -382,12 +409,49 @@ class NodeManager:
         self._to_control(
             messages.MemberGone(gone.proc, gone.pid, gone.cause, gone.lines, gone.exit_code, gone.intended, gone.oom)
         )
+        self._hosted.pop(gone.proc, None)
         self._process_left(gone.proc, now)
 
     def _process_left(self, proc: int, now: float) -> None:
+        self._subscribed.pop(proc, None)
         left = ProcessLeft(proc)
         for machine in (self.leases, self.segments, self.processes, self.requests):
             self._tell(machine, left, now)
+
+    # ------------------------------------------------------------------ for a control service that knows nothing yet
+
+    def _remember(self, frame: FrameCame) -> None:
+        """Note what a next control service has to be told again."""
+        match frame.kind:
+            case p.KIND_ACTOR_READY:
+                if (hosted := self._hosted.get(frame.proc)) is not None:
+                    hosted.ready = True
+            case p.KIND_ACTOR_SUBSCRIBE | p.KIND_ACTOR_CREATE:
+                try:
+                    message = decode(frame.kind, frame.body)
+                except msgspec.MsgspecError:
+                    return  # the control service will say what is wrong with it
+                assert isinstance(message, ActorSubscribe | ActorCreate)
+                self._subscribed.setdefault(frame.proc, {})[message.actor] = None
+
+    def announcement(self) -> list[Message]:
+        """What is on this node."""
+        said: list[Message] = [msgspec.structs.replace(self.facts.hello(), returns=True)]
+        said += [messages.MemberJoined(x.proc, x.role, x.pid, x.job) for x in self.processes.all()]
+        for proc, hosted in self._hosted.items():
+            if hosted.told:
+                said.append(
+                    messages.ActorHosted(hosted.actor, hosted.incarnation, proc, hosted.pid, ready=hosted.ready)
+                )
+        for proc, actors in self._subscribed.items():
+            said.append(messages.MemberSubscribes(proc, list(actors)))
+        return [*said, messages.Announced()]
+
+    def say_demands_again(self, now: float) -> list[Effect]:
+        """What the control service knew of demands and resources here."""
+        self.leases.say_again(now)
+        self._queue.extend(self.leases.take_effects())
+        return self.handle(Tick(), now)
 
     # ------------------------------------------------------------------ what the control service says
 
@@ -418,6 +482,16 @@ class NodeManager:
             told = decode(message.kind, message.body)
             for proc in message.procs:
                 self._tell(self.leases, lease_records.ToldElsewhere(proc, told), now)
+        elif message.kind == KIND_ACTOR_INIT:
+            for proc in message.procs:
+                if proc in self._hosted:
+                    self._hosted[proc].told = True
+        elif message.kind == KIND_ACTOR_STATE and self.remembers:
+            state = decode(message.kind, message.body)
+            assert isinstance(state, ActorState)
+            if state.state == ACTOR_DEAD:
+                for proc in message.procs:
+                    self._subscribed.get(proc, {}).pop(state.actor, None)
         self._out.append(events.Pass(message.procs, message.kind, message.corr, message.body))
 
     def _on_from_member(self, message: messages.FromMember, now: float) -> None:

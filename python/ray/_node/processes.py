@@ -115,6 +115,10 @@ class ProcessTable(Machine):
             if process.role == ROLE_DRIVER and job in (0, process.job)
         ]
 
+    def all(self) -> list[Process]:
+        """Every connected core, with what is known of it."""
+        return list(self._connected.values())
+
     def connected(self) -> list[int]:
         """Every connected core."""
         return list(self._connected)

@@ -24,16 +24,19 @@ from ray._control.machine import Effect, Event, Log, Multicast, Send, Tick, ToNo
 from ray._node import descriptors, events, process, registry, session, wire
 from ray._node.logs import LogFiles
 from ray._node.manager import CoreJoined, CoreLeft, FrameCame, Shutdown
+from ray._node.membership import Commit, Durable, Seek
+from ray._node.seeker import Seeker
 from ray._protocol import KINDS, Message, SegmentGranted, SegmentMapped, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from ray._control.storage.writer import StorageWriter
     from ray._node.config import NodeConfig
     from ray._node.forkserver import ForkServer
     from ray._node.membership import Membership
 
-LIFELINE, SIGNALS, LOGS, DRIVER, ZYGOTE = 1, 2, 3, 4, 5
+LIFELINE, SIGNALS, LOGS, DRIVER, SEEKER, RECORDS, ZYGOTE = 1, 2, 3, 4, 5, 6, 7
 """Tokens of watched descriptors. Zygotes count on from the last, one token for each."""
 
 SHUTDOWN_S: Final = 3.0
@@ -71,6 +74,7 @@ class Shell:
         forks: Its zygote.
         signals: A pipe that gets the number of each SIGCHLD and SIGTERM.
         memfd: Creates a sealed memory file: (name, bytes) -> descriptor.
+        records: What keeps the control service's records; None if nothing does.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class Shell:
         forks: ForkServer,
         signals: int,
         memfd: Callable[[str, int], int],
+        records: StorageWriter | None = None,
     ) -> None:
         self._config = config
         self._core = core
@@ -94,9 +99,11 @@ class Shell:
         self._segments: dict[int, int] = {}
         self._jobs: dict[int, int] = {}
         self._queue: deque[Event] = deque()
-        self._zygote_token = ZYGOTE - 1
+        self._zygote_token = 0
         self._ending = ""
         self._at_end = ""
+        self._seeker = Seeker(config.token)
+        self._records = records
         self._backlog: Callable[[int], int] | None = getattr(core, "backlog", None)
         self._perform: dict[type[Effect], Callable[..., None]] = {
             Send: self._send,
@@ -105,6 +112,8 @@ class Shell:
             ToNode: self._send_to_node,
             events.FlushLogs: self._flush_logs,
             Shutdown: self._shutdown,
+            Commit: self._commit,
+            Seek: lambda effect: self._seeker.seek(effect.addresses),
             events.Pass: self._pass,
             events.KnowNode: self._know_node,
             events.ForgetNode: lambda effect: self._core.forget_node(effect.node, effect.cause),
@@ -153,6 +162,9 @@ class Shell:
 
     def _watch(self) -> None:
         self._core.watch_fd(self._signals, SIGNALS)
+        self._core.watch_fd(self._seeker.fileno(), SEEKER)
+        if self._records is not None:
+            self._core.watch_fd(self._records.fileno(), RECORDS)
         self._watch_zygote()
         if self._config.lifeline_fd >= 0:
             self._core.watch_fd(self._config.lifeline_fd, LIFELINE)
@@ -179,7 +191,7 @@ class Shell:
     def _watch_zygote(self) -> None:
         # A token of its own for each zygote: an event about the one before may still be on its way.
         self._core.unwatch_fd(self._zygote_token)
-        self._zygote_token += 1
+        self._zygote_token = max(self._zygote_token + 1, ZYGOTE)
         self._core.watch_fd(self._forks.fileno(), self._zygote_token)
 
     def _heard(self, event: tuple[object, ...]) -> None:
@@ -188,8 +200,8 @@ class Shell:
                 self._queue.append(FrameCame(proc, kind, corr, body))
             case ("joined", int(proc), int(role), int(pid)):
                 self._queue.append(CoreJoined(proc, role, pid))
-            case ("left", int(proc), reason):
-                self._queue.append(CoreLeft(proc, str(reason)))
+            case ("left", int(proc), str(reason), bool(ended)):
+                self._queue.append(CoreLeft(proc, reason, ended))
             case ("fd", int(token)):
                 self._on_fd(token)
             case _:
@@ -229,8 +241,35 @@ class Shell:
                 self._ending = "the driver let go"
         elif token == DRIVER:
             self._ending = "the driver has ended"
+        elif token == SEEKER:
+            self._queue.extend(self._seeker.read())
+        elif token == RECORDS:
+            self._on_records()
         elif token == self._zygote_token:
             self._read_zygote()
+
+    # ------------------------------------------------------------------ records
+
+    def _commit(self, effect: Commit) -> None:
+        from ray._control.storage.interface import StorageError, Write
+
+        assert self._records is not None
+        writes = [Write(record.table, record.key, record.value) for record in effect.records]
+        try:
+            number = self._records.submit(writes)
+        except StorageError as error:
+            # What was not kept must not be acknowledged, and the next head has to begin where this one is.
+            self._ending = f"the control service's records cannot be kept: {error}"
+            return
+        assert number == effect.number, "commits are numbered alike"
+
+    def _on_records(self) -> None:
+        assert self._records is not None
+        progress = self._records.completed()
+        if progress.error is not None:
+            self._ending = f"the control service's records cannot be kept: {progress.error}"
+        else:
+            self._queue.append(Durable(progress.durable_up_to))
 
     # ------------------------------------------------------------------ processes
 
@@ -367,6 +406,9 @@ class Shell:
             registry.remove(self._at_end)
         self._forks.kill()
         kill_children(self._manager.pool.pids(), self._signals, SHUTDOWN_S)
+        self._seeker.close()
+        if self._records is not None:
+            self._records.close()
         self._core.close()
         for fd in self._segments.values():
             os.close(fd)

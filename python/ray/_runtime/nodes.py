@@ -44,6 +44,8 @@ def start(
     findable: bool = False,
     private: bool = False,
     client: bool = False,
+    records: str = "",
+    standby: bool = False,
 ) -> NodeProcess:
     """Starts a node and waits until it serves.
 
@@ -60,6 +62,8 @@ def start(
         findable: Whether drivers of this user find it on this machine.
         private: The same, but only by its address.
         client: Whether it is only there for a driver outside of the cluster.
+        records: Where a head keeps what must outlive it, such as "sqlite:///path"; empty: nowhere.
+        standby: Whether a head waits, before it serves, until no other one leads with these records.
 
     Raises:
         ValueError: If no node can be like that.
@@ -96,6 +100,8 @@ def start(
         findable=findable,
         private=private,
         client=client,
+        records=records,
+        standby=standby,
         head_node=head.node if head is not None else 0,
         head_address=head.address if head is not None else "",
     )

@@ -121,7 +121,7 @@ class NodeCore:
             del self._channels[fd]
             channel.socket.close()
             if proc:
-                events.append(("left", proc, "closed"))
+                events.append(("left", proc, "closed", True))
         return events
 
     def send(self, proc: int, kind: int, corr: int, body: bytes) -> None:
