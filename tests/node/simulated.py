@@ -13,6 +13,7 @@ import msgspec
 from ray import _protocol as p
 from ray._control.machine import Effect, Log, Multicast, Send, Tick
 from ray._node import events
+from ray._node.config import MemorySettings
 from ray._node.manager import CoreJoined, CoreLeft, FrameCame, NodeFacts, NodeManager, Shutdown
 from ray._protocol import UNIT
 
@@ -22,11 +23,20 @@ NODE = 1 << 40
 class World:
     """See the module's docstring. Process ids, pids and time are plain numbers that count up."""
 
-    def __init__(self, resources: dict[str, float] | None = None, *, store: int = 64 << 20, auto: bool = True) -> None:
+    def __init__(
+        self,
+        resources: dict[str, float] | None = None,
+        *,
+        store: int = 64 << 20,
+        auto: bool = True,
+        memory: MemorySettings = MemorySettings(look_s_max=0),  # noqa: B008  (frozen)
+    ) -> None:
         wire = {name: round(amount * UNIT) for name, amount in (resources or {"CPU": 2}).items()}
         gpus = tuple(range(wire.get("GPU", 0) // UNIT))
         ids = itertools.count(1000)
-        self.node = NodeManager(NodeFacts(NODE, wire, gpus, store), new_id=lambda: next(ids), validate=True)
+        self.node = NodeManager(
+            NodeFacts(NODE, wire, gpus, store, memory=memory), new_id=lambda: next(ids), validate=True
+        )
         self.now = 100.0
         self.auto = auto
         """Whether forks succeed and join by themselves, and killed processes are reaped at once."""
@@ -45,6 +55,10 @@ class World:
         self.descriptors: dict[int, events.DescriptorUsage] = {}
         """By pid, where they are not few; the node's by 0."""
         self.refuse_memory = False
+        self.memory_of: dict[int, int] = {}
+        """By pid, what processes hold; all of it counts against the one limit."""
+        self.memory_limit = 1 << 30
+        self.looks = 0
         self.shutdown = ""
         self._pids = itertools.count(1)
         self._procs = itertools.count(1)
@@ -155,6 +169,9 @@ class World:
                 few = events.DescriptorUsage(10, 1024)
                 usage = [self.descriptors.get(pid, few) for pid in (effect.asker_pid, effect.pid, 0)]
                 self.feed(events.DescriptorsSeen(effect.asker, effect.proc, *usage))
+            case events.ReadMemory():
+                self.looks += 1
+                self.feed(self._memory(detailed=effect.detailed))
             case events.GrantSegment():
                 if self.refuse_memory and not effect.recycled:
                     self.feed(events.SegmentFailed(effect.segment, effect.corr, "Cannot allocate memory"))
@@ -180,6 +197,12 @@ class World:
                 pass
             case _:
                 raise AssertionError(f"unknown effect {effect}")
+
+    def _memory(self, *, detailed: bool) -> events.MemoryRead:
+        alive = {pid: held for pid, held in self.memory_of.items() if pid in self.running or pid > 80_000}
+        use = events.MemoryUse("the machine", self.memory_limit, sum(alive.values()))
+        listed = tuple(events.ProcessUse(pid, held, "") for pid, held in alive.items())
+        return events.MemoryRead((use,), listed if detailed else ())
 
     def _deliver(self, proc: int, message: p.Message, corr: int) -> None:
         message = p.decode(p.KINDS[type(message)], p.encode(message))

@@ -111,6 +111,7 @@ def _serve(
             address=config.address,
             socket=config.socket_path,
             labels=config.labels,
+            memory=config.memory,
         ),
         new_id=random_id,
         validate=os.environ.get("RAY_VALIDATE") == "1",

@@ -70,11 +70,15 @@ class Want(msgspec.Struct):
     strategy: bytes
     label: str
     place: dict[str, int]
+    retriable: bool = True
+    """Whether what runs there may be repeated; of actors the control service knows it."""
     incarnation: int = 0
     starting: int = 0
     """Leases of this demand that have resources and wait for a worker."""
     passed_over: int = 0
     patience: int = fairness.PATIENCE
+    held_back: str = ""
+    """Why there may be no more leases of it for now; see `LimitLeases`."""
 
     @property
     def owner(self) -> int:
@@ -88,7 +92,7 @@ class Want(msgspec.Struct):
     @property
     def may_start(self) -> bool:
         """Whether another lease may take resources now."""
-        return self.unmet > 0 and self.starting < STARTING_PER_DEMAND_MAX
+        return self.unmet > 0 and self.starting < STARTING_PER_DEMAND_MAX and not self.held_back
 
 
 class Lease(msgspec.Struct):
@@ -102,6 +106,7 @@ class Lease(msgspec.Struct):
     proc: int = 0
     pid: int = 0
     since: float = 0.0
+    retriable: bool = True
     reclaimed: bool = False
     """It was asked back."""
     kept: bool = False

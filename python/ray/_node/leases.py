@@ -33,6 +33,7 @@ from ray._node import fairness
 from ray._node.events import (
     FreeWorker,
     Labelled,
+    LimitLeases,
     PeerUnreachable,
     StartsDelayed,
     StopWorker,
@@ -106,6 +107,8 @@ class LeaseTable(Machine):
         self._kept = 0
         """How many leases were asked back and are in use."""
         self._serial = 0
+        self._limits: dict[Key, LimitLeases] = {}
+        """Demands of which there may be so many leases, for want of memory."""
         self._starts_delayed = ""
         """Why the worker pool cannot start workers just now."""
         self._waits = Waits()
@@ -118,6 +121,7 @@ class LeaseTable(Machine):
             WorkerGone: self._on_worker_gone,
             PeerUnreachable: self._on_unreachable,
             StartsDelayed: self._on_starts_delayed,
+            LimitLeases: self._on_limit,
             ActorDemand: self._on_actor_demand,
             ActorWithdrawn: self._on_actor_withdrawn,
             Tick: self._on_tick,
@@ -137,6 +141,10 @@ class LeaseTable(Machine):
         """(owner, lease) of the lease that a worker serves; (0, 0) if none, or if it is an actor."""
         lease = self._by_proc.get(proc)
         return (lease.owner, lease.id) if lease is not None and lease.owner != ACTORS else (0, 0)
+
+    def held(self) -> list[Lease]:
+        """Leases with a worker, in the order in which they were asked for."""
+        return [lease for lease in self._leases.values() if lease.held]
 
     def why(self, owner: int, class_id: int) -> str:
         """Why the owner's demand for this class is not met, as a sentence."""
@@ -189,6 +197,7 @@ class LeaseTable(Machine):
                     strategy=message.strategy,
                     label=message.label,
                     place={},
+                    retriable=message.retriable,
                 ),
                 now,
             )
@@ -226,6 +235,7 @@ class LeaseTable(Machine):
     def _add(self, want: Want, now: float) -> Want:
         self._wants[want.key] = want
         self._turns.setdefault(want.owner, {})[want.key] = want
+        self._hold_back(want.key)
         infeasible = self._infeasible(want) is not None
         self._waits.add(want, now, infeasible=infeasible)
         if infeasible:
@@ -331,9 +341,11 @@ class LeaseTable(Machine):
 
     def _start(self, want: Want) -> None:
         self._serial += 1
-        lease = Lease(self._serial, want.key, want.label, self.ledger.take(want.demand), want.job)
+        allocation = self.ledger.take(want.demand)
+        lease = Lease(self._serial, want.key, want.label, allocation, want.job, retriable=want.retriable)
         self._leases[lease.id] = lease
         want.starting += 1
+        self._hold_back(want.key)
         self._emit(WantWorker(lease.id, want.job, want.env, want.label, want.owner == ACTORS))
 
     def _on_worker_ready(self, event: WorkerReady, now: float) -> None:
@@ -458,6 +470,8 @@ class LeaseTable(Machine):
             self._end(lease)
         for want in list(self._turns.get(event.proc, {}).values()):
             self._remove(want)
+        for key in [key for key in self._limits if key[0] == event.proc]:
+            del self._limits[key]
         self._schedule(now)
 
     def _end(self, lease: Lease) -> None:
@@ -466,6 +480,27 @@ class LeaseTable(Machine):
         if lease.held:
             del self._by_proc[lease.proc]
         self.ledger.give(lease.allocation)
+        self._hold_back(lease.key)
+
+    def _on_limit(self, event: LimitLeases, now: float) -> None:
+        key = (event.owner, event.name)
+        if event.limit is None:
+            self._limits.pop(key, None)
+        elif event.owner == ACTORS or event.owner in self._jobs:
+            self._limits[key] = event
+        self._hold_back(key)
+        self._schedule(now)
+
+    def _hold_back(self, key: Key) -> None:
+        """Note at a demand whether there may be another lease of it, whenever its limit or their number has changed."""
+        want = self._wants.get(key)
+        if want is None:
+            return
+        limited = self._limits.get(key)
+        want.held_back = ""
+        if limited is not None and limited.limit is not None:
+            leases = sum(lease.key == key for lease in self._leases.values())
+            want.held_back = limited.reason if leases >= limited.limit else ""
 
     # ------------------------------------------------------------------ CPUs lent while waiting
 
@@ -513,6 +548,8 @@ class LeaseTable(Machine):
         if want.unmet == 0:
             delayed = f", but {self._starts_delayed}" if self._starts_delayed else ""
             return f"has its resources; its worker process is being started{delayed}"
+        if want.held_back:
+            return f"waits: {want.held_back}"
         lacking = self.ledger.lacking(want.demand)
         if not lacking:
             return f"needs {show_demand(want.demand)}; waits its turn behind a larger demand that waited longer"
@@ -544,6 +581,12 @@ class LeaseTable(Machine):
             self._require(self._turns[want.owner][key] is want, f"{key} has no turn")
             self._require(want.owner == ACTORS or want.owner in self._jobs, f"{key} is wanted by the dead")
         self._require(self._kept == sum(lease.kept for lease in self._leases.values()), "kept leases miscounted")
+        for key, limited in self._limits.items():
+            self._require(key[0] == ACTORS or key[0] in self._jobs, f"{key} of the dead is limited")
+            if (limited_want := self._wants.get(key)) is not None:
+                leases = sum(lease.key == key for lease in self._leases.values())
+                held_back = limited.limit is not None and leases >= limited.limit
+                self._require(bool(limited_want.held_back) == held_back, f"{key} is held back wrongly")
         for lease in self._leases.values():
             self._require(lease.reclaimed or not lease.kept, f"lease {lease.id} is kept from nobody")
             self._require(lease.owner == ACTORS or lease.owner in self._jobs, f"lease {lease.id} of the dead")

@@ -33,7 +33,10 @@ from ray._control.machine import (
     earliest,
 )
 from ray._node import events, lease_records, requests
+from ray._node.config import MemorySettings
 from ray._node.leases import LeaseTable
+from ray._node.memory import MemoryWatch
+from ray._node.memory_victims import Tenant
 from ray._node.processes import ProcessEnded, ProcessTable
 from ray._node.resources import Ledger
 from ray._node.segments import SegmentTable
@@ -55,6 +58,7 @@ class NodeFacts(msgspec.Struct, frozen=True):
     address: str = "127.0.0.1"
     socket: str = ""
     labels: dict[str, str] = {}
+    memory: MemorySettings = MemorySettings()
 
 
 class FrameCame(Event, frozen=True):
@@ -109,6 +113,12 @@ class NodeManager:
         self.kv = KeyValueStore()
         self.actors = ActorTable(node=facts.node, job_of=self.job_of, validate=validate)
         self.requests = requests.RequestTable(self)
+        self.memory = MemoryWatch(
+            settings=facts.memory,
+            place=f"node {facts.hostname} ({facts.address})",
+            tenants=self._tenants,
+            validate=validate,
+        )
         self._machines: tuple[Machine, ...] = (
             self.pool,
             self.leases,
@@ -116,6 +126,7 @@ class NodeManager:
             self.segments,
             self.processes,
             self.requests,
+            self.memory,
         )
         self._queue: deque[Event | Effect] = deque()
         self._out: list[Effect] = []
@@ -141,6 +152,17 @@ class NodeManager:
         record = self.jobs.get(job)
         return self.processes.drivers(job) if record is not None and record.log_to_driver else []
 
+    def _tenants(self) -> list[Tenant]:
+        """The workers that are lent, with what the memory watch must know of them."""
+        return [self._tenant(lease) for lease in self.leases.held()]
+
+    def _tenant(self, lease: lease_records.Lease) -> Tenant:
+        owner, name = lease.key
+        retriable = lease.retriable
+        if isinstance(name, bytes) and (actor := self.actors.get(name)) is not None:
+            owner, retriable = actor.owner, actor.restarts_left != 0
+        return Tenant(lease.proc, lease.pid, lease.key, owner, lease.job, lease.label, lease.since, retriable)
+
     # ------------------------------------------------------------------ routing
 
     def _route(self, event: Event | Effect, now: float) -> None:
@@ -164,6 +186,8 @@ class NodeManager:
                     self._out.append(Multicast(drivers, Notice(event.level, event.text)))
             case Event():
                 self._tell_first_taker(event, now)
+                if isinstance(event, events.WorkerReady):
+                    self._tell(self.memory, event, now)
                 if isinstance(event, events.FreeWorker):
                     self.requests.lease_ended()
                     self._queue.extend(self.requests.take_effects())
@@ -253,9 +277,12 @@ class NodeManager:
             actor_records.ActorWorkerGone(gone.proc, gone.pid, gone.cause, gone.lines, gone.exit_code),
             now,
         )
-        ended = ProcessEnded(gone.proc, _with_lines(gone), gone.exit_code, gone.intended, gone.oom, holder, lease)
+        ended = ProcessEnded(
+            gone.proc, _with_lines(gone), gone.exit_code, gone.intended, gone.oom, holder, lease, gone.retry
+        )
         self._tell(self.processes, ended, now)
         self._process_left(gone.proc, now)
+        self._tell(self.memory, gone, now)
 
     def _process_left(self, proc: int, now: float) -> None:
         left = ProcessLeft(proc)

@@ -25,7 +25,7 @@ from ray._control.machine import (
     Tick,
 )
 from ray._node.events import DescriptorsSeen, LookAtDescriptors, PeerGivenUp, PeerUnreachable
-from ray._protocol import ROLE_DRIVER, ROLE_WORKER, Deaths, PeerLost, WorkerDied
+from ray._protocol import RETRY_CHARGED, ROLE_DRIVER, ROLE_WORKER, Deaths, PeerLost, WorkerDied
 
 TELL_ALL_AFTER_S: Final = 0.1
 """How long the news of a death may wait for others, to reach everybody in one message: when hundreds of actors end
@@ -48,6 +48,7 @@ class ProcessEnded(Event, frozen=True):
     oom: bool
     holder: int = 0
     lease: int = 0
+    retry: int = RETRY_CHARGED
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -106,7 +107,7 @@ class ProcessTable(Machine):
 
     def _on_ended(self, event: ProcessEnded, now: float) -> None:
         self._connected.pop(event.proc, None)
-        died = WorkerDied(event.proc, 0, event.cause, event.exit_code, event.intended, event.oom)
+        died = WorkerDied(event.proc, 0, event.cause, event.exit_code, event.intended, event.oom, event.retry)
         self._deaths[event.proc] = died
         if len(self._deaths) > DEATHS_REMEMBERED:
             del self._deaths[next(iter(self._deaths))]

@@ -284,7 +284,14 @@ class RequestTable(Machine):
     def _stats(self, event: Received, now: float) -> dict[str, int]:
         manager = self._manager
         counts: dict[str, int] = {"kv_bytes": manager.kv.bytes_used}
-        for table in (manager.pool, manager.leases, manager.segments, manager.actors, manager.processes):
+        for table in (
+            manager.pool,
+            manager.leases,
+            manager.segments,
+            manager.actors,
+            manager.processes,
+            manager.memory,
+        ):
             counts.update(table.statistics())
         return counts
 

@@ -419,7 +419,7 @@ def _start(
     global _node
     from ray import _core
     from ray._node import launch
-    from ray._node.config import NodeConfig
+    from ray._node.config import NodeConfig, read_memory_settings
 
     ip = extras.get("_node_ip_address") or "127.0.0.1"
     session_id, token, node_key = os.urandom(16), os.urandom(32), _core.random_id()
@@ -440,7 +440,9 @@ def _start(
         env_vars={**_logging_variables(logging_config), **job["runtime_env"].get("env_vars", {})},
         hostname=os.uname().nodename,
         address=ip,
+        memory=read_memory_settings(os.environ),
     )
+    oom_retries = session.task_oom_retries()
     node = launch.start_local_node(config)
     core: Any = None
     try:
@@ -452,6 +454,7 @@ def _start(
             proc=_core.random_id(),
             role=_core.ROLE_DRIVER,
             hooks=session.hooks(),
+            task_oom_retries=oom_retries,
         )
         _node = node
         session.attach(core, session.SCRIPT_MODE)

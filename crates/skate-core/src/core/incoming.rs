@@ -10,7 +10,7 @@ use skate_proto::actors::ActorState;
 use skate_proto::executor::{CancelStep, Executor};
 use skate_proto::handshake::Role;
 use skate_proto::ids::{ActorId, ProcId};
-use skate_proto::leases::ClassId;
+use skate_proto::leases::{ClassId, Death};
 use skate_proto::msg::Msg;
 use skate_proto::owner::{Effect, ToNode};
 
@@ -97,12 +97,12 @@ impl Core {
             FromNode::Deaths(dead) => {
                 for (proc, cause) in dead {
                     if !state.owner.objects.is_dead(ProcId(proc)) {
-                        let died = FromNode::WorkerDied { proc: ProcId(proc), cause, oom: false };
+                        let died = FromNode::WorkerDied { proc: ProcId(proc), cause, death: Death::Crashed };
                         self.handle_node_message(state, 0, died, None, now);
                     }
                 }
             }
-            FromNode::WorkerDied { proc, cause, oom } => self.process_gone(state, proc, &cause, oom, now),
+            FromNode::WorkerDied { proc, cause, death } => self.process_gone(state, proc, &cause, death, now),
             FromNode::ActorState { actor, state: actor_state } => {
                 let State { owner, out, .. } = state;
                 owner.handle_actor_state(actor, actor_state, now, out);
@@ -164,9 +164,9 @@ impl Core {
         self.transport.get().is_some_and(|transport| transport.peer_info(proc).is_some())
     }
 
-    pub(super) fn process_gone(&self, state: &mut State, proc: ProcId, cause: &str, oom: bool, now: u64) {
+    pub(super) fn process_gone(&self, state: &mut State, proc: ProcId, cause: &str, death: Death, now: u64) {
         let State { owner, executor, out, .. } = state;
-        owner.handle_process_gone(proc, cause, oom, now, out);
+        owner.handle_process_gone(proc, cause, death, now, out);
         let (counted, interrupted) = executor.handle_process_gone(proc);
         owner.release_all(&counted, out);
         for task in &interrupted {
