@@ -59,6 +59,8 @@ class World:
         """By pid, what processes hold; all of it counts against the one limit."""
         self.memory_limit = 1 << 30
         self.looks = 0
+        self.oom_kill = ""
+        """Who says that the kernel has ended processes; it does so for any that this node did not kill."""
         self.shutdown = ""
         self._pids = itertools.count(1)
         self._procs = itertools.count(1)
@@ -162,7 +164,10 @@ class World:
             case events.ReadLogTail():
                 self.feed(
                     events.LogTail(
-                        effect.proc, self.tails.get(effect.proc, ()), self.descriptors.get(0, events.DescriptorUsage())
+                        effect.proc,
+                        self.tails.get(effect.proc, ()),
+                        self.descriptors.get(0, events.DescriptorUsage()),
+                        self.oom_kill if effect.unexplained else "",
                     )
                 )
             case events.LookAtDescriptors():

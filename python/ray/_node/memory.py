@@ -49,7 +49,11 @@ FILL_BYTES_PER_S: Final = 4 << 30
 """How fast memory is taken to fill at worst: two cores that touch new pages, at up to 2 GiB a second each."""
 
 LOOK_S_MIN: Final = 0.05
-"""The shortest pause between two looks, each of which costs a tenth of a millisecond."""
+"""The shortest pause between two looks, each of which costs a few tenths of a millisecond, the waking included."""
+
+CALM_GROWTH: Final = 0.02
+"""With less than this share of what is left used up since the last look, the next pause is twice as long as it would
+be, so that a node which stays near its threshold looks ten times a second."""
 
 HELPLESS_S: Final = 1.0
 """Above the threshold, with nobody to end, all processes are listed so often: that costs milliseconds."""
@@ -119,6 +123,8 @@ class MemoryWatch(Machine):
         self._place = place
         self._tenants = tenants
         self._eviction: Eviction | None = None
+        self._doomed: dict[int, None] = {}
+        """Workers that were to be ended and have not yet, as one that waits for a disk: they are not chosen again."""
         self._losses: dict[Key, Losses] = {}
         self._helpless_until: float | None = None
         """While it is set, more than may be is used, and nobody is worth ending."""
@@ -156,6 +162,7 @@ class MemoryWatch(Machine):
             self._look_at(now + min(LOOK_S_MIN, self._settings.look_s_max))
 
     def _on_worker_gone(self, event: WorkerGone, now: float) -> None:
+        self._doomed.pop(event.proc, None)
         if self._eviction is not None and self._eviction.proc == event.proc:
             self._eviction.gone_at = now
             self._look_at(now)
@@ -191,8 +198,10 @@ class MemoryWatch(Machine):
             self._emit(Log("the kernel does not say how much memory is used: nothing is ended before it runs out"))
             self._blind = True
             return
+        before = self._excess(self._use)
         self._use = max(event.uses, key=self._excess)
         excess = self._excess(self._use)
+        calm = excess - before < CALM_GROWTH * -excess
         self._settle(self._use, excess, now)
         self._widen_all(excess, now)
         if excess <= 0:
@@ -202,7 +211,8 @@ class MemoryWatch(Machine):
                 self._emit(ReadMemory(detailed=True))
                 return
             self._evict(event, self._use, now)
-        self._look_at(now + self._pause_s(excess))
+        pause_s = self._pause_s(excess) * (2 if calm else 1)
+        self._look_at(now + min(pause_s, self._settings.look_s_max))
 
     def _excess(self, use: MemoryUse) -> float:
         return use.used - use.limit * self._settings.threshold
@@ -231,7 +241,8 @@ class MemoryWatch(Machine):
 
     def _evict(self, event: MemoryRead, use: MemoryUse, now: float) -> None:
         tenants = self._tenants()
-        victim = choose(tenants, {process.pid: process.bytes for process in event.processes}, use.limit)
+        choice = [tenant for tenant in tenants if tenant.proc not in self._doomed]
+        victim = choose(choice, {process.pid: process.bytes for process in event.processes}, use.limit)
         if victim is None:
             self._tell_helpless(event, use, tenants)
             self._helpless_until = now + HELPLESS_S
@@ -239,6 +250,7 @@ class MemoryWatch(Machine):
         self._helpless_until = None
         tenant = victim.tenant
         self._eviction = Eviction(tenant.proc, tenant.pid, victim.bytes, use.used, now)
+        self._doomed[tenant.proc] = None
         self._evictions += 1
         cause = cause_text(victim, use, self._settings.threshold, self._place, tenants, event.processes)
         survivors = sum(other.key == tenant.key for other in tenants) - 1

@@ -34,19 +34,25 @@ EXACT_SHARE: Final = 0.8
 CACHE_SHARE: Final = 0.5
 """Below this share of a control group's limit it does not matter how much of its usage is file cache."""
 
+OOM_LOOK_S: Final = 1.0
+"""The kernel's counter is compared no more often than this while nobody has died."""
+
 OOM_KILL_S: Final = 5.0
 """For so long after the kernel's counter went up, a SIGKILL that nobody here sent is taken to be what it counted."""
 
 COMMAND_CHARS_MAX: Final = 80
 """Of a command line that is shown for a process of somebody else."""
 
-STALLS: Final = (b"some 100000 1000000", b"some 200000 2000000")
+STALLS: Final = (b"some 100000 1000000\0", b"some 200000 2000000\0")
 """Microseconds without progress for want of memory, and within how many: a tenth. The second is for those without
 privileges, who may name windows of two seconds."""
 
 _PAGE: Final = os.sysconf("SC_PAGESIZE")
 _READ_BYTES: Final = 4096
 _SECTOR: Final = 512
+
+_MEMINFO_BYTES: Final = 128
+"""The first three lines, which have what is needed; see proc_meminfo(5)."""
 
 
 class MemoryReader:
@@ -95,7 +101,7 @@ class MemoryReader:
         return MemoryRead(uses, self._list(own, segments) if detailed else ())
 
     def _read_machine(self) -> MemoryUse | None:
-        fields = _fields(_reread(self._meminfo))
+        fields = _fields(_reread(self._meminfo, _MEMINFO_BYTES))
         total, available = fields.get(b"MemTotal:", 0) << 10, fields.get(b"MemAvailable:", -1) << 10
         return MemoryUse("the machine", total, total - available) if total and available >= 0 else None
 
@@ -221,7 +227,7 @@ class _OomCounter:
                 break
             self.close()
         self._unclaimed = 0
-        self._rose_at = 0.0
+        self._rose_at = self._looked_at = 0.0
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -232,13 +238,19 @@ class _OomCounter:
         return _fields(_reread(self._fd, 1 << 16)).get(b"oom_kill")
 
     def look(self) -> None:
+        """So that what rose long before a death is known to be older."""
+        if time.monotonic() >= self._looked_at + OOM_LOOK_S:
+            self._compare()
+
+    def _compare(self) -> None:
+        self._looked_at = time.monotonic()
         count = self._count()
         if count is not None and count > self._seen:
-            self._unclaimed, self._rose_at = self._unclaimed + count - self._seen, time.monotonic()
+            self._unclaimed, self._rose_at = self._unclaimed + count - self._seen, self._looked_at
             self._seen = count
 
     def claim(self) -> str:
-        self.look()
+        self._compare()
         if time.monotonic() > self._rose_at + OOM_KILL_S:
             self._unclaimed = 0
         if not self._unclaimed:
