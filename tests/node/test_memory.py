@@ -173,7 +173,20 @@ def test_who_is_alone_fails_for_good():
     world.advance(1)
     (died,) = deaths(world, driver)
     assert (died.oom, died.retry) == (True, p.RETRY_NEVER)
-    assert "no other task" in died.cause
+    assert "same end" in died.cause
+
+
+def test_who_is_alone_beside_something_larger_has_its_retries():
+    world = watched()
+    driver = world.driver()
+    (grant,) = lend(world, driver)
+    world.memory_of[99_999] = 800 * MIB
+    grow(world, grant, 200 * MIB)
+    world.advance(1)
+    (died,) = deaths(world, driver)
+    assert (died.oom, died.retry) == (True, p.RETRY_CHARGED)
+    assert "at the expense of its max_retries" in died.cause
+    assert lend(world, driver) == [], "and not at once"
 
 
 def test_an_actor_with_restarts_left_ends_before_a_lonely_task_and_starts_again_after_a_pause():
@@ -412,7 +425,10 @@ def test_the_choice_is_worth_it_fair_and_independent_of_the_order(tenants, held,
         assert peers
     if not victim.tenant.retriable:
         assert not any(x.retriable for x in worthy), "what may be repeated goes first"
+    if victim.retry == p.RETRY_CHARGED:
+        assert victim.tenant.is_actor or (not peers and victim.bytes < GIB // 2)
     if victim.retry == p.RETRY_NEVER:
+        assert victim.bytes >= GIB // 2
         assert not victim.tenant.is_actor
         assert not peers
 

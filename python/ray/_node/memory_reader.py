@@ -94,28 +94,30 @@ class MemoryReader:
             detailed: Also say what each process of this machine has.
         """
         self._oom.look()
+        # The limits last: what ended while the processes were looked at must not count as used, or another pays for it.
+        processes = self._list(own, segments) if detailed else ()
         if self._limit_bytes:
-            uses: tuple[MemoryUse, ...] = (self._read_own(own, segments),)
-        else:
-            uses = tuple(use for use in (self._read_machine(), *(group.read() for group in self._groups)) if use)
-        return MemoryRead(uses, self._list(own, segments) if detailed else ())
+            used = sum(x.bytes for x in processes[: len(own) + 1]) if detailed else self._used_by(own, segments)
+            return MemoryRead((MemoryUse(EXPLICIT, self._limit_bytes, used),), processes)
+        uses = (self._read_machine(), *(group.read() for group in self._groups))
+        return MemoryRead(tuple(use for use in uses if use is not None), processes)
 
     def _read_machine(self) -> MemoryUse | None:
         fields = _fields(_reread(self._meminfo, _MEMINFO_BYTES))
         total, available = fields.get(b"MemTotal:", 0) << 10, fields.get(b"MemAvailable:", -1) << 10
         return MemoryUse("the machine", total, total - available) if total and available >= 0 else None
 
-    def _read_own(self, own: Mapping[int, str], segments: Collection[int]) -> MemoryUse:
+    def _used_by(self, own: Mapping[int, str], segments: Collection[int]) -> int:
         shared = _pages_of(segments)
         used = shared + sum(self._resident(pid)[1] for pid in own)
-        if used > self._limit_bytes * EXACT_SHARE:
-            used = shared + sum(self._private(pid) for pid in own)
-        return MemoryUse(EXPLICIT, self._limit_bytes, used)
+        return used if used <= self._limit_bytes * EXACT_SHARE else shared + sum(self._private(pid) for pid in own)
 
     # ------------------------------------------------------------------ processes
 
     def _list(self, own: Mapping[int, str], segments: Collection[int]) -> tuple[ProcessUse, ...]:
-        """What each process has: ours by what their end would give back, others by what is resident."""
+        """What each process has: first the object store, then ours by what their end would give back, then others by
+        what is resident.
+        """
         found = [ProcessUse(0, _pages_of(segments), "the object store, in shared memory")]
         found.extend(ProcessUse(pid, self._private(pid), what) for pid, what in own.items())
         others = {int(name) for name in os.listdir(self._proc) if name.isdigit()}.difference(own)

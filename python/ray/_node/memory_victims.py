@@ -2,8 +2,9 @@
 
 Ray's documented policy, group by owner, with two changes. A worker must be *worth* ending: one that holds next to
 nothing is spared, whatever else speaks against it, because its end would help nobody. And who is *alone*, without
-another task of the same owner that is worth it, is not the first choice even if it may be repeated, because repeating
-would come to the same end: its failure is final.
+another task of the same owner that is worth it, is not the first choice even if it may be repeated: nothing will end
+whose memory it could have. If it holds most of the limit by itself, repeating would come to the same end, and its
+failure is final; else something else uses most, and it is repeated at the expense of its `max_retries`.
 
 In order: what can be repeated and is not alone, or is an actor with restarts left; then what can be repeated at all;
 then those of the owner who has most of these; then the newest, which has least to lose; then the largest. Drivers are
@@ -30,6 +31,9 @@ WORTH_OF_LARGEST: Final = 0.1
 
 WORTH_OF_LIMIT: Final = 0.01
 """So is one with less than this share of the limit: then it is not the workers who use the memory."""
+
+HOPELESS_SHARE: Final = 0.5
+"""A task that is alone and holds this share of the limit is not repeated."""
 
 SAME_AGE_S: Final = 1.0
 """Workers lent within such a time of each other are equally new: their order is chance."""
@@ -101,8 +105,12 @@ def choose(tenants: Sequence[Tenant], memory: Mapping[int, int], limit: int) -> 
     newest = max(tenant.since for tenant in group)
     group = [tenant for tenant in group if tenant.since >= newest - SAME_AGE_S]
     chosen = max(group, key=lambda tenant: (memory[tenant.pid], tenant.since, tenant.proc))
-    retry = RETRY_CHARGED if chosen.is_actor else RETRY_NEVER if is_alone(chosen) else RETRY_FREE
-    return Victim(chosen, memory[chosen.pid], retry)
+    held = memory[chosen.pid]
+    if chosen.is_actor or (is_alone(chosen) and held < limit * HOPELESS_SHARE):
+        retry = RETRY_CHARGED
+    else:
+        retry = RETRY_NEVER if is_alone(chosen) else RETRY_FREE
+    return Victim(chosen, held, retry)
 
 
 def _count_by_owner(tenants: Sequence[Tenant]) -> dict[int, int]:
@@ -164,8 +172,10 @@ def _consequence(victim: Victim) -> str:
     tenant = victim.tenant
     if tenant.is_actor:
         return "it is restarted, at the expense of its max_restarts" if tenant.retriable else "it has no restart left"
-    if victim.retry == RETRY_NEVER:
-        return "it fails, because no other task of its owner held memory worth waiting for"
     if not tenant.retriable:
         return "it fails, because its max_retries is 0"
+    if victim.retry == RETRY_NEVER:
+        return "it fails, because it held most of that alone, so that another attempt would come to the same end"
+    if victim.retry == RETRY_CHARGED:
+        return "it is repeated at the expense of its max_retries, because no other task of its owner will make room"
     return "it is repeated when there is room, without a charge to its max_retries"
