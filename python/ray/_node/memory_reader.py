@@ -179,9 +179,12 @@ class MemoryReader:
             self._stalls.register(fd, select.EPOLLPRI | select.EPOLLET)
         return self._stalls.fileno()
 
-    def take_stall(self) -> bool:
-        """Whether the descriptor was readable for a reason; it is not any more."""
-        return self._stalls is not None and bool(self._stalls.poll(0))
+    def take_stall(self) -> None:
+        """The descriptor was readable, and is not any more. (Being asked takes an event off a trigger, so that nothing
+        may be found here: the wake-up itself is the news.)
+        """
+        if self._stalls is not None:
+            self._stalls.poll(0)
 
 
 class _Group:

@@ -219,7 +219,8 @@ class Shell:
         elif token == DRIVER:
             self._ending = "the driver has ended"
         elif token == STALLS:
-            if self._memory is not None and self._memory.take_stall():
+            if self._memory is not None:
+                self._memory.take_stall()
                 self._queue.append(events.MemoryStalled())
         elif token == self._zygote_token:
             self._read_zygote()
