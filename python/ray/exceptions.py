@@ -412,10 +412,10 @@ class OutOfDiskError(RayError):
 
 
 class OutOfMemoryError(RayError):
-    """The node ended the worker because memory ran short, or the kernel did. The text says who used what of which limit.
+    """The node ended the worker because memory ran short, or the kernel did; the text says who used what.
 
-    A task that is ended beside others of its owner is repeated when there is room (`RAY_task_oom_retries` times, without
-    limit by default, if its `max_retries` is not 0); this is raised where that would not help.
+    A task that is ended beside others of its owner is repeated when there is room, if its `max_retries` is not 0:
+    `RAY_task_oom_retries` times, without limit by default. This is raised where that would not help.
     """
 
     def __init__(self, message: str) -> None:

@@ -107,18 +107,31 @@ def test_the_watch_can_be_switched_off():
 
 
 def test_the_newest_of_the_owner_with_most_workers_ends():
-    world = watched()
-    many, one = world.driver(), world.driver()
-    first, second, third = (lend(world, many)[0] for _ in range(3) if world.advance(2) is None)
-    world.advance(2)
-    (other,) = lend(world, one)
-    for grant in (first, second, third, other):
-        grow(world, grant, 240 * MIB)
+    world = watched(8)
+    many, few = world.driver(), world.driver()
+    grants = []
+    for owner, held in ((many, 230), (many, 190), (many, 130), (few, 200), (few, 240)):
+        (grant,) = lend(world, owner)
+        world.memory_of[grant.pid] = 0
+        grants.append((grant, held * MIB))
+        world.advance(2)
+    for grant, held in grants:
+        grow(world, grant, held)
     world.advance(1)
     (died,) = deaths(world, many)
-    assert died.proc == third.proc
+    assert died.proc == grants[2][0].proc, "not the largest, nor the newest of all"
     assert (died.oom, died.intended, died.retry, died.exit_code) == (True, False, p.RETRY_FREE, -9)
-    assert ended(world, one) == []
+    assert ended(world, few) == []
+
+
+def test_of_equally_new_ones_the_largest_ends():
+    world = watched()
+    driver = world.driver()
+    grants = lend(world, driver, 4)
+    for grant, held in zip(grants, (220, 320, 210, 200), strict=True):
+        grow(world, grant, held * MIB)
+    world.advance(0.2)
+    assert ended(world, driver) == [grants[1].proc]
 
 
 def test_the_text_says_who_used_what_and_what_to_do():

@@ -109,9 +109,13 @@ def test_the_first_version_of_control_groups_has_other_names_and_no_word_for_no_
 
 
 def test_in_a_container_the_path_is_seen_from_what_is_mounted(machine, read):
-    machine.in_group("/docker/1", unified=True, root="/docker/1")
-    machine.unified("/", GIB, 100 * MIB)
-    assert read(machine.reader())[1:] == (MemoryUse("the control group /", GIB, 100 * MIB),)
+    machine.in_group("/docker/1/app", unified=True, root="/docker/1")
+    machine.unified("/app", GIB, 100 * MIB)
+    machine.unified("/", 2 * GIB, 200 * MIB)
+    assert read(machine.reader())[1:] == (
+        MemoryUse("the control group /app", GIB, 100 * MIB),
+        MemoryUse("the control group /", 2 * GIB, 200 * MIB),
+    )
 
 
 def test_a_path_outside_of_what_is_mounted_falls_back_to_it(machine, read):
