@@ -136,7 +136,7 @@ def test_shared_memory_counts(tight_cluster):
     tight_cluster()
     stored = ray.put(numpy.ones(300 * MIB, dtype=numpy.uint8))
     with pytest.raises(ray.exceptions.OutOfMemoryError, match=r"0\.\d+  the object store"):
-        ray.get(hold.remote(280, Gate("/nowhere")))
+        ray.get(hold.options(max_retries=0).remote(280, Gate("/nowhere")))
     del stored
 
 
@@ -226,9 +226,9 @@ def run_in(group, mebibytes, env):
 
 
 def test_the_limit_of_a_control_group_is_kept_before_the_kernel_keeps_it(control_group):
-    # The threshold leaves room for what is allocated between two looks.
+    # What is used stays between the threshold and the limit, however late the node looks.
     group = control_group(400 * MIB)
-    output = run_in(group, 340, {"RAY_memory_usage_threshold": "0.7"})
+    output = run_in(group, 270, {"RAY_memory_usage_threshold": "0.7"})
     assert "was ended by its node because memory was short" in output
     assert "of 400.0 MiB were used, the limit of the control group " in output
     assert group.name in output

@@ -142,9 +142,9 @@ class LeaseTable(Machine):
         lease = self._by_proc.get(proc)
         return (lease.owner, lease.id) if lease is not None and lease.owner != ACTORS else (0, 0)
 
-    def held(self) -> list[Lease]:
+    def held(self) -> Iterator[Lease]:
         """Leases with a worker, in the order in which they were asked for."""
-        return [lease for lease in self._leases.values() if lease.held]
+        return (lease for lease in self._leases.values() if lease.held)
 
     def why(self, owner: int, class_id: int) -> str:
         """Why the owner's demand for this class is not met, as a sentence."""

@@ -44,7 +44,7 @@ from ray._node.workers import WorkerPool
 from ray._protocol import ROLE_DRIVER, ROLE_TOOL, ROLE_WORKER, TO_NODE, UNIT, Notice, decode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 class NodeFacts(msgspec.Struct, frozen=True):
@@ -152,9 +152,9 @@ class NodeManager:
         record = self.jobs.get(job)
         return self.processes.drivers(job) if record is not None and record.log_to_driver else []
 
-    def _tenants(self) -> list[Tenant]:
+    def _tenants(self) -> Iterator[Tenant]:
         """The workers that are lent, with what the memory watch must know of them."""
-        return [self._tenant(lease) for lease in self.leases.held()]
+        return map(self._tenant, self.leases.held())
 
     def _tenant(self, lease: lease_records.Lease) -> Tenant:
         owner, name = lease.key

@@ -41,7 +41,7 @@ from ray._node.memory_victims import Tenant, cause_text, choose, describe, short
 from ray._node.resources import show_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ray._node.config import MemorySettings
 
@@ -116,7 +116,7 @@ class MemoryWatch(Machine):
     """
 
     def __init__(
-        self, *, settings: MemorySettings, place: str, tenants: Callable[[], list[Tenant]], validate: bool = False
+        self, *, settings: MemorySettings, place: str, tenants: Callable[[], Iterator[Tenant]], validate: bool = False
     ) -> None:
         super().__init__(validate=validate)
         self._settings = settings
@@ -174,7 +174,7 @@ class MemoryWatch(Machine):
     def _on_tick(self, event: Tick, now: float) -> None:
         if not self._deadlines.due(now):
             return
-        if self._eviction is None and not self._tenants():
+        if self._eviction is None and self._is_idle():
             self._rest(now)
         else:
             self._emit(ReadMemory())
@@ -186,6 +186,9 @@ class MemoryWatch(Machine):
         held = [losses.until for losses in self._losses.values() if losses.limit == 0]
         if held:
             self._look_at(min(held))
+
+    def _is_idle(self) -> bool:
+        return next(self._tenants(), None) is None
 
     def _look_at(self, when: float) -> None:
         self._deadlines.set("look", when)
@@ -240,7 +243,7 @@ class MemoryWatch(Machine):
     # ------------------------------------------------------------------ ending a worker
 
     def _evict(self, event: MemoryRead, use: MemoryUse, now: float) -> None:
-        tenants = self._tenants()
+        tenants = list(self._tenants())
         choice = [tenant for tenant in tenants if tenant.proc not in self._doomed]
         victim = choose(choice, {process.pid: process.bytes for process in event.processes}, use.limit)
         if victim is None:
@@ -276,7 +279,7 @@ class MemoryWatch(Machine):
         self._tell_limit(losses)
 
     def _widen_all(self, excess: float, now: float) -> None:
-        nobody = not self._tenants()
+        nobody = bool(self._losses) and self._is_idle()
         for losses in list(self._losses.values()):
             if now >= losses.at + FORGET_S:
                 del self._losses[losses.key]
