@@ -285,19 +285,47 @@ class Completions:
 class NodeCore:
     """The node process's transport: frames as events."""
 
-    def __init__(self, *, path: str, session: bytes, token: bytes, node: int) -> None: ...
+    def __init__(
+        self,
+        *,
+        path: str,
+        session: bytes,
+        token: bytes,
+        node: int,
+        listen: str | None = None,  # "host:port" for other nodes; port 0: any; IPv6 in brackets
+    ) -> None: ...
     def poll(self, timeout: float | None) -> list[tuple[Any, ...]]:
         """Waits for events, at most `timeout` seconds. Each is one of
         ("frame", proc, kind, corr, body), ("joined", proc, role, pid), ("left", proc, reason), ("fd", token).
         """
+    def address(self) -> str | None:
+        """Where it listens for other nodes, as bound ("ip:port"); None without `listen`."""
+    def set_node_address(self, node: int, address: str) -> None:
+        """Another node listens at `address` ("ip:port"): frames to its key connect there by themselves."""
+    def forget_node(self, node: int, cause: str) -> None:
+        """Frames to this node fail at once from now on ("left", with the cause), unless a connection is open."""
     def send(self, proc: int, kind: int, corr: int, body: bytes) -> None: ...
-    def send_fd(self, proc: int, kind: int, corr: int, body: bytes, fd: int) -> None: ...
+    def send_fd(self, proc: int, kind: int, corr: int, body: bytes, fd: int) -> None:
+        """To a process on this machine only."""
     def watch_fd(self, fd: int, token: int) -> None: ...
     def unwatch_fd(self, token: int) -> None: ...
     def backlog(self, proc: int) -> int:
         """Bytes that wait to be read by a process."""
     def disconnect(self, proc: int) -> None: ...
     def close(self) -> None: ...
+
+def discover(address: str, token: bytes, timeout_s: float) -> tuple[int, int, int]:
+    """(key, pid, minor version of Python 3) of the node that listens at `address`, "host:port".
+
+    It has proved that it knows the token, and has not noticed that it was asked. The cluster's session is the first
+    16 bytes of the token's SHA-256.
+
+    Raises:
+        ValueError: If `address` is not of this form.
+        TimeoutError: If nobody answered.
+        PermissionError: If the token is not the cluster's.
+        ConnectionError: If nobody listens there, or no Skate node, or one of another version.
+    """
 
 def random_id() -> int: ...
 def memfd(name: str, size: int) -> int: ...

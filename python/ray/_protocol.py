@@ -1,6 +1,6 @@
 """Messages between a node process and the cores of drivers and workers.
 
-This module owns the meaning of message kinds 64 to 112 and nothing else: no socket, no state.
+This module owns the meaning of message kinds 64 to 114 and nothing else: no socket, no state.
 A message is a msgpack array whose fields stand in the order written here; the struct is chosen
 by the frame's kind, so bodies carry no tag. Fields may be appended at the end with a default:
 a decoder ignores what it does not know, and fills in what an older peer did not send.
@@ -91,17 +91,23 @@ class LeaseDemand(Message, frozen=True):
 class LeaseReturn(Message, frozen=True):
     """The lease's owner gives the worker back; nothing of the owner runs on it any more.
 
-    `reusable` False asks for the worker's end (max_calls reached, or a force-cancelled task).
+    `reusable` False asks for the worker's end (max_calls reached, or a force-cancelled task). `node` is the one that
+    lent the worker, as `LeaseGranted` said; 0: the receiver.
     """
 
     lease: int
     reusable: bool = True
+    node: int = 0
 
 
 class LeaseKept(Message, frozen=True):
-    """Answers a `LeaseReclaim` of a lease that is in use: it comes back when that ends, nobody knows when."""
+    """Answers a `LeaseReclaim` of a lease that is in use: it comes back when that ends, nobody knows when.
+
+    `node` as in `LeaseReturn`.
+    """
 
     lease: int
+    node: int = 0
 
 
 class Blocked(Message, frozen=True):
@@ -240,12 +246,25 @@ class Request(Message, frozen=True):
     args: bytes = b""
 
 
+class WhereIsNode(Message, frozen=True):
+    """The sender wants to connect to a process on `node`, another one. Answered by `NodeAddress`.
+
+    It waits for 5 s, then gives the process up as lost, and asks again when it wants one there again. A question may
+    come twice.
+    """
+
+    node: int
+
+
 # ---------------------------------------------------------------------------------------------
 # From the node to a core
 
 
 class LeaseGranted(Message, frozen=True):
-    """Worker `proc` is yours until you return the lease or it dies. `gpu_ids` are the devices it may use."""
+    """Worker `proc`, which lives on `node`, is yours until you return the lease or it dies.
+
+    A lease's number is unique over all nodes. `gpu_ids` are the devices it may use.
+    """
 
     class_id: int
     lease: int
@@ -402,6 +421,20 @@ class Exit(Message, frozen=True):
     """
 
 
+class NodeAddress(Message, frozen=True):
+    """Answers a `WhereIsNode`: where `node` listens, as ``ip:port`` (IPv6 in brackets).
+
+    An empty `address` says that the node is gone, or that no such node is known, with the `cause` in words: whatever
+    waits for a process there fails at once, and so does what comes later, until an address is sent after all. A node
+    that is only starting is better answered late. Open connections are left alone. It may be sent unasked, when the end
+    of a node is learned.
+    """
+
+    node: int
+    address: str
+    cause: str = ""
+
+
 KIND_LEASE_DEMAND: Final = 64
 KIND_LEASE_RETURN: Final = 65
 KIND_BLOCKED: Final = 66
@@ -422,6 +455,7 @@ KIND_PEER_LOST: Final = 80
 KIND_REQUEST: Final = 81
 KIND_RETIRED: Final = 82
 KIND_LEASE_KEPT: Final = 83
+KIND_WHERE_IS_NODE: Final = 84
 KIND_LEASE_GRANTED: Final = 96
 KIND_LEASE_RECLAIM: Final = 97
 KIND_WORKER_DIED: Final = 98
@@ -440,6 +474,7 @@ KIND_ACTOR_STOP: Final = 110
 KIND_EXIT: Final = 111
 KIND_DEATHS: Final = 112
 KIND_PRESSURE: Final = 113
+KIND_NODE_ADDRESS: Final = 114
 
 TO_NODE: Final[dict[int, type[Message]]] = {
     KIND_LEASE_DEMAND: LeaseDemand,
@@ -462,6 +497,7 @@ TO_NODE: Final[dict[int, type[Message]]] = {
     KIND_REQUEST: Request,
     KIND_RETIRED: Retired,
     KIND_LEASE_KEPT: LeaseKept,
+    KIND_WHERE_IS_NODE: WhereIsNode,
 }
 
 FROM_NODE: Final[dict[int, type[Message]]] = {
@@ -483,11 +519,15 @@ FROM_NODE: Final[dict[int, type[Message]]] = {
     KIND_EXIT: Exit,
     KIND_DEATHS: Deaths,
     KIND_PRESSURE: Pressure,
+    KIND_NODE_ADDRESS: NodeAddress,
 }
 
 KINDS: Final[dict[type[Message], int]] = {
     message: kind for table in (TO_NODE, FROM_NODE) for kind, message in table.items()
 }
+
+FOR_CONTROL: Final = frozenset(range(KIND_ACTOR_CREATE, KIND_ACTOR_EXIT + 1))
+"""Kinds of messages from cores that their node passes on to the control service unread."""
 
 _encoder = msgspec.msgpack.Encoder()
 _decoders: dict[int, msgspec.msgpack.Decoder[Any]] = {}

@@ -150,6 +150,75 @@ def test_a_setting_that_makes_no_sense_is_refused_at_the_start(no_cluster, monke
         ray.init(num_cpus=1)
 
 
+# -- Beside other nodes ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_nodes(no_cluster, monkeypatch):
+    """A cluster of a head without CPUs, where the driver is, and a second node that may use `LIMIT`.
+
+    A function that adds further such nodes.
+    """
+    from ray.cluster_utils import Cluster
+
+    def add(**arguments):
+        with monkeypatch.context() as patch:
+            patch.setenv("RAY_memory_limit_bytes", str(LIMIT))
+            cluster.add_node(object_store_memory=100 * MIB, **arguments)
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0}, shutdown_at_exit=False)
+    try:
+        add(num_cpus=4, node_name="second")
+        cluster.connect()
+        yield add
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def test_the_owner_of_a_task_on_another_node_hears_the_same(two_nodes):
+    with pytest.raises(ray.exceptions.OutOfMemoryError, match="most of that alone") as caught:
+        ray.get(hold.remote(900, Gate("/nowhere")))
+    for part in ("task hold", "600.0 MiB", "RAY_memory_limit_bytes", "node second", "the node", "num_cpus"):
+        assert part in str(caught.value)
+    with pytest.raises(ray.exceptions.OutOfMemoryError, match="max_retries is 0"):
+        ray.get(hold.options(max_retries=0).remote(900, Gate("/nowhere")))
+    assert ray.get(hold.remote(10)) == 10, "the cluster goes on"
+
+
+def test_a_task_that_was_ended_on_another_node_is_repeated_there_when_there_is_room(two_nodes, tmp_path):
+    gate, tally = Gate(tmp_path), Tally(tmp_path)
+    # With a single charged repetition: more would be needed if what the node did were charged.
+    refs = [hold.options(max_retries=1).remote(300, gate, tally) for _ in range(2)]
+    wait_until(lambda: any("memory was short on node second" in str(ray.util.state.why(ref)) for ref in refs))
+    assert ray.wait(refs, num_returns=2, timeout=0) == ([], refs)
+    gate.open()
+    assert ray.get(refs) == [300, 300]
+    assert tally.count() >= 3, "one of them had another attempt"
+
+
+def test_a_task_that_one_node_has_no_memory_for_goes_to_another(two_nodes, tmp_path):
+    gate, tally = Gate(tmp_path), Tally(tmp_path)
+    refs = [hold.remote(300, gate, tally) for _ in range(2)]
+    wait_until(lambda: any("memory was short on node second" in str(ray.util.state.why(ref)) for ref in refs))
+    before = tally.count()
+    two_nodes(num_cpus=1, node_name="third")
+    wait_until(lambda: tally.count() > before)
+    assert ray.wait(refs, num_returns=2, timeout=0) == ([], refs), "both run, the one beside the other"
+    gate.open()
+    assert ray.get(refs) == [300, 300]
+
+
+def test_an_actor_on_another_node_is_restarted_or_says_why_it_died(two_nodes):
+    keeps = Holder.options(max_restarts=1).remote()
+    before = ray.get(keeps.pid.remote())
+    with pytest.raises(ray.exceptions.ActorUnavailableError):
+        ray.get(keeps.hold.remote(900))
+    assert wait_until(lambda: ray.get(keeps.pid.options(max_task_retries=-1).remote())) != before
+    with pytest.raises(ray.exceptions.ActorDiedError, match=r"memory was short[\s\S]*node second[\s\S]*Holder"):
+        ray.get(keeps.hold.remote(900))
+
+
 # -- With a real control group --------------------------------------------------------------------
 
 

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ray import _protocol as p
+from ray._control.demands import ACTORS
 from ray._node import events, memory
 from ray._node.config import MemorySettings, read_memory_settings
-from ray._node.lease_records import ACTORS
 from ray._node.memory_victims import Tenant, choose
 from tests.node.simulated import World, actor_id, cpu, create
 
@@ -206,7 +206,7 @@ def test_an_actor_with_restarts_left_ends_before_a_lonely_task_and_starts_again_
     world = watched()
     driver, other = world.driver(), world.driver()
     world.send(driver, create(driver, 1, max_restarts=1, label="Model"))
-    actor = world.node.actors.get(actor_id(driver, 1))
+    actor = world.control.actors.get(actor_id(driver, 1))
     assert actor is not None
     world.advance(5)
     (task,) = lend(world, other)
@@ -382,7 +382,7 @@ def test_who_lost_every_worker_starts_again_though_there_is_no_room():
     (calm,) = lend(world, bystander)
     grow(world, calm, 60 * MIB)
     world.send(driver, create(driver, 1, max_restarts=-1))
-    actor = world.node.actors.get(actor_id(driver, 1))
+    actor = world.control.actors.get(actor_id(driver, 1))
     assert actor is not None
     world.memory_of[99_999] = 800 * MIB
     world.memory_of[actor.pid] = 200 * MIB

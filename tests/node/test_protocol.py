@@ -16,7 +16,7 @@ from tests.node.simulated import World
 
 TABLE = """
 64 LeaseDemand class_id demand count env strategy label retriable
-65 LeaseReturn lease reusable
+65 LeaseReturn lease reusable node
 66 Blocked
 67 Unblocked
 68 SegmentRequest min_bytes wish_bytes
@@ -34,7 +34,8 @@ TABLE = """
 80 PeerLost proc
 81 Request op args
 82 Retired
-83 LeaseKept lease
+83 LeaseKept lease node
+84 WhereIsNode node
 96 LeaseGranted class_id lease proc node pid gpu_ids
 97 LeaseReclaim lease wanted
 98 WorkerDied proc lease cause exit_code intended oom retry
@@ -53,6 +54,7 @@ TABLE = """
 111 Exit
 112 Deaths dead
 113 Pressure pressed
+114 NodeAddress node address cause
 """
 
 

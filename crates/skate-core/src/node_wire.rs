@@ -6,7 +6,7 @@
 use serde::Serialize;
 use serde_bytes::{ByteBuf, Bytes};
 use skate_proto::actors::{ActorState, Creation};
-use skate_proto::ids::{ActorId, LeaseId, ProcId, SegmentId};
+use skate_proto::ids::{ActorId, LeaseId, NodeKey, ProcId, SegmentId};
 use skate_proto::leases::{ClassSpec, Death};
 use skate_proto::msg::ActorSpec;
 use skate_proto::payload::{Blob, ErrorCode, Payload};
@@ -34,6 +34,7 @@ pub const PEER_LOST: u8 = 80;
 pub const REQUEST: u8 = 81;
 pub const RETIRED: u8 = 82;
 pub const LEASE_KEPT: u8 = 83;
+pub const WHERE_IS_NODE: u8 = 84;
 
 pub const LEASE_GRANTED: u8 = 96;
 pub const LEASE_RECLAIM: u8 = 97;
@@ -53,6 +54,7 @@ pub const ACTOR_STOP: u8 = 110;
 pub const EXIT: u8 = 111;
 pub const DEATHS: u8 = 112;
 pub const PRESSURE: u8 = 113;
+pub const NODE_ADDRESS: u8 = 114;
 
 /// `WorkerDied`: a retry is not charged to `max_retries`, or there is none; anything else is charged.
 const RETRY_FREE: u8 = 1;
@@ -83,8 +85,8 @@ pub fn lease_demand(class: u32, count: u32, spec: &ClassSpec, label: &str) -> Ve
     ))
 }
 
-pub fn lease_return(lease: LeaseId, reusable: bool) -> Vec<u8> {
-    encode(&(lease.0, reusable))
+pub fn lease_return(lease: LeaseId, reusable: bool, node: NodeKey) -> Vec<u8> {
+    encode(&(lease.0, reusable, node.0))
 }
 
 pub fn empty() -> Vec<u8> {
@@ -95,8 +97,8 @@ pub fn segment_request(min_bytes: u64, wish_bytes: u64) -> Vec<u8> {
     encode(&(min_bytes, wish_bytes))
 }
 
-pub fn lease_kept(lease: LeaseId) -> Vec<u8> {
-    encode(&(lease.0,))
+pub fn lease_kept(lease: LeaseId, node: NodeKey) -> Vec<u8> {
+    encode(&(lease.0, node.0))
 }
 
 pub fn segment(segment: SegmentId) -> Vec<u8> {
@@ -154,6 +156,10 @@ pub fn peer_lost(proc: ProcId) -> Vec<u8> {
     encode(&(proc.0,))
 }
 
+pub fn where_is_node(node: NodeKey) -> Vec<u8> {
+    encode(&(node.0,))
+}
+
 pub fn request(op: &str, args: &[u8]) -> Vec<u8> {
     encode(&(op, Bytes::new(args)))
 }
@@ -161,24 +167,80 @@ pub fn request(op: &str, args: &[u8]) -> Vec<u8> {
 /// What the node says.
 #[derive(Debug)]
 pub enum FromNode {
-    LeaseGranted { class: u32, lease: LeaseId, worker: ProcId, pid: u32, gpu_ids: Vec<u32> },
-    LeaseReclaim { lease: LeaseId, wanted: bool },
-    Pressure { pressed: bool },
-    WorkerDied { proc: ProcId, cause: String, death: Death },
+    LeaseGranted {
+        class: u32,
+        lease: LeaseId,
+        worker: ProcId,
+        node: NodeKey,
+        pid: u32,
+        gpu_ids: Vec<u32>,
+    },
+    LeaseReclaim {
+        lease: LeaseId,
+        wanted: bool,
+    },
+    Pressure {
+        pressed: bool,
+    },
+    WorkerDied {
+        proc: ProcId,
+        cause: String,
+        death: Death,
+    },
     Deaths(Vec<(u64, String)>),
-    SegmentGranted { segment: SegmentId, size: u64 },
-    SegmentDenied { message: String },
-    SegmentMapped { segment: SegmentId, size: u64 },
-    SegmentTrim { bytes: u64 },
-    SegmentAdopted { segment: SegmentId },
-    ActorState { actor: ActorId, state: ActorState },
-    ActorInit { actor: ActorId, incarnation: u32, spec: Box<ActorSpec>, gpu_ids: Vec<u32> },
-    Reply { ok: bool, body: Vec<u8> },
-    LogLines { name: String, pid: u32, stream: u8, lines: Vec<String> },
-    Notice { level: String, text: String },
-    LeaseFailed { class: u32, reason: String },
+    SegmentGranted {
+        segment: SegmentId,
+        size: u64,
+    },
+    SegmentDenied {
+        message: String,
+    },
+    SegmentMapped {
+        segment: SegmentId,
+        size: u64,
+    },
+    SegmentTrim {
+        bytes: u64,
+    },
+    SegmentAdopted {
+        segment: SegmentId,
+    },
+    ActorState {
+        actor: ActorId,
+        state: ActorState,
+    },
+    ActorInit {
+        actor: ActorId,
+        incarnation: u32,
+        spec: Box<ActorSpec>,
+        gpu_ids: Vec<u32>,
+    },
+    Reply {
+        ok: bool,
+        body: Vec<u8>,
+    },
+    LogLines {
+        name: String,
+        pid: u32,
+        stream: u8,
+        lines: Vec<String>,
+    },
+    Notice {
+        level: String,
+        text: String,
+    },
+    LeaseFailed {
+        class: u32,
+        reason: String,
+    },
     ActorStop,
     Exit,
+    /// An empty address: the node is gone, with the cause.
+    NodeAddress {
+        node: NodeKey,
+        address: String,
+        cause: String,
+    },
 }
 
 /// Decodes a frame of the node; `None` for what is malformed or not known.
@@ -188,8 +250,9 @@ pub fn decode(kind: u8, body: &[u8]) -> Option<FromNode> {
     }
     Some(match kind {
         LEASE_GRANTED => {
-            let (class, lease, worker, _node, pid, gpu_ids): (u32, u64, u64, u64, u32, Vec<u32>) = get(body)?;
-            FromNode::LeaseGranted { class, lease: LeaseId(lease), worker: ProcId(worker), pid, gpu_ids }
+            let (class, lease, worker, node, pid, gpu_ids): (u32, u64, u64, u64, u32, Vec<u32>) = get(body)?;
+            let (lease, worker, node) = (LeaseId(lease), ProcId(worker), NodeKey(node));
+            FromNode::LeaseGranted { class, lease, worker, node, pid, gpu_ids }
         }
         LEASE_RECLAIM => {
             let (lease, wanted): (u64, bool) = get(body)?;
@@ -252,6 +315,10 @@ pub fn decode(kind: u8, body: &[u8]) -> Option<FromNode> {
             let (class, reason): (u32, String) = get(body)?;
             FromNode::LeaseFailed { class, reason }
         }
+        NODE_ADDRESS => {
+            let (node, address, cause): (u64, String, String) = get(body)?;
+            FromNode::NodeAddress { node: NodeKey(node), address, cause }
+        }
         ACTOR_STOP => FromNode::ActorStop,
         EXIT => FromNode::Exit,
         _ => return None,
@@ -260,12 +327,12 @@ pub fn decode(kind: u8, body: &[u8]) -> Option<FromNode> {
 
 fn decode_actor_state(body: &[u8]) -> Option<FromNode> {
     type Fields = (ByteBuf, u8, u64, u64, u32, u8, ByteBuf, i64, u32);
-    let (actor, state, proc, _node, incarnation, cause_kind, cause, _left, _pid): Fields =
+    let (actor, state, proc, node, incarnation, cause_kind, cause, _left, _pid): Fields =
         rmp_serde::from_slice(body).ok()?;
     let actor = ActorId::from_bytes(&actor)?;
     let state = match state {
         0 => ActorState::Pending,
-        1 => ActorState::Alive { proc: ProcId(proc), incarnation },
+        1 => ActorState::Alive { proc: ProcId(proc), node: NodeKey(node), incarnation },
         2 => ActorState::Restarting,
         3 if cause_kind == 1 => ActorState::Dead(Payload { data: Blob::new(&cause), refs: Vec::new() }),
         3 => ActorState::Dead(Payload::error(ErrorCode::ActorDied, &String::from_utf8_lossy(&cause))),

@@ -14,7 +14,7 @@
 
 use std::collections::VecDeque;
 
-use crate::ids::{LeaseId, ProcId, TaskId};
+use crate::ids::{LeaseId, NodeKey, ProcId, TaskId};
 use crate::msg::Msg;
 use crate::owner::{Effect, Map, Out, Owner, ToNode};
 use crate::payload::{ErrorCode, Payload};
@@ -82,6 +82,8 @@ struct Class {
 #[derive(Debug)]
 struct Lease {
     worker: ProcId,
+    /// Where the worker lives, which is also who takes the lease back.
+    node: NodeKey,
     pid: u32,
     class: ClassId,
     gpu_ids: Vec<u32>,
@@ -116,6 +118,10 @@ impl Leases {
 
     pub(crate) fn worker(&self, lease: LeaseId) -> Option<ProcId> {
         self.leases.get(&lease).map(|l| l.worker)
+    }
+
+    pub(crate) fn node(&self, lease: LeaseId) -> Option<NodeKey> {
+        self.leases.get(&lease).map(|l| l.node)
     }
 
     pub(crate) fn pid(&self, lease: LeaseId) -> Option<u32> {
@@ -347,24 +353,26 @@ impl Owner {
         }
     }
 
-    /// The node lends a worker.
+    /// A node lends a worker.
     #[expect(clippy::too_many_arguments, reason = "the fields of the node's message")]
     pub fn handle_lease_granted(
         &mut self,
         class: ClassId,
         id: LeaseId,
         worker: ProcId,
+        node: NodeKey,
         pid: u32,
         gpu_ids: Vec<u32>,
         now_ns: u64,
         out: &mut Out,
     ) {
         if !self.leases.classes.contains_key(&class) {
-            out.node(ToNode::LeaseReturn { lease: id, reusable: true });
+            out.node(ToNode::LeaseReturn { lease: id, reusable: true, node });
             return;
         }
         let lease = Lease {
             worker,
+            node,
             pid,
             class,
             gpu_ids,
@@ -404,10 +412,11 @@ impl Owner {
             return;
         };
         lease.reclaim = wanted;
+        let node = lease.node;
         if wanted {
             self.pump_lease(id, now_ns, out);
             if self.leases.leases.contains_key(&id) {
-                out.node(ToNode::LeaseKept { lease: id });
+                out.node(ToNode::LeaseKept { lease: id, node });
             }
         }
     }
@@ -424,8 +433,9 @@ impl Owner {
     }
 
     fn return_lease(&mut self, id: LeaseId, out: &mut Out) {
-        self.remove_lease(id);
-        out.node(ToNode::LeaseReturn { lease: id, reusable: true });
+        if let Some(Lease { node, .. }) = self.remove_lease(id) {
+            out.node(ToNode::LeaseReturn { lease: id, reusable: true, node });
+        }
     }
 
     fn remove_lease(&mut self, id: LeaseId) -> Option<Lease> {

@@ -39,14 +39,37 @@ pub enum Effect {
 /// Messages to the node manager; the shell encodes them.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ToNode {
-    LeaseDemand { class: ClassId, count: u32 },
-    LeaseReturn { lease: LeaseId, reusable: bool },
-    LeaseKept { lease: LeaseId },
-    ActorCreate { creation: Box<Creation>, spec: Box<ActorSpec> },
-    ActorSubscribe { actor: ActorId },
-    ActorRelease { actor: ActorId },
-    ActorKill { actor: ActorId, no_restart: bool },
-    PeerLost { proc: ProcId },
+    LeaseDemand {
+        class: ClassId,
+        count: u32,
+    },
+    /// `node` is the one that lent the worker.
+    LeaseReturn {
+        lease: LeaseId,
+        reusable: bool,
+        node: NodeKey,
+    },
+    LeaseKept {
+        lease: LeaseId,
+        node: NodeKey,
+    },
+    ActorCreate {
+        creation: Box<Creation>,
+        spec: Box<ActorSpec>,
+    },
+    ActorSubscribe {
+        actor: ActorId,
+    },
+    ActorRelease {
+        actor: ActorId,
+    },
+    ActorKill {
+        actor: ActorId,
+        no_restart: bool,
+    },
+    PeerLost {
+        proc: ProcId,
+    },
 }
 
 /// Effects in the order in which they must be performed.

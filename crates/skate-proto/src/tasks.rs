@@ -669,14 +669,14 @@ impl Owner {
                 self.flush_calls(actor, now_ns, out);
             }
             Place::Pushed(lease) => {
-                let Some(worker) = self.leases.worker(lease) else {
+                let (Some(worker), Some(node)) = (self.leases.worker(lease), self.leases.node(lease)) else {
                     return;
                 };
                 if force {
                     // The node kills the worker; what else it had is given to others.
                     self.finish_with(task, &error, now_ns, out);
                     self.leases.task_left(lease, task);
-                    out.node(ToNode::LeaseReturn { lease, reusable: false });
+                    out.node(ToNode::LeaseReturn { lease, reusable: false, node });
                     self.give_up_lease(lease, now_ns, out);
                 } else {
                     out.send(worker, Msg::Cancel { task, recursive });

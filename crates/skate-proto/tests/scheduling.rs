@@ -14,6 +14,8 @@ use skate_proto::tasks::{Refused, UNUSED_DEFINITIONS_MAX};
 const ME: ProcId = ProcId(1);
 const WORKER: ProcId = ProcId(2);
 const OTHER: ProcId = ProcId(3);
+/// Where the workers live: another node than the owner's, so that a mix-up shows.
+const NODE: NodeKey = NodeKey(8);
 const MS: u64 = 1_000_000;
 
 struct Bench {
@@ -61,7 +63,7 @@ impl Bench {
     }
 
     fn lend(&mut self, lease: u64, worker: ProcId) {
-        self.owner.handle_lease_granted(self.class, LeaseId(lease), worker, 42, vec![], self.now, &mut self.out);
+        self.owner.handle_lease_granted(self.class, LeaseId(lease), worker, NODE, 42, vec![], self.now, &mut self.out);
     }
 
     fn done(&mut self, worker: ProcId, task: TaskId, run_ns: u64) {
@@ -207,17 +209,21 @@ fn an_idle_lease_goes_back_after_a_while_and_at_once_when_asked() {
     bench.owner.handle_timeout(due - 1, &mut bench.out);
     assert!(bench.effects().is_empty(), "a spurious call does nothing");
     bench.owner.handle_timeout(due, &mut bench.out);
-    assert_eq!(bench.effects(), [Effect::Node(ToNode::LeaseReturn { lease: LeaseId(1), reusable: true })]);
+    assert_eq!(bench.effects(), [Effect::Node(ToNode::LeaseReturn { lease: LeaseId(1), reusable: true, node: NODE })]);
     bench.lend(2, WORKER);
     bench.owner.handle_lease_reclaim(LeaseId(2), true, bench.now, &mut bench.out);
-    assert!(bench.effects().contains(&Effect::Node(ToNode::LeaseReturn { lease: LeaseId(2), reusable: true })));
+    assert!(bench.effects().contains(&Effect::Node(ToNode::LeaseReturn {
+        lease: LeaseId(2),
+        reusable: true,
+        node: NODE
+    })));
 }
 
 #[test]
 fn under_pressure_idle_leases_go_back_at_once() {
     let mut bench = Bench::new();
     let f = bench.function(3);
-    let returned = |lease| Effect::Node(ToNode::LeaseReturn { lease: LeaseId(lease), reusable: true });
+    let returned = |lease| Effect::Node(ToNode::LeaseReturn { lease: LeaseId(lease), reusable: true, node: NODE });
     let task = bench.submit(f);
     bench.lend(1, WORKER);
     bench.lend(2, OTHER);
@@ -256,7 +262,7 @@ fn a_reclaimed_lease_with_work_is_kept_for_its_turn_and_then_returned() {
     bench.lend(1, WORKER);
     bench.owner.handle_lease_reclaim(LeaseId(1), true, bench.now, &mut bench.out);
     assert!(
-        bench.effects().contains(&Effect::Node(ToNode::LeaseKept { lease: LeaseId(1) })),
+        bench.effects().contains(&Effect::Node(ToNode::LeaseKept { lease: LeaseId(1), node: NODE })),
         "the node looks elsewhere"
     );
     bench.done(WORKER, tasks[0], 5 * MS);
@@ -264,7 +270,10 @@ fn a_reclaimed_lease_with_work_is_kept_for_its_turn_and_then_returned() {
     bench.now += TURN_NS;
     bench.done(WORKER, tasks[1], 5 * MS);
     let effects = bench.effects();
-    assert!(effects.contains(&Effect::Node(ToNode::LeaseReturn { lease: LeaseId(1), reusable: true })), "{effects:?}");
+    assert!(
+        effects.contains(&Effect::Node(ToNode::LeaseReturn { lease: LeaseId(1), reusable: true, node: NODE })),
+        "{effects:?}"
+    );
     bench.lend(2, OTHER);
     assert_eq!(bench.pushes(), [(OTHER, tasks[2])], "what the node still owed serves the rest");
 }
@@ -457,7 +466,7 @@ fn calls_wait_for_their_actor_and_leave_in_order() {
     assert!(bench.pushes().is_empty());
     bench.owner.handle_actor_state(
         actor,
-        ActorState::Alive { proc: WORKER, incarnation: 0 },
+        ActorState::Alive { proc: WORKER, node: NODE, incarnation: 0 },
         bench.now,
         &mut bench.out,
     );
@@ -481,7 +490,7 @@ fn a_restart_repeats_allowed_calls_in_order_and_fails_the_others() {
     };
     bench.owner.handle_actor_state(
         actor,
-        ActorState::Alive { proc: WORKER, incarnation: 0 },
+        ActorState::Alive { proc: WORKER, node: NODE, incarnation: 0 },
         bench.now,
         &mut bench.out,
     );
@@ -489,7 +498,12 @@ fn a_restart_repeats_allowed_calls_in_order_and_fails_the_others() {
     bench.effects();
     bench.owner.handle_actor_state(actor, ActorState::Restarting, bench.now, &mut bench.out);
     assert_eq!(bench.error(once), ErrorCode::ActorUnavailable);
-    bench.owner.handle_actor_state(actor, ActorState::Alive { proc: OTHER, incarnation: 1 }, bench.now, &mut bench.out);
+    bench.owner.handle_actor_state(
+        actor,
+        ActorState::Alive { proc: OTHER, node: NODE, incarnation: 1 },
+        bench.now,
+        &mut bench.out,
+    );
     assert_eq!(bench.pushes(), [(OTHER, again), (OTHER, last)]);
     let dead = Payload::error(ErrorCode::ActorDied, "killed");
     bench.owner.handle_actor_state(actor, ActorState::Dead(dead), bench.now, &mut bench.out);
@@ -619,15 +633,20 @@ fn classes_that_nothing_uses_are_forgotten() {
     bench.submit(f);
     // A grant for a class that is gone goes back.
     bench.effects();
-    bench.owner.handle_lease_granted(ClassId(5), LeaseId(77), OTHER, 1, vec![], bench.now, &mut bench.out);
-    assert_eq!(bench.effects(), [Effect::Node(ToNode::LeaseReturn { lease: LeaseId(77), reusable: true })]);
+    bench.owner.handle_lease_granted(ClassId(5), LeaseId(77), OTHER, NODE, 1, vec![], bench.now, &mut bench.out);
+    assert_eq!(bench.effects(), [Effect::Node(ToNode::LeaseReturn { lease: LeaseId(77), reusable: true, node: NODE })]);
 }
 
 #[test]
 fn a_dead_actor_without_handles_is_forgotten() {
     let mut bench = Bench::new();
     let (mine, handle) = actor(&mut bench, -1);
-    bench.owner.handle_actor_state(mine, ActorState::Alive { proc: WORKER, incarnation: 0 }, bench.now, &mut bench.out);
+    bench.owner.handle_actor_state(
+        mine,
+        ActorState::Alive { proc: WORKER, node: NODE, incarnation: 0 },
+        bench.now,
+        &mut bench.out,
+    );
     bench.owner.release(handle, &mut bench.out);
     assert!(bench.effects().contains(&Effect::Node(ToNode::ActorRelease { actor: mine })));
     let dead = ActorState::Dead(Payload::error(ErrorCode::ActorDied, "no handles"));
@@ -726,7 +745,12 @@ fn a_call_whose_argument_is_lost_before_it_is_sent_waits_for_it_again() {
         bench.owner.submit(method, Payload::plain(b""), deps, Some(handle), None, bench.now, &mut bench.out).unwrap();
     bench.owner.report_missing(object, SegmentId(5), bench.now, &mut bench.out);
     bench.effects();
-    bench.owner.handle_actor_state(actor, ActorState::Alive { proc: OTHER, incarnation: 0 }, bench.now, &mut bench.out);
+    bench.owner.handle_actor_state(
+        actor,
+        ActorState::Alive { proc: OTHER, node: NODE, incarnation: 0 },
+        bench.now,
+        &mut bench.out,
+    );
     assert!(bench.pushes().is_empty());
     stored(&mut bench, WORKER, made, 6);
     assert_eq!(bench.pushes(), [(OTHER, task)]);

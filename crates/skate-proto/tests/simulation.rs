@@ -233,7 +233,7 @@ impl World {
                     }
                 }
                 Packet::Granted(class, lease, worker) => {
-                    owner.handle_lease_granted(class, lease, worker, 1, vec![], now, out)
+                    owner.handle_lease_granted(class, lease, worker, NodeKey(NODE), 1, vec![], now, out)
                 }
                 Packet::Actor(actor, state) => owner.handle_actor_state(actor, state, now, out),
                 Packet::Core(Msg::Define { id, def, blob }) => executor.handle_define(from, id, def, blob),
@@ -285,7 +285,7 @@ impl World {
                     self.demands.push_back((me, class, count));
                 }
             }
-            ToNode::LeaseReturn { lease, reusable } => {
+            ToNode::LeaseReturn { lease, reusable, .. } => {
                 if let Some((_, worker)) = self.leases.remove(&lease)
                     && !reusable
                 {
@@ -629,7 +629,7 @@ impl World {
                 let record = &self.actors[&actor];
                 if record.host == Some(me) {
                     let incarnation = record.incarnation;
-                    self.publish(actor, ActorState::Alive { proc: me, incarnation });
+                    self.publish(actor, ActorState::Alive { proc: me, node: NodeKey(NODE), incarnation });
                 }
             } else {
                 self.process(me).running = Some(Running { work, sent: 0, blocked: false });

@@ -63,6 +63,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(refs::_rebuild_ref, module)?)?;
     module.add_function(wrap_pyfunction!(random_id, module)?)?;
     module.add_function(wrap_pyfunction!(memfd, module)?)?;
+    module.add_function(wrap_pyfunction!(node_core::discover, module)?)?;
     module.add("ROLE_NODE", ROLE_NODE)?;
     module.add("ROLE_DRIVER", ROLE_DRIVER)?;
     module.add("ROLE_WORKER", ROLE_WORKER)?;

@@ -9,8 +9,11 @@ from ray._control.machine import Effect, Event
 from ray._protocol import CAUSE_TEXT
 
 
-class PlaceActor(Effect, frozen=True):
-    """Find a worker for this incarnation. Answered by `Placed` or `Unplaceable`, unless withdrawn."""
+class PlaceActor(Event, frozen=True):
+    """Find a worker for this incarnation. Answered by `Placed` or `Unplaceable`, unless withdrawn.
+
+    `retriable` says whether there may be another incarnation after this one.
+    """
 
     actor: bytes
     incarnation: int
@@ -20,9 +23,12 @@ class PlaceActor(Effect, frozen=True):
     env: bytes
     strategy: bytes
     label: str
+    creator: int
+    owner: int
+    retriable: bool
 
 
-class WithdrawActor(Effect, frozen=True):
+class WithdrawActor(Event, frozen=True):
     """The actor is not to be placed any more."""
 
     actor: bytes
@@ -47,6 +53,7 @@ class Placed(Event, frozen=True):
 
     actor: bytes
     incarnation: int
+    node: int
     proc: int
     pid: int
     gpu_ids: list[int]
@@ -88,9 +95,12 @@ class Actor(msgspec.Struct):
     env: bytes
     strategy: bytes
     spec: bytes
+    owner_node: int = 0
     state: str = "pending"
     incarnation: int = 0
     proc: int = 0
+    node: int = 0
+    """Where its process is, or was last."""
     pid: int = 0
     cause_kind: int = CAUSE_TEXT
     cause: bytes = b""

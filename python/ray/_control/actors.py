@@ -68,14 +68,14 @@ class ActorTable(Machine):
     """See the module's docstring.
 
     Args:
-        node: Key of the node on which actors run.
         job_of: The job of a connected process.
+        node_of: The node of a connected process.
     """
 
-    def __init__(self, *, node: int, job_of: Callable[[int], int], validate: bool = False) -> None:
+    def __init__(self, *, job_of: Callable[[int], int], node_of: Callable[[int], int], validate: bool = False) -> None:
         super().__init__(validate=validate)
-        self._node = node
         self._job_of = job_of
+        self._node_of = node_of
         self._actors: dict[bytes, Actor] = {}
         self._dead: dict[bytes, None] = {}
         self._by_proc: dict[int, Actor] = {}
@@ -168,6 +168,7 @@ class ActorTable(Machine):
             env=message.env,
             strategy=message.strategy,
             spec=message.spec,
+            owner_node=self._node_of(message.owner),
         )
         self._actors[actor.id] = actor
         # The creator is told of changes without asking: one message less for each new actor.
@@ -198,6 +199,9 @@ class ActorTable(Machine):
                 actor.env,
                 actor.strategy,
                 actor.label,
+                actor.creator,
+                actor.owner,
+                actor.restarts_left != 0,
             )
         )
 
@@ -207,7 +211,7 @@ class ActorTable(Machine):
             self._emit(StopActorWorker(event.proc, "the actor that it was meant for is not wanted any more"))
             return
         self._require(event.proc not in self._by_proc, f"worker {event.proc} was placed twice")
-        actor.state, actor.proc, actor.pid = "starting", event.proc, event.pid
+        actor.state, actor.node, actor.proc, actor.pid = "starting", event.node, event.proc, event.pid
         self._by_proc[event.proc] = actor
         init = ActorInit(actor.id, actor.incarnation, actor.spec, event.gpu_ids, actor.namespace, actor.name)
         self._emit(Send(event.proc, init))
@@ -260,7 +264,7 @@ class ActorTable(Machine):
             actor=actor.id,
             state=self.wire_state(actor),
             proc=actor.proc if actor.state == "alive" else 0,
-            node=self._node,
+            node=actor.node,
             incarnation=actor.incarnation,
             cause_kind=actor.cause_kind,
             cause=actor.cause,

@@ -55,6 +55,10 @@ class JobTable:
     def get(self, number: int) -> Job | None:
         return self._jobs.get(number)
 
+    def running(self) -> list[Job]:
+        """Jobs whose driver is connected, oldest first."""
+        return [self._jobs[number] for number in self._by_driver.values()]
+
     def configure(self, number: int, config: dict[str, object]) -> None:
         """Take over what a driver says about its job. Unknown keys are kept for who knows them."""
         job = self._jobs[number]

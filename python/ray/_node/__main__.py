@@ -11,6 +11,7 @@ import errno
 import os
 import resource
 import sys
+import time
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ def main() -> int:
     try:
         ending = _run(config)
         from ray._node.shell import SIGTERM_CAME
+
+        _tell(config, ending.encode())
     except BaseException as error:
         with contextlib.suppress(OSError):  # a log without room for it
             import traceback
@@ -83,7 +86,13 @@ def _run(config: NodeConfig) -> str:
 
     from ray._core import NodeCore, memfd, random_id
 
-    core = NodeCore(path=config.socket_path, session=config.session, token=config.token, node=config.node)
+    core = NodeCore(
+        path=config.socket_path,
+        session=config.session,
+        token=config.token,
+        node=config.node,
+        listen=config.listen or None,
+    )
     return _serve(config, core, forks, signals, memfd, random_id)
 
 
@@ -97,10 +106,12 @@ def _serve(
 ) -> str:
     import gc
 
-    from ray._node import session
+    from ray._node import registry, session
     from ray._node.manager import NodeFacts, NodeManager
+    from ray._node.membership import HeadNode, Membership, WorkerNode
     from ray._node.shell import Shell, log
 
+    validate = os.environ.get("RAY_VALIDATE") == "1"
     manager = NodeManager(
         NodeFacts(
             node=config.node,
@@ -108,25 +119,45 @@ def _serve(
             gpu_ids=tuple(config.gpu_ids),
             object_store_memory=config.object_store_memory,
             hostname=config.hostname,
-            address=config.address,
+            host=config.address,
+            address=_announced(config, core),
             socket=config.socket_path,
+            name=config.name,
+            session_dir=config.session_dir,
             labels=config.labels,
             memory=config.memory,
         ),
         new_id=random_id,
-        validate=os.environ.get("RAY_VALIDATE") == "1",
+        validate=validate,
     )
-    shell = Shell(config, core, manager, forks, signals, memfd)
+    node: Membership
+    if config.head_node:
+        core.set_node_address(config.head_node, config.head_address)
+        node = WorkerNode(manager, config.head_node)
+    else:
+        from ray._control.service import ControlService
+
+        node = HeadNode(manager, ControlService(head=config.node, validate=validate))
+    shell = Shell(config, core, node, forks, signals, memfd)
 
     def ready() -> None:
-        _tell(config, b"ok\n")
-        log(f"node {config.node:016x} listens on {config.socket_path}")
+        if config.findable:
+            shell.remove_at_end(registry.write(config, manager.facts.address, os.getpid(), time.time()))
+        _tell(config, f"ok {manager.facts.address}\n".encode())
+        also = f" and {manager.facts.address}" if manager.facts.address else ""
+        log(f"node {config.node:016x} listens on {config.socket_path}{also}")
         removed = session.sweep(os.path.dirname(config.session_dir))
         if removed:
             log(f"removed what dead sessions had left: {', '.join(removed)}")
         gc.freeze()  # modules and classes stay for ever; the collector need not visit them
 
     return shell.run(ready)
+
+
+def _announced(config: NodeConfig, core: Core) -> str:
+    """Where other nodes reach this one; empty if it listens for none."""
+    bound = core.address()
+    return f"{config.address}:{bound.rpartition(':')[2]}" if bound else ""
 
 
 def _catch_signals() -> int:
@@ -154,13 +185,18 @@ def _keep_only(*fds: int) -> None:
     os.closerange(at, 1 << 20)
 
 
+_told = False
+
+
 def _tell(config: NodeConfig, text: bytes) -> None:
     """Report the outcome of the start, once."""
-    try:
+    global _told
+    if _told:
+        return
+    _told = True
+    with contextlib.suppress(OSError):  # nobody listens
         os.write(config.ready_fd, text)
         os.close(config.ready_fd)
-    except OSError:
-        return  # it was told already, or nobody listens
 
 
 if __name__ == "__main__":

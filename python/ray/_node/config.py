@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from typing import TYPE_CHECKING, Final
 
@@ -44,12 +45,24 @@ class NodeConfig(msgspec.Struct, frozen=True):
     env_vars: dict[str, str] = {}
     labels: dict[str, str] = {}
     hostname: str = "localhost"
+    name: str = ""
     address: str = "127.0.0.1"
+    """Where other nodes reach this one, without the port."""
+    listen: str = ""
+    """What to listen on for other nodes, "host:port"; port 0 is any. Empty for a cluster of one node."""
+    findable: bool = False
+    """Whether drivers and further nodes of this user may find it on this machine; `private`: only by its address."""
+    private: bool = False
+    client: bool = False
+    """The node is only there for a driver outside of the cluster: it has no resources."""
+    head_node: int = 0
+    """The node that hosts the control service, and where it is reached; 0 if it is this one."""
+    head_address: str = ""
     worker_module: str = "ray._runtime.worker"
     lifeline_fd: int = -1
     """Its end means that the driver has gone, and the node goes too."""
     ready_fd: int = -1
-    """Gets b"ok\\n" once the node listens, or the text of what went wrong."""
+    """Gets "ok", the address for other nodes and a newline once the node serves, or the text of what went wrong."""
     lock_fd: int = -1
     """The session's lock, held for as long as it is open."""
     driver_pid: int = 0
@@ -59,6 +72,11 @@ class NodeConfig(msgspec.Struct, frozen=True):
     @property
     def socket_path(self) -> str:
         return f"{self.session_dir}/node.sock"
+
+
+def session_of(token: bytes) -> bytes:
+    """The session id of a cluster, which its processes compare before anything else: so the token is all to know."""
+    return hashlib.sha256(token).digest()[:16]
 
 
 def read_config(fd: int) -> NodeConfig:

@@ -10,7 +10,76 @@ from typing import Final
 import msgspec
 
 from ray._control.machine import Effect, Event
-from ray._protocol import RETRY_CHARGED
+from ray._protocol import RETRY_CHARGED, Message
+
+# ------------------------------------------------------------------ node <-> control service
+
+
+class ToControl(Effect, frozen=True):
+    """A message for the control service."""
+
+    message: Message
+
+
+class FromControl(Event, frozen=True):
+    """A message of the control service."""
+
+    message: Message
+
+
+class Pass(Effect, frozen=True):
+    """Send a frame to members of this node, as it is."""
+
+    procs: tuple[int, ...]
+    kind: int
+    corr: int
+    body: bytes
+
+
+class Forward(Event, frozen=True):
+    """The shell has a message for a member of this node or another."""
+
+    proc: int
+    message: Message
+
+
+class Company(Event, frozen=True):
+    """The first other node has joined, or the last has gone (`alone`)."""
+
+    alone: bool
+
+
+class FlushLogs(Effect, frozen=True):
+    """Forward what workers have written now, also lines that are not complete."""
+
+
+class KnowNode(Effect, frozen=True):
+    """Another node is reached at this address; "" if it is not."""
+
+    node: int
+    address: str
+
+
+class ForgetNode(Effect, frozen=True):
+    """Another node is lost: connections to it and its processes are hopeless. `cause` is a sentence."""
+
+    node: int
+    cause: str
+
+
+class JobKnown(Event, frozen=True):
+    """The control service has numbered the job of a driver of this node."""
+
+    proc: int
+    job: int
+
+
+class GivenUp(Event, frozen=True):
+    """A process of another node lost its connection to this member, which has to end. `by` is that one in words."""
+
+    proc: int
+    by: str
+
 
 # ------------------------------------------------------------------ leases <-> workers
 

@@ -25,7 +25,9 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from ray._control.demands import Key  # noqa: TC001  (msgspec reads the annotation)
 from ray._control.machine import Deadlines, Log, Machine, Notify, Tick
+from ray._control.shown import show_bytes
 from ray._node.events import (
     EvictWorker,
     LimitLeases,
@@ -36,9 +38,7 @@ from ray._node.events import (
     WorkerGone,
     WorkerReady,
 )
-from ray._node.lease_records import Key  # noqa: TC001  (msgspec reads the annotation)
 from ray._node.memory_victims import Tenant, cause_text, choose, describe, short_text, table
-from ray._node.resources import show_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

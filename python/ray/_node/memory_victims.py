@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from ray._node.lease_records import ACTORS, Key
-from ray._node.resources import show_bytes
+from ray._control.demands import ACTORS, Key
+from ray._control.shown import show_bytes
 from ray._protocol import RETRY_CHARGED, RETRY_FREE, RETRY_NEVER
 
 if TYPE_CHECKING:

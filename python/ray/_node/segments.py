@@ -34,8 +34,8 @@ from ray._control.machine import (
     Send,
     Tick,
 )
+from ray._control.shown import show_bytes
 from ray._node.events import DropSegment, GrantSegment, SegmentFailed, ShareSegment
-from ray._node.resources import show_bytes
 from ray._protocol import (
     ROLE_DRIVER,
     BlocksFreed,

@@ -19,8 +19,9 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
-from ray._control.machine import Effect, Event, Log, Multicast, Send, Tick, earliest
-from ray._node import descriptors, events, process, session, wire
+from ray._control import messages
+from ray._control.machine import Effect, Event, Log, Multicast, Send, Tick, ToNode, earliest
+from ray._node import descriptors, events, process, registry, session, wire
 from ray._node.logs import LogFiles
 from ray._node.manager import CoreJoined, CoreLeft, FrameCame, Shutdown
 from ray._node.memory_reader import MemoryReader
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from ray._node.config import NodeConfig
     from ray._node.forkserver import ForkServer
-    from ray._node.manager import NodeManager
+    from ray._node.membership import Membership
 
 LIFELINE, SIGNALS, LOGS, DRIVER, STALLS, ZYGOTE = 1, 2, 3, 4, 5, 6
 """Tokens of watched descriptors. Zygotes count on from the last, one token for each."""
@@ -55,6 +56,9 @@ class Core(Protocol):
     def watch_fd(self, fd: int, token: int) -> None: ...
     def unwatch_fd(self, token: int) -> None: ...
     def disconnect(self, proc: int) -> None: ...
+    def address(self) -> str | None: ...
+    def set_node_address(self, node: int, address: str) -> None: ...
+    def forget_node(self, node: int, cause: str) -> None: ...
     def close(self) -> None: ...
 
 
@@ -64,7 +68,7 @@ class Shell:
     Args:
         config: What the node was told.
         core: Its transport.
-        manager: Its decisions.
+        node: Its decisions.
         forks: Its zygote.
         signals: A pipe that gets the number of each SIGCHLD and SIGTERM.
         memfd: Creates a sealed memory file: (name, bytes) -> descriptor.
@@ -74,14 +78,15 @@ class Shell:
         self,
         config: NodeConfig,
         core: Core,
-        manager: NodeManager,
+        node: Membership,
         forks: ForkServer,
         signals: int,
         memfd: Callable[[str, int], int],
     ) -> None:
         self._config = config
         self._core = core
-        self._manager = manager
+        self._node = node
+        self._manager = node.manager
         self._forks = forks
         self._signals = signals
         self._memfd = memfd
@@ -93,12 +98,18 @@ class Shell:
         self._queue: deque[Event] = deque()
         self._zygote_token = ZYGOTE - 1
         self._ending = ""
+        self._at_end = ""
         self._backlog: Callable[[int], int] | None = getattr(core, "backlog", None)
         self._perform: dict[type[Effect], Callable[..., None]] = {
             Send: self._send,
             Multicast: self._multicast,
             Log: lambda effect: log(effect.text),
+            ToNode: self._send_to_node,
+            events.FlushLogs: self._flush_logs,
             Shutdown: self._shutdown,
+            events.Pass: self._pass,
+            events.KnowNode: self._know_node,
+            events.ForgetNode: lambda effect: self._core.forget_node(effect.node, effect.cause),
             events.Fork: self._fork,
             events.Kill: self._kill,
             events.ReadLogTail: self._read_log_tail,
@@ -126,11 +137,14 @@ class Shell:
             process.become_subreaper()
             process.set_title("ray::node")
             self._watch()
-            ready()
+            for effect in self._node.start(time.monotonic()):
+                self._perform[type(effect)](effect)
+            told = False
             while not self._ending:
-                deadline = earliest(
-                    self._manager.next_deadline(), self._logs.next_deadline(), self._forks.next_deadline()
-                )
+                if not told and self._node.joined:
+                    told = True
+                    ready()
+                deadline = earliest(self._node.next_deadline(), self._logs.next_deadline(), self._forks.next_deadline())
                 timeout = None if deadline is None else max(deadline - time.monotonic(), 0.0)
                 for event in self._core.poll(timeout):
                     self._heard(event)
@@ -188,12 +202,12 @@ class Shell:
     def _work(self) -> None:
         now = time.monotonic()
         while self._queue and not self._ending:
-            for effect in self._manager.handle(self._queue.popleft(), now):
+            for effect in self._node.handle(self._queue.popleft(), now):
                 self._perform[type(effect)](effect)
 
     def _on_deadlines(self) -> None:
         now = time.monotonic()
-        deadline = self._manager.next_deadline()
+        deadline = self._node.next_deadline()
         if deadline is not None and deadline <= now:
             self._queue.append(Tick())
         for proc, lines in self._logs.flush_due(now):
@@ -302,13 +316,31 @@ class Shell:
 
     def _forward(self, proc: int, lines: Message) -> None:
         for driver in self._manager.log_receivers(self._jobs.get(proc, 0)):
-            if self._backlog is None or self._backlog(driver) < LOG_BACKLOG_BYTES_MAX:
+            is_here = self._manager.processes.get(driver) is not None
+            hop = driver if is_here else self._node.head
+            if self._backlog is not None and self._backlog(hop) >= LOG_BACKLOG_BYTES_MAX:
+                continue
+            if is_here:
                 self._send(Send(driver, lines))
+            else:
+                for effect in self._node.handle(events.Forward(driver, lines), time.monotonic()):
+                    self._perform[type(effect)](effect)
 
     # ------------------------------------------------------------------ messages and segments
 
     def _send(self, effect: Send) -> None:
         self._core.send(effect.to, KINDS[type(effect.message)], effect.corr, encode(effect.message))
+
+    def _send_to_node(self, effect: ToNode) -> None:
+        self._core.send(effect.node, messages.KINDS[type(effect.message)], 0, encode(effect.message))
+
+    def _pass(self, effect: events.Pass) -> None:
+        for proc in effect.procs:
+            self._core.send(proc, effect.kind, effect.corr, effect.body)
+
+    def _know_node(self, effect: events.KnowNode) -> None:
+        if effect.address:
+            self._core.set_node_address(effect.node, effect.address)
 
     def _multicast(self, effect: Multicast) -> None:
         kind, body = KINDS[type(effect.message)], encode(effect.message)
@@ -338,14 +370,23 @@ class Shell:
 
     # ------------------------------------------------------------------ the end
 
-    def _shutdown(self, effect: Shutdown) -> None:
+    def remove_at_end(self, path: str) -> None:
+        """A file that says that this node is there."""
+        self._at_end = path
+
+    def _flush_logs(self, effect: Effect) -> None:
         for proc, lines in self._logs.flush_all(time.monotonic()):
             self._forward(proc, lines)
+
+    def _shutdown(self, effect: Shutdown) -> None:
+        self._flush_logs(effect)
         self._ending = effect.reason
 
     def _end(self) -> None:
         """Kill and reap everything, remove the session directory. Bounded by `SHUTDOWN_S`."""
         log(f"ending: {self._ending or 'an error, see above'}")
+        if self._at_end:
+            registry.remove(self._at_end)
         self._forks.kill()
         kill_children(self._manager.pool.pids(), self._signals, SHUTDOWN_S)
         self._core.close()

@@ -20,12 +20,9 @@ __all__ = ["attach", "core", "detach", "ensure", "on_close", "request"]
 SCRIPT_MODE = 0
 WORKER_MODE = 1
 
-JOB_KEY = b"config"
-JOB_KEY_NAMESPACE = "_job"
-
 core: Core | None = None
 mode: int = SCRIPT_MODE
-job_number: int = 1  # a local cluster has one driver, hence one job
+job_number: int = 1
 namespace: str = ""
 session_name: str = ""
 temp_dir: str = ""
@@ -242,21 +239,13 @@ def apply_job(job: dict[str, Any]) -> None:
     job_number = job.get("job_number", 1)
 
 
-def publish_job(job: dict[str, Any]) -> None:
-    """In a driver, tells the node what it decided for the whole job, and workers where to look for it."""
-    import msgspec
-
-    apply_job(job)
-    request("job.config", config=job)
-    request("kv.put", key=JOB_KEY, value=msgspec.msgpack.encode(job), namespace=JOB_KEY_NAMESPACE, overwrite=True)
+def publish_job(job: dict[str, Any], **here: Any) -> None:
+    """In a driver, tells the cluster what it decided for the whole job; `here` is what holds on this node only."""
+    number = request("job.config", config=job)
+    apply_job({**job, **here, "job_number": number})
 
 
 def load_job() -> None:
     """In a worker, asks the node once for what the driver decided for the whole job."""
-    import msgspec
-
-    if mode != WORKER_MODE or namespace:
-        return
-    packed = request("kv.get", key=JOB_KEY, namespace=JOB_KEY_NAMESPACE)
-    assert packed is not None, "the driver publishes its job before it submits anything"
-    apply_job(msgspec.msgpack.decode(packed))
+    if mode == WORKER_MODE and not namespace:
+        apply_job(request("job.mine"))
