@@ -60,11 +60,15 @@ class Node:
         self.pid = process.pid
 
     def kill(self) -> None:
-        """Ends the process as a crash would."""
+        """Ends the process as a crash would; what that leaves in files is removed."""
+        from ray._node import registry, session
+
         with contextlib.suppress(ProcessLookupError):
             if self._process.poll() is None:
                 os.kill(self.pid, signal.SIGKILL)
         self._process.close()
+        session.remove(self.session_dir)
+        registry.running()  # which forgets those that do not run
 
     def stop(self) -> None:
         """Lets the process end in order."""
@@ -143,6 +147,7 @@ class Cluster:
             RuntimeError: If the node does not start.
         """
         from ray._runtime import nodes
+        from ray._runtime.labels import check_labels
         from ray._runtime.resources import node_resources
 
         unknown = sorted(name for name in node_args if name not in (*_ARGUMENTS, *_IGNORED) and name[0] != "_")
@@ -166,7 +171,7 @@ class Cluster:
             head=nodes.HeadFacts(head._process.node, head.address) if head is not None else None,
             listen=f"{ip}:0",
             name=node_args.get("node_name") or "",
-            labels=node_args.get("labels"),
+            labels=check_labels(node_args.get("labels"), "Cluster.add_node()"),
             env_vars=node_args.get("env_vars"),
             findable=True,
             private=True,

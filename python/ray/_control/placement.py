@@ -188,7 +188,10 @@ class Placement(Machine):
         demand.out[node] -= count
         if not demand.out[node]:
             del demand.out[node]
-        if not demand.is_actor:
+        if demand.is_actor:
+            if (host := self._nodes.get(node)) is not None:
+                host.actors -= 1
+        else:
             self._emit(ToNode(demand.home, PlacedElsewhere(demand.owner, demand.class_id, -count)))
 
     def _on_grant_passed(self, event: GrantPassed, now: float) -> None:
@@ -256,20 +259,18 @@ class Placement(Machine):
         demand = self._demands.get((ACTORS, message.actor))
         if demand is None or demand.incarnation != message.incarnation or node not in {**demand.out, **demand.queued}:
             return False
-        demand.out.pop(node, None)
         demand.queued.pop(node, None)
         demand.count = 0
+        if not demand.out.pop(node, 0) and (host := self._nodes.get(node)) is not None:
+            host.actors += 1  # it queued there, and was not counted yet
         self._withdraw(demand)
         self._hosts[message.proc] = node
-        if (host := self._nodes.get(node)) is not None:
-            host.actors += 1
         return True
 
     def actor_failed(self, actor: bytes) -> None:
         """A node has said that the actor cannot be started at all."""
         demand = self._demands.get((ACTORS, actor))
         if demand is not None:
-            demand.out.clear()
             self._withdraw(demand)
 
     # ------------------------------------------------------------------ placing
@@ -285,7 +286,7 @@ class Placement(Machine):
             if only.key not in demand.queued:
                 self._give(demand, only, demand.count, queue=True)
             return
-        able = [node for node in self._nodes.living() if self._is_able(demand, node)]
+        able = self._able(demand)
         if not able and self._is_bound_to_lost(demand):
             self._fail(demand, self._describe_hopeless(demand))
             self._withdraw(demand)
@@ -300,6 +301,13 @@ class Placement(Machine):
         else:
             self._leave_queues(demand)
             self._end_wait(demand)
+
+    def _able(self, demand: Demand) -> list[Node]:
+        """Nodes that could meet the demand some time, of which a preference for one that can leaves only that."""
+        able = [node for node in self._nodes.living() if self._is_able(demand, node)]
+        if demand.strategy.kind == strategies.NODE:
+            return [node for node in able if demand.strategy.wishes(node)] or able
+        return able
 
     def _is_able(self, demand: Demand, node: Node) -> bool:
         return demand.strategy.allows(node) and node.can_ever(demand.demand) and node.can_ever(demand.place)
@@ -352,6 +360,7 @@ class Placement(Machine):
         serial = node.assume(demand.demand, count)
         demand.count -= count
         demand.placed += count
+        node.actors += demand.is_actor
         if demand.is_actor or node.key != demand.home:
             demand.out[node.key] = demand.out.get(node.key, 0) + count
         if not demand.is_actor:
@@ -397,10 +406,8 @@ class Placement(Machine):
             return
         able = [
             node
-            for node in self._nodes.living()
-            if self._is_able(demand, node)
-            and node.key not in demand.queued
-            and (demand.is_actor or node.key != demand.home)
+            for node in self._able(demand)
+            if node.key not in demand.queued and (demand.is_actor or node.key != demand.home)
         ]
         able.sort(key=lambda node: self._rank(demand, node))
         room = (1 if demand.is_actor else QUEUES_MAX) - len(demand.queued)
@@ -420,8 +427,10 @@ class Placement(Machine):
         self._leave_queues(demand)
         self._end_wait(demand)
         if demand.is_actor:
-            for node in demand.out:
-                self._emit(ToNode(node, WithdrawActorFromNode(demand.actor)))
+            for key in demand.out:
+                self._emit(ToNode(key, WithdrawActorFromNode(demand.actor)))
+                if (node := self._nodes.get(key)) is not None:
+                    node.actors -= 1
         self._demands.pop(demand.key, None)
 
     def _on_tick(self, event: Tick, now: float) -> None:
@@ -466,7 +475,7 @@ class Placement(Machine):
     def _why(self, demand: Demand) -> str:
         if demand.hopeless:
             return demand.hopeless
-        able = [node for node in self._nodes.living() if self._is_able(demand, node)]
+        able = self._able(demand)
         many = "1 node" if len(able) == 1 else f"{len(able)} nodes"
         short = [reason for node, reason in demand.held_back.items() if demand.is_actor or node != demand.home]
         if short:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ray._runtime import joining, nodes, session
+from ray._runtime.labels import check_labels
 from ray._runtime.resources import node_resources
 
 __all__ = ["RayContext", "init", "shutdown"]
@@ -214,7 +215,7 @@ def init(
         if include_dashboard:
             _warn("ray.init(include_dashboard=True): Skate has no dashboard yet, and goes on without one.")
         if where == "local":
-            place = _start(amounts, labels, job, kwargs, logging_config)
+            place = _start(amounts, check_labels(labels, "ray.init()"), job, kwargs, logging_config)
         else:
             place = joining.enter(where)
             job["runtime_env"]["env_vars"] = {
@@ -325,7 +326,7 @@ def _configure_logging(level: int | str, pattern: str | None) -> None:
 
 def _start(
     amounts: dict[str, int],
-    labels: dict[str, str] | None,
+    labels: dict[str, str],
     job: dict[str, Any],
     extras: dict[str, Any],
     logging_config: Any,

@@ -376,8 +376,8 @@ impl Transport {
         }
     }
 
-    /// Another node is dead, or nobody knows it: connections to it and to processes on it that are not open yet, now
-    /// and later, end at once with this cause ([`CloseReason::NodeGone`]).
+    /// Another node is dead, or nobody knows it: connections to it and to processes on it, now and later, end at once
+    /// with this cause ([`CloseReason::NodeGone`]).
     pub fn forget_node(&self, node: ProcId, cause: &str) {
         if !self.is_void() {
             self.routes.lock().forget_node(node, cause);

@@ -595,7 +595,7 @@ impl Reactor {
 
     /// Ends everything with a peer and tells the handler.
     pub(super) fn close_peer(&mut self, t: &Transport, peer: ProcId, reason: CloseReason) {
-        if matches!(reason, CloseReason::Closed | CloseReason::Io(_)) {
+        if matches!(reason, CloseReason::Closed | CloseReason::Io(_) | CloseReason::NodeGone(_)) {
             self.read_last_words(t, peer);
         }
         if let Some(entry) = t.peers.write().remove(&peer) {

@@ -98,13 +98,15 @@ impl Reactor {
     /// Ends the connections with a node and with processes on it that are not open yet. Open ones end by themselves,
     /// when what was sent on them has been read.
     pub(super) fn on_node_gone(&mut self, t: &Transport, node: ProcId) {
+        // Open connections too: one that was cut may look well for ten seconds more.
         let greeted = self.slots.unfinished().into_iter();
         let retried = self.retries.iter().map(|(_, _, connection)| connection.peer);
         let waiting = self.waiting.iter().map(|(_, _, connection)| connection.peer);
-        let mut pending = greeted.chain(retried).chain(waiting).collect::<Vec<_>>();
-        pending.sort_unstable();
-        pending.dedup();
-        for peer in pending {
+        let mut concerned = greeted.chain(retried).chain(waiting).collect::<Vec<_>>();
+        concerned.extend(t.peers.read().keys());
+        concerned.sort_unstable();
+        concerned.dedup();
+        for peer in concerned {
             let cause = {
                 let routes = t.routes.lock();
                 if routes.is_on(peer, node) { routes.way(peer) } else { Way::OwnNode }
