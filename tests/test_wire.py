@@ -159,5 +159,5 @@ def test_golden_values():
     assert values["SegmentClaims"] == p.SegmentClaims(5, [(0, 64), (4096, 256)])
     assert values["ActorExit"] == p.ActorExit((11).to_bytes(8, "big") + (12).to_bytes(8, "big"), 2, "bye")
     assert values["LeaseGranted"] == p.LeaseGranted(7, 2**32 + 1, 2**64 - 1, 6, 1000, [0, 1])
-    assert values["WorkerDied"] == p.WorkerDied(5, 0, "gone", -9, intended=False, oom=True)
+    assert values["WorkerDied"] == p.WorkerDied(5, 0, "gone", -9, intended=False, oom=True, retry=p.RETRY_NEVER)
     assert values["ActorState"].restarts_left == -1

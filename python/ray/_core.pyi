@@ -93,6 +93,7 @@ class Core:
         proc: int,
         role: int,
         hooks: Hooks,
+        task_oom_retries: int = -1,
     ) -> None: ...
     @property
     def node(self) -> int: ...

@@ -37,6 +37,13 @@ CAUSE_TEXT: Final = 0
 CAUSE_INIT_ERROR: Final = 1
 """`ActorState.cause` is the error payload with which the actor's ``__init__`` failed."""
 
+RETRY_CHARGED: Final = 0
+"""A repetition is one of the task's `max_retries`."""
+RETRY_FREE: Final = 1
+"""The node chose this worker among others of its owner: a repetition is not charged to `max_retries`."""
+RETRY_NEVER: Final = 2
+"""A repetition would come to the same end."""
+
 STREAM_OUT: Final = 1
 STREAM_ERR: Final = 2
 
@@ -69,6 +76,7 @@ class LeaseDemand(Message, frozen=True):
     Replaces what the same owner said before about the same class; 0 withdraws. The node counts
     a lease against it at the moment of the grant. `env` is empty or msgpack ``{"env_vars": {..}}``;
     a worker serves one env for its whole life. `label` is what people are shown: a function's name.
+    `retriable` says whether tasks of the class are repeated if their worker is ended for want of memory.
     """
 
     class_id: int
@@ -77,6 +85,7 @@ class LeaseDemand(Message, frozen=True):
     env: bytes = b""
     strategy: bytes = b""
     label: str = ""
+    retriable: bool = True
 
 
 class LeaseReturn(Message, frozen=True):
@@ -286,7 +295,8 @@ class WorkerDied(Message, frozen=True):
     """A process has ended. To its lease's holder (with the lease), and to who asked with `PeerLost` (lease 0).
 
     `exit_code` is negative for signals. `cause` is a sentence for people, with the last log lines.
-    `intended` tells an announced or requested end from a crash.
+    `intended` tells an announced or requested end from a crash; `oom`, that memory was short. `retry` says what a
+    repetition of the task that ran there costs, as one of the constants `RETRY_*`.
     """
 
     proc: int
@@ -295,6 +305,7 @@ class WorkerDied(Message, frozen=True):
     exit_code: int
     intended: bool
     oom: bool
+    retry: int = RETRY_CHARGED
 
 
 class Deaths(Message, frozen=True):

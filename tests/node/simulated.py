@@ -2,20 +2,27 @@
 
 The world keeps its own books, as simple as can be, and compares them with what the node does: it is the
 oracle of the stateful tests.
+
+Several worlds are a cluster: those that are given a `head` join that one's. What nodes say to each other then lies on
+a wire, in its order, until whoever speaks has performed all its effects. (`auto` is for single worlds: forks that
+succeed in the middle of a list of effects would have a node say the second thing first.)
 """
 
 from __future__ import annotations
 
 import itertools
+from collections import deque
 
 import msgspec
 
 from ray import _protocol as p
-from ray._control.machine import Effect, Log, Multicast, Send, Tick
+from ray._control import messages
+from ray._control.machine import Effect, Log, Multicast, Send, Tick, ToNode
 from ray._control.service import ControlService
 from ray._node import events
+from ray._node.config import MemorySettings
 from ray._node.manager import CoreJoined, CoreLeft, FrameCame, NodeFacts, NodeManager, Shutdown
-from ray._node.membership import HeadNode
+from ray._node.membership import HeadNode, Membership, WorkerNode
 from ray._protocol import UNIT
 
 NODE = 1 << 40
@@ -24,14 +31,31 @@ NODE = 1 << 40
 class World:
     """See the module's docstring. Process ids, pids and time are plain numbers that count up."""
 
-    def __init__(self, resources: dict[str, float] | None = None, *, store: int = 64 << 20, auto: bool = True) -> None:
+    def __init__(
+        self,
+        resources: dict[str, float] | None = None,
+        *,
+        store: int = 64 << 20,
+        auto: bool = True,
+        memory: MemorySettings = MemorySettings(look_s_max=0),  # noqa: B008  (frozen)
+        head: World | None = None,
+    ) -> None:
+        assert head is None or not (auto or head.auto)
         wire = {name: round(amount * UNIT) for name, amount in (resources or {"CPU": 2}).items()}
         gpus = tuple(range(wire.get("GPU", 0) // UNIT))
-        ids = itertools.count(1000)
-        self.node = NodeManager(NodeFacts(NODE, wire, gpus, store), new_id=lambda: next(ids), validate=True)
-        self.control = ControlService(head=NODE, validate=True)
-        self.head = HeadNode(self.node, self.control)
-        self.now = 100.0
+        self.peers: list[World] = head.peers if head is not None else []
+        key = NODE + len(self.peers)
+        ids = itertools.count(1000 + (len(self.peers) << 20))
+        name = f"n{len(self.peers)}" if head is not None else ""
+        facts = NodeFacts(key, wire, gpus, store, name=name, memory=memory)
+        self.node = NodeManager(facts, new_id=lambda: next(ids), validate=True)
+        self.control = head.control if head is not None else ControlService(head=NODE, validate=True)
+        self.head: Membership = WorkerNode(self.node, NODE) if head is not None else HeadNode(self.node, self.control)
+        self.wire: deque[tuple[World, FrameCame]] = head.wire if head is not None else deque()
+        self.said: list[tuple[int, int, p.Message]] = []
+        """What this node said to others, and the head to it: (from, to, message)."""
+        self._depth = 0
+        self.now = head.now if head is not None else 100.0
         self.auto = auto
         """Whether forks succeed and join by themselves, and killed processes are reaped at once."""
         self.inbox: dict[int, list[p.Message]] = {}
@@ -49,18 +73,36 @@ class World:
         self.descriptors: dict[int, events.DescriptorUsage] = {}
         """By pid, where they are not few; the node's by 0."""
         self.refuse_memory = False
+        self.memory_of: dict[int, int] = {}
+        """By pid, what processes hold; all of it counts against the one limit."""
+        self.memory_limit = 1 << 30
+        self.looks = 0
+        self.oom_kill = ""
+        """Who says that the kernel has ended processes; it does so for any that this node did not kill."""
         self.shutdown = ""
-        self._pids = itertools.count(1)
-        self._procs = itertools.count(1)
+        self._pids = itertools.count(1 + 10_000 * len(self.peers))
+        self._procs = itertools.count(1 + (len(self.peers) << 16))
         self._corr = itertools.count(1)
+        self.peers.append(self)
+        if head is not None:
+            head.feed(CoreJoined(key, p.ROLE_NODE, 0))
         for effect in self.head.start(self.now):
             self._perform(effect)
+        self._pump()
 
     # ------------------------------------------------------------------ what happens to the node
 
     def feed(self, event: object) -> None:
+        self._depth += 1
         for effect in self.head.handle(event, self.now):  # type: ignore[arg-type]
             self._perform(effect)
+        self._depth -= 1
+        self._pump()
+
+    def _pump(self) -> None:
+        while self.wire and not any(world._depth for world in self.peers):
+            world, frame = self.wire.popleft()
+            world.feed(frame)
 
     def driver(self) -> int:
         proc = next(self._procs)
@@ -157,13 +199,19 @@ class World:
             case events.ReadLogTail():
                 self.feed(
                     events.LogTail(
-                        effect.proc, self.tails.get(effect.proc, ()), self.descriptors.get(0, events.DescriptorUsage())
+                        effect.proc,
+                        self.tails.get(effect.proc, ()),
+                        self.descriptors.get(0, events.DescriptorUsage()),
+                        self.oom_kill if effect.unexplained else "",
                     )
                 )
             case events.LookAtDescriptors():
                 few = events.DescriptorUsage(10, 1024)
                 usage = [self.descriptors.get(pid, few) for pid in (effect.asker_pid, effect.pid, 0)]
                 self.feed(events.DescriptorsSeen(effect.asker, effect.proc, *usage))
+            case events.ReadMemory():
+                self.looks += 1
+                self.feed(self._memory(detailed=effect.detailed))
             case events.GrantSegment():
                 if self.refuse_memory and not effect.recycled:
                     self.feed(events.SegmentFailed(effect.segment, effect.corr, "Cannot allocate memory"))
@@ -185,10 +233,27 @@ class World:
                 self.logs.append(effect.text)
             case Shutdown():
                 self.shutdown = effect.reason
-            case events.Labelled():
+            case ToNode():
+                self._say(effect)
+            case events.Labelled() | events.KnowNode() | events.ForgetNode():
                 pass
             case _:
                 raise AssertionError(f"unknown effect {effect}")
+
+    def _say(self, effect: ToNode) -> None:
+        key, message = self.node.facts.node, effect.message
+        kind = messages.KINDS[type(message)]
+        frame = FrameCame(key, kind, 0, p.encode(message))
+        for world in self.peers:
+            if world.node.facts.node == effect.node:
+                self.said.append((key, effect.node, messages.decode(kind, frame.body)))
+                self.wire.append((world, frame))
+
+    def _memory(self, *, detailed: bool) -> events.MemoryRead:
+        alive = {pid: held for pid, held in self.memory_of.items() if pid in self.running or pid > 80_000}
+        use = events.MemoryUse("the machine", self.memory_limit, sum(alive.values()))
+        listed = tuple(events.ProcessUse(pid, held, "") for pid, held in alive.items())
+        return events.MemoryRead((use,), listed if detailed else ())
 
     def _deliver(self, proc: int, message: p.Message, corr: int) -> None:
         message = p.decode(p.KINDS[type(message)], p.encode(message))

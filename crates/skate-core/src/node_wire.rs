@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_bytes::{ByteBuf, Bytes};
 use skate_proto::actors::{ActorState, Creation};
 use skate_proto::ids::{ActorId, LeaseId, NodeKey, ProcId, SegmentId};
-use skate_proto::leases::ClassSpec;
+use skate_proto::leases::{ClassSpec, Death};
 use skate_proto::msg::ActorSpec;
 use skate_proto::payload::{Blob, ErrorCode, Payload};
 
@@ -56,6 +56,10 @@ pub const DEATHS: u8 = 112;
 pub const PRESSURE: u8 = 113;
 pub const NODE_ADDRESS: u8 = 114;
 
+/// `WorkerDied`: a retry is not charged to `max_retries`, or there is none; anything else is charged.
+const RETRY_FREE: u8 = 1;
+const RETRY_NEVER: u8 = 2;
+
 fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     rmp_serde::to_vec(value).expect("plain data always encodes")
 }
@@ -70,7 +74,15 @@ impl Serialize for Demand<'_> {
 }
 
 pub fn lease_demand(class: u32, count: u32, spec: &ClassSpec, label: &str) -> Vec<u8> {
-    encode(&(class, Demand(&spec.demand), count, Bytes::new(&spec.env), Bytes::new(&spec.strategy), label))
+    encode(&(
+        class,
+        Demand(&spec.demand),
+        count,
+        Bytes::new(&spec.env),
+        Bytes::new(&spec.strategy),
+        label,
+        spec.retriable,
+    ))
 }
 
 pub fn lease_return(lease: LeaseId, reusable: bool, node: NodeKey) -> Vec<u8> {
@@ -173,7 +185,7 @@ pub enum FromNode {
     WorkerDied {
         proc: ProcId,
         cause: String,
-        oom: bool,
+        death: Death,
     },
     Deaths(Vec<(u64, String)>),
     SegmentGranted {
@@ -248,8 +260,15 @@ pub fn decode(kind: u8, body: &[u8]) -> Option<FromNode> {
         }
         PRESSURE => FromNode::Pressure { pressed: get::<(bool,)>(body)?.0 },
         WORKER_DIED => {
-            let (proc, _lease, cause, _code, _intended, oom): (u64, u64, String, i32, bool, bool) = get(body)?;
-            FromNode::WorkerDied { proc: ProcId(proc), cause, oom }
+            let (proc, _lease, cause, _code, _intended, oom, retry): (u64, u64, String, i32, bool, bool, u8) =
+                get(body)?;
+            let death = match (oom, retry) {
+                (false, _) => Death::Crashed,
+                (true, RETRY_FREE) => Death::Evicted,
+                (true, RETRY_NEVER) => Death::EvictedAlone,
+                (true, _) => Death::OutOfMemory,
+            };
+            FromNode::WorkerDied { proc: ProcId(proc), cause, death }
         }
         DEATHS => FromNode::Deaths(get::<(Vec<(u64, String)>,)>(body)?.0),
         SEGMENT_GRANTED => {

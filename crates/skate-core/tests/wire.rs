@@ -22,7 +22,8 @@ fn golden() -> BTreeMap<&'static str, (u8, Vec<u8>)> {
 
 #[test]
 fn what_is_sent_to_the_node_is_as_agreed() {
-    let spec = ClassSpec { demand: vec![("CPU".into(), 10_000)], env: vec![0x80], strategy: Vec::new() };
+    let spec =
+        ClassSpec { demand: vec![("CPU".into(), 10_000)], env: vec![0x80], strategy: Vec::new(), retriable: true };
     let golden = golden();
     for (name, kind, body) in [
         ("LeaseDemand", wire::LEASE_DEMAND, wire::lease_demand(7, 3, &spec, "square")),
@@ -48,7 +49,7 @@ fn what_comes_from_the_node_is_understood() {
             "LeaseGranted",
             "LeaseGranted { class: 7, lease: LeaseId(4294967297), worker: ProcId(18446744073709551615), node: NodeKey(6), pid: 1000, gpu_ids: [0, 1] }",
         ),
-        ("WorkerDied", "WorkerDied { proc: ProcId(5), cause: \"gone\", oom: true }"),
+        ("WorkerDied", "WorkerDied { proc: ProcId(5), cause: \"gone\", death: EvictedAlone }"),
         ("SegmentGranted", "SegmentGranted { segment: SegmentId(5), size: 4194304 }"),
         ("SegmentDenied", "SegmentDenied { message: \"full\" }"),
         ("SegmentMapped", "SegmentMapped { segment: SegmentId(5), size: 4194304 }"),

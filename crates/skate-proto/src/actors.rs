@@ -126,6 +126,7 @@ impl Owner {
             missing,
             retries_left: 0,
             attempt: 0,
+            evictions: 0,
             place: Place::Waiting,
             actor: None,
             handle: None,

@@ -48,6 +48,24 @@ pub struct ClassSpec {
     pub demand: Vec<(String, i64)>,
     pub env: Vec<u8>,
     pub strategy: Vec<u8>,
+    /// Whether a task may be repeated that lost its worker (`max_retries` is not 0). When memory is short the node
+    /// ends workers whose tasks may be.
+    pub retriable: bool,
+}
+
+/// How a process ended, as far as it matters for the task that ran on it.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Death {
+    /// Whatever is none of the others; a retry is charged to `max_retries`.
+    Crashed,
+    /// By the kernel, for want of memory; a retry is charged to `max_retries`.
+    OutOfMemory,
+    /// By the node's memory watch, which chose it among others of its owner: it is repeated when there is room, at the
+    /// expense of `Owner::set_task_oom_retries` alone.
+    Evicted,
+    /// By the memory watch, beside nothing else of its owner whose end would have made room: another attempt would
+    /// come to the same end.
+    EvictedAlone,
 }
 
 #[derive(Debug)]
@@ -507,12 +525,12 @@ impl Owner {
     }
 
     /// A worker process ended: what ran on it is repeated or fails, what waited there goes elsewhere.
-    pub(crate) fn lose_worker(&mut self, worker: ProcId, cause: &str, oom: bool, now_ns: u64, out: &mut Out) {
+    pub(crate) fn lose_worker(&mut self, worker: ProcId, cause: &str, death: Death, now_ns: u64, out: &mut Out) {
         let Some(&id) = self.leases.by_worker.get(&worker) else {
             return;
         };
         let Some(lease) = self.remove_lease(id) else { return };
-        self.reassign(lease, Some((cause, oom)), now_ns, out);
+        self.reassign(lease, Some((cause, death)), now_ns, out);
     }
 
     /// The lease is not ours any more, by our own wish; everything in flight goes elsewhere.
@@ -521,7 +539,7 @@ impl Owner {
         self.reassign(lease, None, now_ns, out);
     }
 
-    fn reassign(&mut self, mut lease: Lease, death: Option<(&str, bool)>, now_ns: u64, out: &mut Out) {
+    fn reassign(&mut self, mut lease: Lease, death: Option<(&str, Death)>, now_ns: u64, out: &mut Out) {
         let ran = if death.is_some() { lease.in_flight.pop_front() } else { None };
         while let Some(task) = lease.in_flight.pop_back() {
             let Some(entry) = self.tasks.get_mut(&task) else {
@@ -535,31 +553,49 @@ impl Owner {
                 self.leases.class(lease.class).queue.push_front(task);
             }
         }
-        if let (Some(task), Some((cause, oom))) = (ran, death) {
-            self.task_lost_worker(task, cause, oom, now_ns, out);
+        if let (Some(task), Some((cause, death))) = (ran, death) {
+            self.task_lost_worker(task, cause, death, now_ns, out);
         }
         self.pump(lease.class, now_ns, out);
     }
 
-    fn task_lost_worker(&mut self, task: TaskId, cause: &str, oom: bool, now_ns: u64, out: &mut Out) {
-        let Some(entry) = self.tasks.get(&task) else { return };
+    fn task_lost_worker(&mut self, task: TaskId, cause: &str, death: Death, now_ns: u64, out: &mut Out) {
+        let oom_retries = self.task_oom_retries;
+        let Some(entry) = self.tasks.get_mut(&task) else { return };
         let definition = &self.definitions[entry.def];
+        let (name, max_retries) = (&definition.call.name, definition.max_retries);
         if entry.cancelled {
             let error = Payload::error(ErrorCode::Cancelled, &format!("Task {task} was cancelled."));
             self.finish_with(task, &error, now_ns, out);
-        } else if entry.retries_left != 0 {
-            self.retry(task, now_ns, out);
-        } else {
-            let text = format!(
-                "The worker that ran {} died: {cause}. It was attempt {}, and no retry is left (max_retries={}); raise \
-                 max_retries if the task may be repeated.",
-                definition.call.name,
-                entry.attempt + 1,
-                definition.max_retries
-            );
-            let code = if oom { ErrorCode::OutOfMemory } else { ErrorCode::WorkerCrashed };
-            self.finish_with(task, &Payload::error(code, &text), now_ns, out);
+            return;
         }
+        let text = match death {
+            Death::Evicted if max_retries != 0 => {
+                if oom_retries < 0 || entry.evictions < oom_retries.unsigned_abs() {
+                    entry.evictions += 1;
+                    entry.attempt += 1;
+                    self.enqueue(task, true, now_ns, out);
+                    return;
+                }
+                format!(
+                    "{name} has failed for want of memory at attempt {}, and RAY_task_oom_retries={oom_retries} allows \
+                     no more: {cause}.",
+                    entry.attempt + 1
+                )
+            }
+            Death::EvictedAlone | Death::Evicted => format!("{name} has failed for want of memory: {cause}."),
+            Death::Crashed | Death::OutOfMemory if entry.retries_left != 0 => {
+                self.retry(task, now_ns, out);
+                return;
+            }
+            Death::Crashed | Death::OutOfMemory => format!(
+                "The worker that ran {name} died: {cause}. It was attempt {}, and no retry is left \
+                 (max_retries={max_retries}); raise max_retries if the task may be repeated.",
+                entry.attempt + 1,
+            ),
+        };
+        let code = if death == Death::Crashed { ErrorCode::WorkerCrashed } else { ErrorCode::OutOfMemory };
+        self.finish_with(task, &Payload::error(code, &text), now_ns, out);
     }
 
     /// When [`Owner::handle_timeout`] is due.

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 
 use crate::actors::{ActorClient, Creation};
 use crate::ids::{ActorId, LeaseId, NodeKey, ObjectId, ProcId, SegmentId, TaskId};
-use crate::leases::{ClassId, Leases};
+use crate::leases::{ClassId, Death, Leases};
 use crate::location::Location;
 use crate::msg::{ActorSpec, Msg};
 use crate::objects::{Gone, Objects, WaiterId, owner_died};
@@ -123,6 +123,7 @@ pub struct Owner {
     pub(crate) streams: Map<TaskId, Stream>,
     pub(crate) lineage_bytes: usize,
     pub(crate) lineage_order: std::collections::VecDeque<TaskId>,
+    pub(crate) task_oom_retries: i32,
 }
 
 impl Owner {
@@ -142,7 +143,14 @@ impl Owner {
             streams: Map::default(),
             lineage_bytes: 0,
             lineage_order: std::collections::VecDeque::new(),
+            task_oom_retries: -1,
         }
+    }
+
+    /// How often a task is repeated that the node's memory watch has ended, apart from its `max_retries`; any negative
+    /// number is no limit. Tasks whose `max_retries` is 0 are not repeated at all.
+    pub fn set_task_oom_retries(&mut self, count: i32) {
+        self.task_oom_retries = count;
     }
 
     #[must_use]
@@ -218,12 +226,12 @@ impl Owner {
     }
 
     /// A process of the cluster has ended.
-    pub fn handle_process_gone(&mut self, proc: ProcId, cause: &str, oom: bool, now_ns: u64, out: &mut Out) {
+    pub fn handle_process_gone(&mut self, proc: ProcId, cause: &str, death: Death, now_ns: u64, out: &mut Out) {
         self.functions_at.remove(&proc);
         for definition in self.definitions.iter_mut() {
             definition.known_at.retain(|p| *p != proc);
         }
-        self.lose_worker(proc, cause, oom, now_ns, out);
+        self.lose_worker(proc, cause, death, now_ns, out);
         let mut gone = Gone::default();
         let orphans = self.objects.handle_process_gone(proc, cause, &mut gone, out);
         self.settle(gone, out);

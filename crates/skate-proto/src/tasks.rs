@@ -103,6 +103,8 @@ pub(crate) struct TaskEntry {
     pub(crate) missing: u32,
     pub(crate) retries_left: i32,
     pub(crate) attempt: u32,
+    /// Attempts that the memory watch has ended.
+    pub(crate) evictions: u32,
     pub(crate) place: Place,
     pub(crate) actor: Option<ActorId>,
     pub(crate) handle: Option<ObjectId>,
@@ -258,6 +260,7 @@ impl Owner {
             missing,
             retries_left,
             attempt: 0,
+            evictions: 0,
             place,
             actor,
             handle,

@@ -2,7 +2,7 @@
 
 use skate_proto::actors::{ActorState, Creation};
 use skate_proto::ids::{ActorId, FunctionId, LeaseId, NodeKey, ObjectId, ProcId, SegmentId, TaskId};
-use skate_proto::leases::{ClassId, ClassSpec, IDLE_NS, PIPELINE_NS, TURN_NS};
+use skate_proto::leases::{ClassId, ClassSpec, Death, IDLE_NS, PIPELINE_NS, TURN_NS};
 use skate_proto::location::Location;
 use skate_proto::msg::{CallDef, Done, Msg, Push, Returns, Slot};
 use skate_proto::objects::WaiterId;
@@ -41,7 +41,12 @@ fn call(returns: Returns, actor: Option<ActorId>) -> CallDef {
 impl Bench {
     fn new() -> Self {
         let mut owner = Owner::new(ME, NodeKey(9));
-        let class = owner.class(ClassSpec { demand: vec![("CPU".into(), 10_000)], env: vec![], strategy: vec![] });
+        let class = owner.class(ClassSpec {
+            demand: vec![("CPU".into(), 10_000)],
+            env: vec![],
+            strategy: vec![],
+            retriable: true,
+        });
         Self { owner, out: Out::default(), class, now: 1_000_000_000 }
     }
 
@@ -90,6 +95,7 @@ impl Bench {
         assert!(payload.is_error());
         [
             ErrorCode::WorkerCrashed,
+            ErrorCode::OutOfMemory,
             ErrorCode::Cancelled,
             ErrorCode::ActorDied,
             ErrorCode::ActorUnavailable,
@@ -280,7 +286,7 @@ fn a_dead_worker_charges_only_the_task_that_ran() {
     bench.lend(1, WORKER);
     bench.done(WORKER, tasks[0], 1000);
     bench.effects();
-    bench.owner.handle_process_gone(WORKER, "killed by SIGKILL", false, bench.now, &mut bench.out);
+    bench.owner.handle_process_gone(WORKER, "killed by SIGKILL", Death::Crashed, bench.now, &mut bench.out);
     assert_eq!(bench.error(tasks[1]), ErrorCode::WorkerCrashed);
     bench.lend(2, OTHER);
     assert_eq!(bench.pushes(), [(OTHER, tasks[2]), (OTHER, tasks[3])]);
@@ -295,9 +301,54 @@ fn a_task_is_repeated_as_often_as_allowed() {
         assert!(bench.value(task).is_none());
         bench.lend(life as u64, worker);
         assert_eq!(bench.pushes(), [(worker, task)]);
-        bench.owner.handle_process_gone(worker, "exit code 1", false, bench.now, &mut bench.out);
+        bench.owner.handle_process_gone(worker, "exit code 1", Death::Crashed, bench.now, &mut bench.out);
     }
     assert_eq!(bench.error(task), ErrorCode::WorkerCrashed);
+}
+
+#[test]
+fn a_task_that_was_evicted_is_repeated_at_no_charge() {
+    let mut bench = Bench::new();
+    let f = bench.function(1);
+    let task = bench.submit(f);
+    for life in 11..20 {
+        let worker = ProcId(life);
+        bench.lend(life, worker);
+        assert_eq!(bench.pushes(), [(worker, task)]);
+        bench.owner.handle_process_gone(worker, "short of memory", Death::Evicted, bench.now, &mut bench.out);
+    }
+    for life in 21..23 {
+        assert!(bench.value(task).is_none());
+        bench.lend(life, ProcId(life));
+        bench.owner.handle_process_gone(ProcId(life), "the kernel", Death::OutOfMemory, bench.now, &mut bench.out);
+    }
+    assert_eq!(bench.error(task), ErrorCode::OutOfMemory, "what the kernel does is charged to max_retries");
+}
+
+#[test]
+fn evictions_have_a_limit_of_their_own() {
+    let mut bench = Bench::new();
+    bench.owner.set_task_oom_retries(2);
+    let f = bench.function(5);
+    let task = bench.submit(f);
+    for life in 11..14 {
+        assert!(bench.value(task).is_none());
+        bench.lend(life, ProcId(life));
+        bench.owner.handle_process_gone(ProcId(life), "short of memory", Death::Evicted, bench.now, &mut bench.out);
+    }
+    assert_eq!(bench.error(task), ErrorCode::OutOfMemory);
+}
+
+#[test]
+fn a_task_that_was_evicted_alone_or_may_not_be_repeated_fails() {
+    for (max_retries, death) in [(5, Death::EvictedAlone), (0, Death::Evicted), (0, Death::EvictedAlone)] {
+        let mut bench = Bench::new();
+        let f = bench.function(max_retries);
+        let task = bench.submit(f);
+        bench.lend(1, WORKER);
+        bench.owner.handle_process_gone(WORKER, "short of memory", death, bench.now, &mut bench.out);
+        assert_eq!(bench.error(task), ErrorCode::OutOfMemory);
+    }
 }
 
 #[test]
@@ -308,7 +359,7 @@ fn a_dependent_task_waits_for_its_argument_and_inherits_its_exception() {
     let second = bench.submit_with(f, vec![(Slot::Position(0), ObjectId { task: first, index: 0 })]);
     bench.lend(1, WORKER);
     assert_eq!(bench.pushes(), [(WORKER, first)]);
-    bench.owner.handle_process_gone(WORKER, "killed", false, bench.now, &mut bench.out);
+    bench.owner.handle_process_gone(WORKER, "killed", Death::Crashed, bench.now, &mut bench.out);
     assert_eq!(bench.error(second), ErrorCode::WorkerCrashed);
 }
 
@@ -324,7 +375,7 @@ fn cancelling_a_queued_task_ends_it_and_a_pushed_one_is_told() {
     bench.effects();
     bench.owner.cancel(ObjectId { task: first, index: 0 }, false, true, bench.now, &mut bench.out);
     assert!(matches!(&bench.effects()[..], [Effect::Send { to: WORKER, msg: Msg::Cancel { .. }, .. }]));
-    bench.owner.handle_process_gone(WORKER, "killed", false, bench.now, &mut bench.out);
+    bench.owner.handle_process_gone(WORKER, "killed", Death::Crashed, bench.now, &mut bench.out);
     assert_eq!(bench.error(first), ErrorCode::Cancelled, "and is not repeated");
 }
 
@@ -363,7 +414,7 @@ fn a_stream_hands_out_items_in_order_while_the_task_runs() {
     bench.owner.handle_message(WORKER, item(1), bench.now, &mut bench.out);
     assert_eq!(bench.owner.stream_next(task, &mut bench.out), Next::Item(ObjectId { task, index: 1 }));
     assert_eq!(bench.owner.stream_next(task, &mut bench.out), Next::NotYet, "a doubled item counts once");
-    bench.owner.handle_process_gone(WORKER, "killed", false, bench.now, &mut bench.out);
+    bench.owner.handle_process_gone(WORKER, "killed", Death::Crashed, bench.now, &mut bench.out);
     assert!(matches!(bench.owner.stream_next(task, &mut bench.out), Next::Item(_)), "the failure is the last item");
     assert_eq!(bench.owner.stream_next(task, &mut bench.out), Next::End);
 }
@@ -491,7 +542,7 @@ fn a_stream_that_is_made_again_is_not_held_back_by_items_that_were_taken_before(
         item(&mut bench, WORKER, task, index);
         assert!(matches!(bench.owner.stream_next(task, &mut bench.out), Next::Item(_)));
     }
-    bench.owner.handle_process_gone(WORKER, "killed", false, bench.now, &mut bench.out);
+    bench.owner.handle_process_gone(WORKER, "killed", Death::Crashed, bench.now, &mut bench.out);
     bench.lend(2, OTHER);
     bench.effects();
     item(&mut bench, OTHER, task, 1);
@@ -569,7 +620,8 @@ fn classes_that_nothing_uses_are_forgotten() {
     let mut bench = Bench::new();
     let f = bench.function(0);
     for number in 0..3000 {
-        let spec = ClassSpec { demand: vec![], env: vec![], strategy: format!("{number}").into_bytes() };
+        let spec =
+            ClassSpec { demand: vec![], env: vec![], strategy: format!("{number}").into_bytes(), retriable: true };
         let class = bench.owner.class(spec);
         let mut call = call(Returns::Count(1), None);
         call.name = format!("g{number}");
@@ -625,7 +677,7 @@ fn what_a_leaving_worker_has_not_answered_runs_elsewhere_and_is_not_charged() {
     let tasks: Vec<TaskId> = (0..3).map(|_| bench.submit(def)).collect();
     bench.pushes();
     bench.owner.handle_message(WORKER, Msg::Leaving, bench.now, &mut bench.out);
-    bench.owner.handle_process_gone(WORKER, "it left", false, bench.now, &mut bench.out);
+    bench.owner.handle_process_gone(WORKER, "it left", Death::Crashed, bench.now, &mut bench.out);
     assert!(tasks.iter().all(|task| bench.value(*task).is_none()));
     bench.lend(2, OTHER);
     let pushes = bench.pushes();
@@ -765,7 +817,7 @@ fn what_a_process_gives_back_after_its_end_was_heard_of_keeps_nothing() {
     let mut bench = Bench::new();
     let object = bench.owner.put(Value::Inline(Payload::plain(b"v")));
     bench.owner.objects.hand_over(&[object], WORKER, &mut bench.out);
-    bench.owner.handle_process_gone(WORKER, "killed", false, bench.now, &mut bench.out);
+    bench.owner.handle_process_gone(WORKER, "killed", Death::Crashed, bench.now, &mut bench.out);
     bench.owner.handle_message(WORKER, Msg::Release { object, tokens: 1 }, bench.now, &mut bench.out);
     bench.owner.release(object, &mut bench.out);
     assert!(bench.owner.objects.is_empty());

@@ -19,7 +19,7 @@ use skate_proto::actors::{ActorState, Creation};
 use skate_proto::executor::{Executor, Work, WorkKind};
 use skate_proto::ids::TaskId;
 use skate_proto::ids::{ActorId, FunctionId, LeaseId, NodeKey, ObjectId, ProcId, SegmentId};
-use skate_proto::leases::{ClassId, ClassSpec};
+use skate_proto::leases::{ClassId, ClassSpec, Death};
 use skate_proto::location::Location;
 use skate_proto::msg::{ActorSpec, CallDef, Msg, Returns, Slot};
 use skate_proto::objects::WaiterId;
@@ -68,7 +68,12 @@ struct Process {
 impl Process {
     fn new(number: u64) -> Self {
         let mut owner = Owner::new(ProcId(number), NodeKey(NODE));
-        let class = owner.class(ClassSpec { demand: vec![("CPU".into(), 10_000)], env: vec![], strategy: vec![] });
+        let class = owner.class(ClassSpec {
+            demand: vec![("CPU".into(), 10_000)],
+            env: vec![],
+            strategy: vec![],
+            retriable: true,
+        });
         let mut define = |returns, backpressure, retries| {
             let call = CallDef { returns, backpressure, ..call(None) };
             owner.define(call, Blob::new(b"f"), Some(class), retries)
@@ -220,7 +225,7 @@ impl World {
             let Process { owner, executor, out, .. } = process;
             match packet {
                 Packet::Gone(dead) => {
-                    owner.handle_process_gone(dead, "killed", false, now, out);
+                    owner.handle_process_gone(dead, "killed", Death::Crashed, now, out);
                     let (counted, interrupted) = executor.handle_process_gone(dead);
                     owner.release_all(&counted, out);
                     for task in interrupted {

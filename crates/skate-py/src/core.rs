@@ -107,7 +107,7 @@ impl PyCore {
 #[pymethods]
 impl PyCore {
     #[new]
-    #[pyo3(signature = (*, address, session, token, node, proc, role, hooks))]
+    #[pyo3(signature = (*, address, session, token, node, proc, role, hooks, task_oom_retries = -1))]
     #[expect(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn new(
         py: Python<'_>,
@@ -118,6 +118,7 @@ impl PyCore {
         proc: u64,
         role: u8,
         hooks: Py<Hooks>,
+        task_oom_retries: i32,
     ) -> PyResult<Self> {
         let role = match role {
             crate::ROLE_DRIVER => Role::Driver,
@@ -135,6 +136,7 @@ impl PyCore {
         } else {
             inner.set_signals(handler_raised);
         }
+        inner.set_task_oom_retries(task_oom_retries);
         *CURRENT.lock() = Some(inner.clone());
         Ok(Self { inner, hooks })
     }

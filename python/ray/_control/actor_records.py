@@ -10,7 +10,10 @@ from ray._protocol import CAUSE_TEXT
 
 
 class PlaceActor(Event, frozen=True):
-    """Find a worker for this incarnation. Answered by `Placed` or `Unplaceable`, unless withdrawn."""
+    """Find a worker for this incarnation. Answered by `Placed` or `Unplaceable`, unless withdrawn.
+
+    `retriable` says whether there may be another incarnation after this one.
+    """
 
     actor: bytes
     incarnation: int
@@ -21,6 +24,8 @@ class PlaceActor(Event, frozen=True):
     strategy: bytes
     label: str
     creator: int
+    owner: int
+    retriable: bool
 
 
 class WithdrawActor(Event, frozen=True):

@@ -230,6 +230,8 @@ class ActorTable(Machine):
                 actor.strategy,
                 actor.label,
                 actor.creator,
+                actor.owner,
+                actor.restarts_left != 0,
             )
         )
 

@@ -32,6 +32,10 @@ class Demand(msgspec.Struct):
     label: str
     since: float
     incarnation: int = 0
+    lives_for: int = 0
+    """The process that owns the actor; for leases the key says it."""
+    retriable: bool = True
+    """Whether its tasks are repeated, or the actor is restarted, if a node ends the worker for want of memory."""
     count: int = 0
     placed: int = 0
     """Leases that were given to nodes and not refused, ever."""
@@ -43,6 +47,8 @@ class Demand(msgspec.Struct):
     """Leases that each node was asked for, for spreading."""
     shy: dict[int, float] = {}
     """Nodes that refused, and until when they are left alone."""
+    held_back: dict[int, str] = {}
+    """Nodes that refused for want of memory, and what they said. Only to be told to people."""
     waits: bool = False
     """Whether people are told when this takes long."""
     hopeless: str = ""

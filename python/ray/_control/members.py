@@ -170,7 +170,7 @@ class MemberTable(Machine):
         del self._members[member.proc]
         self._by_node.get(member.node, {}).pop(member.proc, None)
         cause = _with_lines(gone)
-        died = WorkerDied(member.proc, 0, cause, gone.exit_code, gone.intended, gone.oom)
+        died = WorkerDied(member.proc, 0, cause, gone.exit_code, gone.intended, gone.oom, gone.retry)
         self._deaths[member.proc] = died
         if len(self._deaths) > DEATHS_REMEMBERED:
             del self._deaths[next(iter(self._deaths))]

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from ray._protocol import Message
+from ray._protocol import RETRY_CHARGED, Message
 
 
 class NodeEntry(msgspec.Struct, frozen=True, array_like=True):
@@ -78,7 +78,8 @@ class MemberJoined(Message, frozen=True):
 class MemberGone(Message, frozen=True):
     """A member is gone for good; its resources are free. Comes once for each `MemberJoined`.
 
-    `cause` is a sentence, `lines` what it logged last, `exit_code` negative for signals.
+    `cause` is a sentence, `lines` what it logged last, `exit_code` negative for signals; `oom` and `retry` are as in
+    `WorkerDied`.
     """
 
     proc: int
@@ -88,6 +89,7 @@ class MemberGone(Message, frozen=True):
     exit_code: int = 0
     intended: bool = True
     oom: bool = False
+    retry: int = RETRY_CHARGED
 
 
 class MemberSaid(Message, frozen=True):
@@ -137,17 +139,21 @@ class ActorUnplaceable(Message, frozen=True):
 
 
 class ActorRefused(Message, frozen=True):
-    """The actor does not fit here now: the view on which it was placed was old."""
+    """The actor does not fit here now: the view on which it was placed was old.
+
+    Or it was ended here lately for want of memory, and `held_back` says so.
+    """
 
     actor: bytes
     incarnation: int
+    held_back: str = ""
 
 
 class Overflow(Message, frozen=True):
     """Leases of one class that an owner wants and its own node cannot give now; 0 withdraws.
 
     `count` is meant absolutely, on top of the `heard` leases of this demand which the node knows to be placed
-    elsewhere; `heard` -1 says that the demand is over.
+    elsewhere; `heard` -1 says that the demand is over. `retriable` is as in `LeaseDemand`.
     """
 
     owner: int
@@ -159,14 +165,19 @@ class Overflow(Message, frozen=True):
     env: bytes
     strategy: bytes
     label: str
+    retriable: bool = True
 
 
 class LeasesRefused(Message, frozen=True):
-    """Of the leases that were placed here this many do not fit now."""
+    """Of the leases that were placed here this many do not fit now.
+
+    Or one like them was ended here lately for want of memory, and `held_back` says so.
+    """
 
     owner: int
     class_id: int
     count: int
+    held_back: str = ""
 
 
 class Resources(Message, frozen=True):
@@ -250,7 +261,8 @@ class FromMember(Message, frozen=True):
 class PlaceActor(Message, frozen=True):
     """Start a worker for this incarnation. Answered by `ActorPlaced`, `ActorUnplaceable` or `ActorRefused`.
 
-    With `queue` it waits on this node for what it lacks, instead of being refused.
+    With `queue` it waits on this node for what it lacks, instead of being refused. `owner` is the process whose actor
+    it is, and `retriable` whether it may be restarted once more: the node asks both when memory runs short.
     """
 
     actor: bytes
@@ -263,6 +275,8 @@ class PlaceActor(Message, frozen=True):
     label: str
     serial: int
     queue: bool
+    owner: int = 0
+    retriable: bool = False
 
 
 class WithdrawActor(Message, frozen=True):
@@ -274,7 +288,8 @@ class WithdrawActor(Message, frozen=True):
 class PlaceLeases(Message, frozen=True):
     """Lend workers to an owner. Grants go to the owner; what does not fit now is answered by `LeasesRefused`.
 
-    With `queue` they wait on this node in its usual order, instead of being refused.
+    With `queue` they wait on this node in its usual order, instead of being refused. `retriable` is as in
+    `LeaseDemand`.
     """
 
     owner: int
@@ -287,6 +302,7 @@ class PlaceLeases(Message, frozen=True):
     label: str
     serial: int
     queue: bool
+    retriable: bool = True
 
 
 class WithdrawLeases(Message, frozen=True):

@@ -67,6 +67,10 @@ NEAR_UTILIZATION: Final = 0.5
 SHY_S: Final = 0.05
 """After a refusal the node is not asked again for the same demand so soon: what is free there is about to change."""
 
+SHY_OF_MEMORY_S: Final = 1.0
+"""The same if the demand is held back there for want of memory, which the view of what is free does not show. Meanwhile
+it stands in line there, as anywhere."""
+
 
 class Placement(Machine):
     """See the module's docstring.
@@ -147,6 +151,7 @@ class Placement(Machine):
                 strategy=strategies.parse(message.strategy),
                 label=message.label,
                 since=now,
+                retriable=message.retriable,
             )
         count = max(message.count - (demand.placed - message.heard), 0)
         if count and not demand.count:
@@ -154,19 +159,26 @@ class Placement(Machine):
         demand.count = count
         if not count:
             self._leave_queues(demand)
+            demand.held_back.clear()
         self._place(demand, now)
 
     def _on_leases_refused(self, event: FromNode, message: LeasesRefused, now: float) -> None:
         demand = self._demands.get((message.owner, message.class_id))
         if demand is None:
             return
-        demand.shy[event.node] = now + SHY_S
+        self._note_refusal(demand, event.node, message.held_back, now)
         if event.node == demand.home:  # it keeps its own books
             demand.placed -= message.count
             demand.count += message.count
         else:
             self._unplace(demand, event.node, min(message.count, demand.out.get(event.node, 0)))
         self._place(demand, now)
+
+    def _note_refusal(self, demand: Demand, node: int, held_back: str, now: float) -> None:
+        demand.shy[node] = now + (SHY_OF_MEMORY_S if held_back else SHY_S)
+        demand.held_back.pop(node, None)
+        if held_back:
+            demand.held_back[node] = held_back
 
     def _unplace(self, demand: Demand, node: int, count: int) -> None:
         """What was placed on a node is not coming from there."""
@@ -187,6 +199,7 @@ class Placement(Machine):
         demand = self._demands.get((event.owner, event.class_id))
         if demand is None:
             return
+        demand.held_back.pop(event.node, None)
         if demand.out.get(event.node):
             demand.out[event.node] -= 1
             if not demand.out[event.node]:
@@ -223,6 +236,8 @@ class Placement(Machine):
             label=event.label,
             since=now,
             incarnation=event.incarnation,
+            lives_for=event.owner,
+            retriable=event.retriable,
             count=1,
         )
         self._place(demand, now)
@@ -236,7 +251,7 @@ class Placement(Machine):
         demand = self._demands.get((ACTORS, message.actor))
         if demand is None or demand.incarnation != message.incarnation:
             return
-        demand.shy[event.node] = now + SHY_S
+        self._note_refusal(demand, event.node, message.held_back, now)
         self._unplace(demand, event.node, demand.out.get(event.node, 0))
         self._place(demand, now)
 
@@ -269,7 +284,8 @@ class Placement(Machine):
         only = self._nodes.living()[0]
         if self._nodes.is_alone and demand.strategy.allows(only):
             # The only node knows best: it queues, shares out fairly and tells people why something waits.
-            self._give(demand, only, demand.count, queue=True)
+            if only.key not in demand.queued:
+                self._give(demand, only, demand.count, queue=True)
             return
         able = self._able(demand)
         if not able and self._is_bound_to_lost(demand):
@@ -309,6 +325,7 @@ class Placement(Machine):
             (node, fit)
             for node in able
             if node.key not in demand.shy
+            and not (demand.is_actor and node.key in demand.queued)
             and not (demand.strategy.is_local_first and not demand.is_actor and node.key == demand.home)
             and (fit := fits(node.room(), demand.demand)) > 0
         ]
@@ -452,6 +469,7 @@ class Placement(Machine):
         for demand in list(self._demands.values()):
             demand.queued.pop(lost, None)
             demand.given.pop(lost, None)
+            demand.held_back.pop(lost, None)
             if not demand.is_actor and demand.home == lost:
                 self._withdraw(demand)
                 continue
@@ -467,6 +485,10 @@ class Placement(Machine):
             return demand.hopeless
         able = self._able(demand)
         many = "1 node" if len(able) == 1 else f"{len(able)} nodes"
+        short = [reason for node, reason in demand.held_back.items() if demand.is_actor or node != demand.home]
+        if short:
+            more = f" (and on {len(short) - 1} more)" if len(short) > 1 else ""
+            return f"waits, where there is room: {short[0]}{more}"
         return f"needs {show_demand(demand.demand)}; {many} could give it, and none has it free now"
 
     def _describe_hopeless(self, demand: Demand) -> str:
@@ -535,6 +557,8 @@ def _order(demand: Demand, count: int, serial: int, *, queue: bool) -> PlaceActo
             demand.label,
             serial,
             queue,
+            demand.lives_for,
+            demand.retriable,
         )
     return PlaceLeases(
         demand.owner,
@@ -547,4 +571,5 @@ def _order(demand: Demand, count: int, serial: int, *, queue: bool) -> PlaceActo
         demand.label,
         serial,
         queue,
+        demand.retriable,
     )

@@ -130,6 +130,7 @@ def _serve(
             name=config.name,
             session_dir=config.session_dir,
             labels=config.labels,
+            memory=config.memory,
         ),
         new_id=random_id,
         validate=validate,

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 _UNIT: Final = 10_000
 """As in `ray._protocol`, which is not imported here because a driver would pay for it at its start."""
+
+
+class MemorySettings(msgspec.Struct, frozen=True):
+    """What the memory watch was told; see `read_memory_settings`."""
+
+    threshold: float = 0.95
+    """Share of the limit in use beyond which a worker is ended."""
+    look_s_max: float = 1.0
+    """The longest pause between two looks; 0 for no watch."""
+    limit_bytes: int = 0
+    """An explicit limit for the node's own processes; 0 for the limits of the machine and of the cgroups."""
 
 
 class NodeConfig(msgspec.Struct, frozen=True):
@@ -58,6 +72,7 @@ class NodeConfig(msgspec.Struct, frozen=True):
     """The session's lock, held for as long as it is open."""
     driver_pid: int = 0
     """The process to die with; 0 for a node that stands alone."""
+    memory: MemorySettings = MemorySettings()
 
     @property
     def socket_path(self) -> str:
@@ -74,6 +89,43 @@ def read_config(fd: int) -> NodeConfig:
     with os.fdopen(fd, "rb") as file:
         file.seek(0)
         return msgspec.msgpack.decode(file.read(), type=NodeConfig)
+
+
+def read_memory_settings(environ: Mapping[str, str]) -> MemorySettings:
+    """The memory watch as the environment wants it, in variables with Ray's names but for the last.
+
+    `RAY_memory_usage_threshold`: the share of the limit in use beyond which a worker is ended, 0.95 by default.
+    `RAY_memory_monitor_refresh_ms`: the longest pause between two looks while workers are lent, 1000 by default; near
+    the limit the node looks more often by itself. 0 switches the watch off.
+    `RAY_memory_limit_bytes`: a limit for what the node, its workers and its object store use together, instead of the
+    machine's and the cgroups' limits for everything on them.
+
+    Raises:
+        ValueError: If one of them is no number, or none that makes sense.
+    """
+    default = MemorySettings()
+    threshold = _number(environ, "RAY_memory_usage_threshold", default.threshold)
+    if not 0 < threshold <= 1:
+        msg = f"RAY_memory_usage_threshold is {threshold:g}; it is a share of the limit, above 0 and at most 1"
+        raise ValueError(msg)
+    refresh_ms = _number(environ, "RAY_memory_monitor_refresh_ms", default.look_s_max * 1000)
+    limit = _number(environ, "RAY_memory_limit_bytes", 0)
+    for name, value in (("RAY_memory_monitor_refresh_ms", refresh_ms), ("RAY_memory_limit_bytes", limit)):
+        if not 0 <= value < 1 << 62:
+            msg = f"{name} is {value:g}; it must not be negative, and not beyond reason"
+            raise ValueError(msg)
+    return MemorySettings(threshold, refresh_ms / 1000, int(limit))
+
+
+def _number(environ: Mapping[str, str], name: str, default: float) -> float:
+    text = environ.get(name)
+    if text is None or not text.strip():
+        return default
+    try:
+        return float(text)
+    except ValueError:
+        msg = f"{name}={text!r} is not a number"
+        raise ValueError(msg) from None
 
 
 def check(config: NodeConfig) -> None:

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from ray._control.machine import Effect, Event
-from ray._protocol import Message  # noqa: TC001  (msgspec reads the annotation)
+from ray._protocol import RETRY_CHARGED, Message
 
 # ------------------------------------------------------------------ node <-> control service
 
@@ -154,6 +154,8 @@ class WorkerGone(Event, frozen=True):
     exit_code: int
     intended: bool
     oom: bool
+    retry: int = RETRY_CHARGED
+    """As in `WorkerDied`."""
 
 
 class PeerGivenUp(Event, frozen=True):
@@ -270,11 +272,15 @@ class ChildExited(Event, frozen=True):
 
 
 class LogTail(Event, frozen=True):
-    """Outcome of `ReadLogTail`, with how many descriptors the node itself has then."""
+    """Outcome of `ReadLogTail`, with how many descriptors the node itself has then.
+
+    `oom_kill` says who counted that the kernel ended a process for want of memory just before; empty if nobody did.
+    """
 
     proc: int
     lines: tuple[str, ...]
     node_usage: DescriptorUsage = DescriptorUsage()
+    oom_kill: str = ""
 
 
 # ------------------------------------------------------------------ workers -> shell
@@ -295,10 +301,14 @@ class Kill(Effect, frozen=True):
 
 
 class ReadLogTail(Effect, frozen=True):
-    """Read the last lines of the worker's log; answered by `LogTail` before anything else happens."""
+    """Read the last lines of the worker's log; answered by `LogTail` before anything else happens.
+
+    `unexplained`: it was killed by SIGKILL, and not by this node.
+    """
 
     proc: int
     pid: int
+    unexplained: bool = False
 
 
 class Labelled(Effect, frozen=True):
@@ -352,3 +362,61 @@ class DropSegment(Effect, frozen=True):
     """Close the node's descriptor; the memory goes when the last mapping goes."""
 
     segment: int
+
+
+# ------------------------------------------------------------------ memory <-> shell, leases, workers
+
+
+class MemoryUse(msgspec.Struct, frozen=True):
+    """How much of one limit is used, in bytes. `name` says whose limit it is."""
+
+    name: str
+    limit: int
+    used: int
+
+
+class ProcessUse(msgspec.Struct, frozen=True):
+    """What a process has in memory, in bytes, and what it is. The object store's shared memory has the pid 0."""
+
+    pid: int
+    bytes: int
+    command: str
+
+
+class ReadMemory(Effect, frozen=True):
+    """Look at the use of memory; answered by `MemoryRead` before anything else happens."""
+
+    detailed: bool = False
+
+
+class MemoryRead(Event, frozen=True):
+    """Outcome of `ReadMemory`: every limit above the node; if it was to be detailed, what each process has."""
+
+    uses: tuple[MemoryUse, ...]
+    processes: tuple[ProcessUse, ...] = ()
+
+
+class MemoryStalled(Event, frozen=True):
+    """The kernel says that processes wait for memory."""
+
+
+class EvictWorker(Event, frozen=True):
+    """Memory tells workers to end one at once. `cause` is what is told instead of how it ended; `retry` as in
+    `WorkerDied`.
+    """
+
+    proc: int
+    cause: str
+    retry: int
+
+
+class LimitLeases(Event, frozen=True):
+    """Memory tells leases how many of one demand there may be at a time, or None for as many as fit.
+
+    `owner` and `name` are a lease's key; `reason` completes "waits: ...".
+    """
+
+    owner: int
+    name: int | bytes
+    limit: int | None
+    reason: str = ""

@@ -92,6 +92,10 @@ class Want(msgspec.Struct):
     strategy: bytes
     label: str
     place: dict[str, int]
+    lives_for: int = 0
+    """The process that owns the actor; for leases the key says it."""
+    retriable: bool = True
+    """Whether what runs there may be repeated, or the actor restarted."""
     incarnation: int = 0
     how: Strategy = Strategy()
     """`strategy`, read."""
@@ -117,6 +121,8 @@ class Want(msgspec.Struct):
     """Whether people are told when it waits for long."""
     passed_over: int = 0
     patience: int = fairness.PATIENCE
+    held_back: str = ""
+    """Why there may be no more leases of it for now; see `LimitLeases`."""
 
     @property
     def owner(self) -> int:
@@ -131,7 +137,7 @@ class Want(msgspec.Struct):
     def may_start(self) -> bool:
         """Whether another lease may take resources now."""
         allowed = self.here > 0 or not self.placed_only
-        return allowed and self.unmet > 0 and self.starting < STARTING_PER_DEMAND_MAX
+        return allowed and self.unmet > 0 and self.starting < STARTING_PER_DEMAND_MAX and not self.held_back
 
 
 class Lease(msgspec.Struct):
@@ -145,6 +151,9 @@ class Lease(msgspec.Struct):
     proc: int = 0
     pid: int = 0
     since: float = 0.0
+    lives_for: int = 0
+    retriable: bool = True
+    """Both as in `Want`."""
     reclaimed: bool = False
     """It was asked back."""
     kept: bool = False

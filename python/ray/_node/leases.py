@@ -44,6 +44,7 @@ from ray._node.events import (
     FreeWorker,
     JobKnown,
     Labelled,
+    LimitLeases,
     PeerUnreachable,
     StartsDelayed,
     StopWorker,
@@ -133,6 +134,8 @@ class LeaseTable(Machine):
         """The last order of the control service that was followed."""
         self._reported: tuple[dict[str, int], int] = ({}, 0)
         self._report_at = 0.0
+        self._limits: dict[Key, LimitLeases] = {}
+        """Demands of which there may be so many leases, for want of memory."""
         self._starts_delayed = ""
         """Why the worker pool cannot start workers just now."""
         self._waits = Waits()
@@ -145,6 +148,7 @@ class LeaseTable(Machine):
             WorkerGone: self._on_worker_gone,
             PeerUnreachable: self._on_unreachable,
             StartsDelayed: self._on_starts_delayed,
+            LimitLeases: self._on_limit,
             ActorDemand: self._on_actor_demand,
             ActorWithdrawn: self._on_actor_withdrawn,
             LeasesPlaced: self._on_leases_placed,
@@ -171,6 +175,10 @@ class LeaseTable(Machine):
         """(owner, lease) of the lease that a worker serves; (0, 0) if none, or if it is an actor."""
         lease = self._by_proc.get(proc)
         return (lease.owner, lease.id) if lease is not None and lease.owner != ACTORS else (0, 0)
+
+    def held(self) -> Iterator[Lease]:
+        """Leases with a worker, in the order in which they were asked for."""
+        return (lease for lease in self._leases.values() if lease.held)
 
     def why(self, owner: int, class_id: int) -> str:
         """Why the owner's demand for this class is not met, as a sentence."""
@@ -223,6 +231,7 @@ class LeaseTable(Machine):
                     strategy=message.strategy,
                     label=message.label,
                     place={},
+                    retriable=message.retriable,
                 ),
                 now,
             )
@@ -245,6 +254,8 @@ class LeaseTable(Machine):
             strategy=order.strategy,
             label=order.label,
             place=order.place,
+            lives_for=order.owner,
+            retriable=order.retriable,
             incarnation=order.incarnation,
             guest=True,
             queues=order.queue,
@@ -268,6 +279,7 @@ class LeaseTable(Machine):
         want.placed_only = not want.guest and self._is_for_control(want)
         self._wants[want.key] = want
         self._turns.setdefault(want.owner, {})[want.key] = want
+        self._hold_back(want.key)
         # Of guests that must not wait here, and of those that do beside other nodes, the control service tells people.
         want.waits = not want.guest or (self._alone and want.queues)
         if want.waits:
@@ -400,10 +412,19 @@ class LeaseTable(Machine):
 
     def _start(self, want: Want) -> None:
         self._serial += 1
-        lease = Lease(self._serial, want.key, want.label, self.ledger.take(want.demand), want.job)
+        lease = Lease(
+            self._serial,
+            want.key,
+            want.label,
+            self.ledger.take(want.demand),
+            want.job,
+            lives_for=want.lives_for,
+            retriable=want.retriable,
+        )
         self._leases[lease.id] = lease
         want.starting += 1
         want.here = max(want.here - 1, 0)
+        self._hold_back(want.key)
         self._emit(WantWorker(lease.id, want.job, want.env, want.label, want.owner == ACTORS))
 
     # ------------------------------------------------------------------ other nodes
@@ -438,9 +459,10 @@ class LeaseTable(Machine):
             self._report_now()
             if want.owner == ACTORS:
                 assert isinstance(want.key[1], bytes)
-                self._emit(ToControl(messages.ActorRefused(want.key[1], want.incarnation)))
+                self._emit(ToControl(messages.ActorRefused(want.key[1], want.incarnation, want.held_back)))
             else:
-                self._emit(ToControl(messages.LeasesRefused(want.owner, _class_of(want), refused)))
+                refusal = messages.LeasesRefused(want.owner, _class_of(want), refused, want.held_back)
+                self._emit(ToControl(refusal))
             if want.guest:
                 want.count -= refused
                 self._cancel_surplus(want)
@@ -454,7 +476,8 @@ class LeaseTable(Machine):
         key = (event.message.owner, event.message.class_id)
         want = self._wants.get(key)
         if want is not None and want.guest and want.queues:
-            want.count = want.starting
+            # One lease stood in line. What was placed here beside it is refused if it does not fit.
+            want.count = max(want.count - 1, want.starting)
             want.queues = False
             self._cancel_surplus(want)
             self._schedule(now)
@@ -668,6 +691,8 @@ class LeaseTable(Machine):
         for want in list(self._turns.get(event.proc, {}).values()):
             want.told = -1  # the control service hears of the owner's end itself
             self._remove(want)
+        for key in [key for key in self._limits if key[0] == event.proc]:
+            del self._limits[key]
         self._schedule(now)
 
     def _end(self, lease: Lease) -> None:
@@ -676,6 +701,27 @@ class LeaseTable(Machine):
         if lease.held:
             del self._by_proc[lease.proc]
         self.ledger.give(lease.allocation)
+        self._hold_back(lease.key)
+
+    def _on_limit(self, event: LimitLeases, now: float) -> None:
+        key = (event.owner, event.name)
+        if event.limit is None:
+            self._limits.pop(key, None)
+        elif event.owner == ACTORS or event.owner in self._jobs:
+            self._limits[key] = event
+        self._hold_back(key)
+        self._schedule(now)
+
+    def _hold_back(self, key: Key) -> None:
+        """Note at a demand whether there may be another lease of it, whenever its limit or their number has changed."""
+        want = self._wants.get(key)
+        if want is None:
+            return
+        limited = self._limits.get(key)
+        want.held_back = ""
+        if limited is not None and limited.limit is not None:
+            leases = sum(lease.key == key for lease in self._leases.values())
+            want.held_back = limited.reason if leases >= limited.limit else ""
 
     # ------------------------------------------------------------------ CPUs lent while waiting
 
@@ -723,11 +769,15 @@ class LeaseTable(Machine):
         if want.unmet == 0:
             delayed = f", but {self._starts_delayed}" if self._starts_delayed else ""
             return f"has its resources; its worker process is being started{delayed}"
+        if want.held_back:
+            return f"waits: {want.held_back}"
         lacking = self.ledger.lacking(want.demand)
         if not lacking:
             return f"needs {show_demand(want.demand)}; waits its turn behind a larger demand that waited longer"
         name = lacking[0]
-        total = self.ledger.total[name]
+        total = self.ledger.total.get(name, 0)
+        if not total:
+            return f"needs {name}: {show(name, want.demand[name])}; its own node has none"
         used = total - max(self.ledger.free[name], 0)
         users = [f"{x.label or 'unnamed'} (pid {x.pid})" for x in self._users(name)]
         more = f" and {len(users) - 4} more" if len(users) > 4 else ""
@@ -755,6 +805,12 @@ class LeaseTable(Machine):
             self._require(self._turns[want.owner][key] is want, f"{key} has no turn")
             self._require(want.owner == ACTORS or want.owner in self._jobs, f"{key} is wanted by the dead")
         self._require(self._kept == sum(lease.kept for lease in self._leases.values()), "kept leases miscounted")
+        for key, limited in self._limits.items():
+            self._require(key[0] == ACTORS or key[0] in self._jobs, f"{key} of the dead is limited")
+            if (limited_want := self._wants.get(key)) is not None:
+                leases = sum(lease.key == key for lease in self._leases.values())
+                held_back = limited.limit is not None and leases >= limited.limit
+                self._require(bool(limited_want.held_back) == held_back, f"{key} is held back wrongly")
         for lease in self._leases.values():
             self._require(lease.reclaimed or not lease.kept, f"lease {lease.id} is kept from nobody")
             self._require(lease.owner == ACTORS or lease.owner in self._jobs, f"lease {lease.id} of the dead")
@@ -786,11 +842,21 @@ def _guest(order: messages.PlaceLeases) -> Want:
         strategy=order.strategy,
         label=order.label,
         place={},
+        retriable=order.retriable,
         guest=True,
     )
 
 
 def _overflow(want: Want, count: int, heard: int) -> messages.Overflow:
     return messages.Overflow(
-        want.owner, _class_of(want), count, heard, want.job, want.demand, want.env, want.strategy, want.label
+        want.owner,
+        _class_of(want),
+        count,
+        heard,
+        want.job,
+        want.demand,
+        want.env,
+        want.strategy,
+        want.label,
+        want.retriable,
     )

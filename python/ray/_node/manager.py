@@ -33,7 +33,10 @@ from ray._control.machine import (
     earliest,
 )
 from ray._node import events, lease_records, requests
+from ray._node.config import MemorySettings
 from ray._node.leases import LeaseTable
+from ray._node.memory import MemoryWatch
+from ray._node.memory_victims import Tenant
 from ray._node.processes import DiedElsewhere, ProcessEnded, ProcessTable
 from ray._node.resources import Ledger
 from ray._node.segments import SegmentTable
@@ -64,7 +67,7 @@ from ray._protocol import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ray._protocol import Message
 
@@ -86,6 +89,7 @@ class NodeFacts(msgspec.Struct, frozen=True):
     name: str = ""
     session_dir: str = ""
     labels: dict[str, str] = {}
+    memory: MemorySettings = MemorySettings()
 
     def hello(self) -> messages.NodeHello:
         """How the node introduces itself."""
@@ -171,6 +175,12 @@ class NodeManager:
         self.segments = SegmentTable(capacity=facts.object_store_memory, validate=validate)
         self.processes = ProcessTable(validate=validate)
         self.requests = requests.RequestTable(self)
+        self.memory = MemoryWatch(
+            settings=facts.memory,
+            place=f"node {facts.name or facts.hostname} ({facts.address or facts.host})",
+            tenants=self._tenants,
+            validate=validate,
+        )
         self.jobs: dict[int, JobFacts] = {}
         self.nodes: dict[int, messages.NodeEntry] = {}
         """The other nodes."""
@@ -186,6 +196,7 @@ class NodeManager:
             self.segments,
             self.processes,
             self.requests,
+            self.memory,
         )
         self._queue: deque[Event | Effect] = deque()
         self._out: list[Effect] = []
@@ -232,6 +243,14 @@ class NodeManager:
         facts = self.jobs.get(job)
         return [facts.driver] if facts is not None and facts.config.get("log_to_driver", True) else []
 
+    def _tenants(self) -> Iterator[Tenant]:
+        """The workers that are lent, with what the memory watch must know of them."""
+        return map(self._tenant, self.leases.held())
+
+    def _tenant(self, lease: lease_records.Lease) -> Tenant:
+        owner = lease.lives_for or lease.owner
+        return Tenant(lease.proc, lease.pid, lease.key, owner, lease.job, lease.label, lease.since, lease.retriable)
+
     # ------------------------------------------------------------------ routing
 
     def _route(self, event: Event | Effect, now: float) -> None:
@@ -268,6 +287,8 @@ class NodeManager:
                 self._to_control(messages.ActorUnplaceable(event.actor, event.incarnation, event.reason))
             case Event():
                 self._tell_first_taker(event, now)
+                if isinstance(event, events.WorkerReady):
+                    self._tell(self.memory, event, now)
                 if isinstance(event, events.FreeWorker):
                     self.requests.lease_ended()
                     self._queue.extend(self.requests.take_effects())
@@ -346,7 +367,7 @@ class NodeManager:
 
     def _counts(self) -> dict[str, int]:
         counts: dict[str, int] = {}
-        for table in (self.pool, self.leases, self.segments, self.processes):
+        for table in (self.pool, self.leases, self.segments, self.processes, self.memory):
             counts.update(table.statistics())
         return counts
 
@@ -404,13 +425,21 @@ class NodeManager:
         holder, lease = self.leases.holder(gone.proc)
         self._out.append(Log(gone.cause))
         self._tell(self.leases, gone, now)
-        ended = ProcessEnded(gone.proc, _with_lines(gone), gone.exit_code, gone.intended, gone.oom, holder, lease)
-        self._tell(self.processes, ended, now)
+        ended = ProcessEnded(
+            gone.proc, _with_lines(gone), gone.exit_code, gone.intended, gone.oom, holder, lease, gone.retry
+        )
+        for effect in self.processes.handle(ended, now):
+            # Its lease's holder may be on another node. It must hear what a repetition costs before it hears, with
+            # everybody, of the bare death.
+            self._route(effect, now)
         self._to_control(
-            messages.MemberGone(gone.proc, gone.pid, gone.cause, gone.lines, gone.exit_code, gone.intended, gone.oom)
+            messages.MemberGone(
+                gone.proc, gone.pid, gone.cause, gone.lines, gone.exit_code, gone.intended, gone.oom, gone.retry
+            )
         )
         self._hosted.pop(gone.proc, None)
         self._process_left(gone.proc, now)
+        self._tell(self.memory, gone, now)
 
     def _process_left(self, proc: int, now: float) -> None:
         self._subscribed.pop(proc, None)

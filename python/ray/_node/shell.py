@@ -25,6 +25,7 @@ from ray._node import descriptors, events, process, registry, session, wire
 from ray._node.logs import LogFiles
 from ray._node.manager import CoreJoined, CoreLeft, FrameCame, Shutdown
 from ray._node.membership import Commit, Durable, Seek
+from ray._node.memory_reader import MemoryReader
 from ray._node.seeker import Seeker
 from ray._protocol import KINDS, Message, SegmentGranted, SegmentMapped, encode
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from ray._node.forkserver import ForkServer
     from ray._node.membership import Membership
 
-LIFELINE, SIGNALS, LOGS, DRIVER, SEEKER, RECORDS, ZYGOTE = 1, 2, 3, 4, 5, 6, 7
+LIFELINE, SIGNALS, LOGS, DRIVER, SEEKER, RECORDS, STALLS, ZYGOTE = 1, 2, 3, 4, 5, 6, 7, 8
 """Tokens of watched descriptors. Zygotes count on from the last, one token for each."""
 
 SHUTDOWN_S: Final = 3.0
@@ -96,6 +97,7 @@ class Shell:
         self._memfd = memfd
         self._logs = LogFiles(f"{config.session_dir}/logs")
         self._logs_open = False
+        self._memory: MemoryReader | None = None
         self._segments: dict[int, int] = {}
         self._jobs: dict[int, int] = {}
         self._queue: deque[Event] = deque()
@@ -120,6 +122,7 @@ class Shell:
             events.Fork: self._fork,
             events.Kill: self._kill,
             events.ReadLogTail: self._read_log_tail,
+            events.ReadMemory: self._read_memory,
             events.LookAtDescriptors: self._look_at_descriptors,
             events.Labelled: lambda effect: self._logs.set_label(effect.proc, effect.label),
             events.Disconnect: lambda effect: self._core.disconnect(effect.proc),
@@ -245,6 +248,10 @@ class Shell:
             self._queue.extend(self._seeker.read())
         elif token == RECORDS:
             self._on_records()
+        elif token == STALLS:
+            if self._memory is not None:
+                self._memory.take_stall()
+                self._queue.append(events.MemoryStalled())
         elif token == self._zygote_token:
             self._read_zygote()
 
@@ -292,6 +299,7 @@ class Shell:
         if not self._logs_open:
             self._core.watch_fd(self._logs.open(), LOGS)
             self._logs_open = True
+            self._open_memory()
         try:
             env_vars = wire.decode_env(effect.env)
         except ValueError as error:
@@ -325,11 +333,25 @@ class Shell:
             self._forward(proc, lines)
         self._jobs.pop(effect.proc, None)
         usage = events.DescriptorUsage(*descriptors.usage(os.getpid()))
-        self._queue.appendleft(events.LogTail(effect.proc, tail, usage))
+        oom_kill = self._memory.claim_oom_kill() if self._memory is not None and effect.unexplained else ""
+        self._queue.appendleft(events.LogTail(effect.proc, tail, usage, oom_kill))
 
     def _look_at_descriptors(self, effect: events.LookAtDescriptors) -> None:
         seen = [events.DescriptorUsage(*descriptors.usage(pid)) for pid in (effect.asker_pid, effect.pid, os.getpid())]
         self._queue.appendleft(events.DescriptorsSeen(effect.asker, effect.proc, *seen))
+
+    def _open_memory(self) -> None:
+        """Before the first worker: the kernel's counts are compared with what they were."""
+        self._memory = MemoryReader(limit_bytes=self._config.memory.limit_bytes)
+        if self._config.memory.look_s_max > 0 and (stalls := self._memory.watch_stalls()) >= 0:
+            self._core.watch_fd(stalls, STALLS)
+
+    def _read_memory(self, effect: events.ReadMemory) -> None:
+        if self._memory is not None:
+            own = dict.fromkeys(self._manager.pool.pids(), "a worker without work")
+            own |= {os.getpid(): "the node", self._forks.pid: "the fork server"}
+            seen = self._memory.read(own, self._segments.values(), detailed=effect.detailed)
+            self._queue.appendleft(seen)
 
     def _forward(self, proc: int, lines: Message) -> None:
         for driver in self._manager.log_receivers(self._jobs.get(proc, 0)):
@@ -413,6 +435,8 @@ class Shell:
         for fd in self._segments.values():
             os.close(fd)
         self._logs.close()
+        if self._memory is not None:
+            self._memory.close()
         if self._ending:
             session.remove(self._config.session_dir)  # after a crash, the logs in it are all that is left to look at
 

@@ -66,12 +66,12 @@ def start(
         standby: Whether a head waits, before it serves, until no other one leads with these records.
 
     Raises:
-        ValueError: If no node can be like that.
+        ValueError: If no node can be like that, or the environment wants a memory watch that makes no sense.
         RuntimeError: If it does not start, with its own words and the end of its log.
     """
     from ray import _core
     from ray._node import launch
-    from ray._node.config import NodeConfig, session_of
+    from ray._node.config import NodeConfig, read_memory_settings, session_of
     from ray._runtime.resources import gpu_ids
 
     cwd = current_directory()
@@ -104,6 +104,7 @@ def start(
         standby=standby,
         head_node=head.node if head is not None else 0,
         head_address=head.address if head is not None else "",
+        memory=read_memory_settings(os.environ),
     )
     return launch.start_local_node(config, stays=stays)
 
@@ -132,6 +133,9 @@ def join(core: Any, address: str, token: bytes, node: int) -> Any:
         address: The path of the node's socket.
         token: The cluster's.
         node: The node's key.
+
+    Raises:
+        ValueError: If `RAY_task_oom_retries` is not a whole number.
     """
     from ray._node.config import session_of
     from ray._runtime import session
@@ -144,4 +148,5 @@ def join(core: Any, address: str, token: bytes, node: int) -> Any:
         proc=core.random_id(),
         role=core.ROLE_DRIVER,
         hooks=session.hooks(),
+        task_oom_retries=session.task_oom_retries(),
     )

@@ -40,6 +40,22 @@ forked_from = 0  # in a forked child: the process that was in a cluster
 lock = threading.RLock()  # guards the transition between inside and outside; never held while user code runs
 
 
+def task_oom_retries() -> int:
+    """How often a task is repeated that a node has ended for want of memory, apart from its `max_retries`.
+
+    As in Ray the variable `RAY_task_oom_retries` says so; -1, the default, is no limit. Workers inherit the driver's.
+
+    Raises:
+        ValueError: If it is not a whole number.
+    """
+    text = os.environ.get("RAY_task_oom_retries", "-1")  # noqa: SIM112  (Ray's name)
+    try:
+        return max(min(int(text), 2**31 - 1), -1)
+    except ValueError:
+        msg = f"RAY_task_oom_retries={text!r} must be a whole number; -1 is no limit"
+        raise ValueError(msg) from None
+
+
 class Bound(Protocol):
     """Something that holds on to a core."""
 

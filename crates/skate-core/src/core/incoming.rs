@@ -10,7 +10,7 @@ use skate_proto::actors::ActorState;
 use skate_proto::executor::{CancelStep, Executor};
 use skate_proto::handshake::Role;
 use skate_proto::ids::{ActorId, NodeKey, ProcId};
-use skate_proto::leases::ClassId;
+use skate_proto::leases::{ClassId, Death};
 use skate_proto::msg::Msg;
 use skate_proto::owner::{Effect, ToNode};
 
@@ -98,12 +98,12 @@ impl Core {
             FromNode::Deaths(dead) => {
                 for (proc, cause) in dead {
                     if !state.owner.objects.is_dead(ProcId(proc)) {
-                        let died = FromNode::WorkerDied { proc: ProcId(proc), cause, oom: false };
+                        let died = FromNode::WorkerDied { proc: ProcId(proc), cause, death: Death::Crashed };
                         self.handle_node_message(state, 0, died, None, now);
                     }
                 }
             }
-            FromNode::WorkerDied { proc, cause, oom } => self.process_gone(state, proc, &cause, oom, now),
+            FromNode::WorkerDied { proc, cause, death } => self.process_gone(state, proc, &cause, death, now),
             FromNode::ActorState { actor, state: actor_state } => {
                 if let ActorState::Alive { proc, node, .. } = actor_state {
                     self.route(proc, node);
@@ -183,10 +183,10 @@ impl Core {
         }
     }
 
-    pub(super) fn process_gone(&self, state: &mut State, proc: ProcId, cause: &str, oom: bool, now: u64) {
+    pub(super) fn process_gone(&self, state: &mut State, proc: ProcId, cause: &str, death: Death, now: u64) {
         self.transport().drop_route(proc);
         let State { owner, executor, out, .. } = state;
-        owner.handle_process_gone(proc, cause, oom, now, out);
+        owner.handle_process_gone(proc, cause, death, now, out);
         let (counted, interrupted) = executor.handle_process_gone(proc);
         owner.release_all(&counted, out);
         for task in &interrupted {
