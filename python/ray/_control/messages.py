@@ -39,7 +39,10 @@ class MemberEntry(msgspec.Struct, frozen=True, array_like=True):
 
 
 class NodeHello(Message, frozen=True):
-    """A node joins: the first message on its connection. `address` is where other nodes reach it, "" if they cannot."""
+    """A node joins: the first message on its connection. `address` is where other nodes reach it, "" if they cannot.
+
+    `python` is the version of its interpreter, "3.11.7"; releases that did not say it yet are taken as they come.
+    """
 
     node: int
     address: str
@@ -50,6 +53,7 @@ class NodeHello(Message, frozen=True):
     session_dir: str
     resources: dict[str, int]
     labels: dict[str, str]
+    python: str = ""
 
 
 class MemberJoined(Message, frozen=True):

@@ -6,6 +6,9 @@ A node lives as long as its connection, and answers when asked whether it does. 
 questions unanswered is taken to be lost; should it come back, it is told to leave, because everything on it was given
 up meanwhile.
 
+Functions travel as pickles of code, which another minor version of Python cannot run: a node with another one than the
+head's is told to leave, too.
+
 Invariants: every node has been announced to every other exactly once, and its loss too; the head is never lost.
 """
 
@@ -15,7 +18,7 @@ from typing import Final
 
 from ray._control.machine import Deadlines, FromNode, Log, Machine, Tick, ToNode
 from ray._control.messages import Alive, AreYouAlive, Leave, NodeEntry, NodeHello, Nodes, Resources
-from ray._control.node_records import DisconnectNode, Node, NodeCame, NodeFreed, NodeLost
+from ray._control.node_records import DisconnectNode, Node, NodeCame, NodeFreed, NodeLost, is_same_python
 
 ASK_S: Final = 2.0
 """How often nodes are asked whether they live. Only with more than one node; a question is 20 bytes."""
@@ -91,6 +94,15 @@ class NodeTable(Machine):
             reason = f"it was taken to be lost: {self._lost[message.node].reason}"
             self._emit(ToNode(message.node, Leave(reason)))
             return
+        head = self._nodes.get(self.head)
+        if head is not None and not is_same_python(message.python, head.python):
+            reason = (
+                f"it runs Python {message.python} and the head {head.python}, and nodes of different minor versions "
+                f"cannot run each other's functions: start it with Python {head.python.rpartition('.')[0]}"
+            )
+            self._emit(Log(f"node {message.hostname} ({message.node:016x}) was refused: {reason}"))
+            self._emit(ToNode(message.node, Leave(reason)))
+            return
         new = Node(
             key=message.node,
             address=message.address,
@@ -103,6 +115,7 @@ class NodeTable(Machine):
             labels=message.labels,
             free=dict(message.resources),
             joined_at=now,
+            python=message.python,
         )
         others = self.living()
         self._nodes[new.key] = new

@@ -107,6 +107,7 @@ def _serve(
     import gc
 
     from ray._node import registry, session
+    from ray._node.config import python_version
     from ray._node.manager import NodeFacts, NodeManager
     from ray._node.membership import HeadNode, Membership, WorkerNode
     from ray._node.shell import Shell, log
@@ -125,6 +126,7 @@ def _serve(
             name=config.name,
             session_dir=config.session_dir,
             labels=config.labels,
+            python=python_version(),
         ),
         new_id=random_id,
         validate=validate,
@@ -155,8 +157,10 @@ def _serve(
 
 def _announced(config: NodeConfig, core: Core) -> str:
     """Where other nodes reach this one; empty if it listens for none."""
+    from ray._node.config import address_of
+
     bound = core.address()
-    return f"{config.address}:{bound.rpartition(':')[2]}" if bound else ""
+    return address_of(config.address, int(bound.rpartition(":")[2])) if bound else ""
 
 
 def _catch_signals() -> int:

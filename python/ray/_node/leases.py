@@ -180,6 +180,11 @@ class LeaseTable(Machine):
         """Why an actor has no worker yet, as a sentence."""
         return self._why((ACTORS, actor))
 
+    def pending(self) -> list[tuple[Want, str]]:
+        """What waits for room on this node and was not told to the control service, and why."""
+        wants = [want for want in self._wants.values() if want.unmet and not want.placed_only]
+        return [(want, self._why(want.key)) for want in wants]
+
     def statistics(self) -> dict[str, int]:
         """Counts for people and tests."""
         held = sum(lease.held for lease in self._leases.values())

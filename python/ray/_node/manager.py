@@ -79,6 +79,7 @@ class NodeFacts(msgspec.Struct, frozen=True):
     name: str = ""
     session_dir: str = ""
     labels: dict[str, str] = {}
+    python: str = ""
 
     def hello(self) -> messages.NodeHello:
         """How the node introduces itself."""
@@ -92,6 +93,7 @@ class NodeFacts(msgspec.Struct, frozen=True):
             self.session_dir,
             self.resources,
             self.labels,
+            self.python,
         )
 
 
@@ -120,9 +122,10 @@ class CoreLeft(Event, frozen=True):
 
 
 class Shutdown(Effect, frozen=True):
-    """The node must end, with everything on it."""
+    """The node must end, with everything on it. Unless that is `wanted`, somebody will ask why."""
 
     reason: str
+    wanted: bool = True
 
 
 class JobFacts(msgspec.Struct, frozen=True):
@@ -184,7 +187,7 @@ class NodeManager:
             messages.GiveUpMember: lambda m, now: self._tell(self.processes, events.GivenUp(m.proc, m.by), now),
             messages.AskFree: self._on_ask_free,
             messages.AreYouAlive: lambda m, now: self._out.append(events.ToControl(messages.Alive(m.serial))),
-            messages.Leave: lambda m, now: self._out.append(Shutdown(m.reason)),
+            messages.Leave: lambda m, now: self._out.append(Shutdown(m.reason, wanted=False)),
         }
 
     def handle(self, event: Event, now: float) -> list[Effect]:

@@ -136,7 +136,7 @@ class WorkerNode:
                 self.joined = True
                 event = events.FromControl(messages.decode(kind, body))
             case CoreLeft(proc=proc, reason=reason) if proc == self.head:
-                return [Shutdown(f"the connection to the head was lost ({reason})")]
+                return [Shutdown(f"the connection to the head was lost ({reason})", wanted=False)]
             case CoreJoined(role=role) if role == ROLE_NODE:
                 return []
         return [

@@ -96,6 +96,8 @@ class Shell:
         self._queue: deque[Event] = deque()
         self._zygote_token = ZYGOTE - 1
         self._ending = ""
+        self._keeps_logs = False
+        """Nobody wanted the end, and nobody is told of it: all that says why is the node's log."""
         self._at_end = ""
         self._backlog: Callable[[int], int] | None = getattr(core, "backlog", None)
         self._perform: dict[type[Effect], Callable[..., None]] = {
@@ -359,6 +361,7 @@ class Shell:
     def _shutdown(self, effect: Shutdown) -> None:
         self._flush_logs(effect)
         self._ending = effect.reason
+        self._keeps_logs = not effect.wanted and self._config.is_public
 
     def _end(self) -> None:
         """Kill and reap everything, remove the session directory. Bounded by `SHUTDOWN_S`."""
@@ -371,7 +374,7 @@ class Shell:
         for fd in self._segments.values():
             os.close(fd)
         self._logs.close()
-        if self._ending:
+        if self._ending and not self._keeps_logs:
             session.remove(self._config.session_dir)  # after a crash, the logs in it are all that is left to look at
 
 

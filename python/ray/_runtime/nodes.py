@@ -44,6 +44,7 @@ def start(
     findable: bool = False,
     private: bool = False,
     client: bool = False,
+    temp_dir: str = "",
 ) -> NodeProcess:
     """Starts a node and waits until it serves.
 
@@ -60,6 +61,7 @@ def start(
         findable: Whether drivers of this user find it on this machine.
         private: The same, but only by its address.
         client: Whether it is only there for a driver outside of the cluster.
+        temp_dir: Where its session directory lies, instead of among this user's others.
 
     Raises:
         ValueError: If no node can be like that.
@@ -70,6 +72,11 @@ def start(
     from ray._node.config import NodeConfig, session_of
     from ray._runtime.resources import gpu_ids
 
+    nodes_dir = ""
+    if temp_dir:
+        from ray._node import registry
+
+        nodes_dir = registry.directory()  # the node is found where all others are, wherever its directory lies
     cwd = current_directory()
     amounts = dict(amounts)
     if not client:
@@ -95,11 +102,12 @@ def start(
         listen=listen,
         findable=findable,
         private=private,
+        nodes_dir=nodes_dir,
         client=client,
         head_node=head.node if head is not None else 0,
         head_address=head.address if head is not None else "",
     )
-    return launch.start_local_node(config, stays=stays)
+    return launch.start_local_node(config, stays=stays, temp_dir=temp_dir)
 
 
 def current_directory() -> str:
@@ -118,14 +126,15 @@ def current_directory() -> str:
         raise RuntimeError(message) from None
 
 
-def join(core: Any, address: str, token: bytes, node: int) -> Any:
-    """A core of this process as a driver on a node of this machine.
+def join(core: Any, address: str, token: bytes, node: int, role: int = 0) -> Any:
+    """A core of this process on a node of this machine.
 
     Args:
         core: The native module.
         address: The path of the node's socket.
         token: The cluster's.
         node: The node's key.
+        role: What this process is; a driver by default.
     """
     from ray._node.config import session_of
     from ray._runtime import session
@@ -136,6 +145,6 @@ def join(core: Any, address: str, token: bytes, node: int) -> Any:
         token=token,
         node=node,
         proc=core.random_id(),
-        role=core.ROLE_DRIVER,
+        role=role or core.ROLE_DRIVER,
         hooks=session.hooks(),
     )

@@ -1,0 +1,117 @@
+"""`ray stop`: ends the nodes of this user on this machine that `ray start` has started, heads last.
+
+Those of other users, of other values of RAY_TMPDIR, of programs that called `ray.init` and of `ray.cluster_utils` are
+left alone. Invariant: only a process that was seen to hold its session's lock is signalled (`registry.hold`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import time
+from typing import TYPE_CHECKING, Final
+
+import click
+
+if TYPE_CHECKING:
+    from ray._node.registry import Record
+
+KILLED_S: Final = 10.0
+"""How long a killed process may take to be gone; longer, and the kernel does not let go of it."""
+
+
+@click.command(name="stop", short_help="Stop all nodes that you have started on this machine.")
+@click.option("--force", "-f", is_flag=True, help="Kill the nodes, instead of letting them end in order.")
+@click.option(
+    "--grace-period",
+    "-g",
+    type=click.IntRange(min=0),
+    default=16,
+    show_default=True,
+    help="Seconds that the nodes may take to end in order.",
+)
+def stop(*, force: bool, grace_period: int) -> None:
+    """Ends all nodes on this machine that 'ray start' has started for this user, with everything on them.
+
+    Returns when they are gone. Clusters of other users, and those that programs have started for themselves, go on.
+    """
+    from ray._node import registry
+
+    records = registry.public()
+    if not records:
+        click.echo("No node that 'ray start' has started runs here.")
+        return
+    deadline = time.monotonic() + grace_period
+    groups = [record for record in records if not record.is_head], [record for record in records if record.is_head]
+    left = [record for group in groups for record in _end(group, deadline, force=force)]
+    stopped = len(records) - len(left)
+    if stopped:
+        click.echo(f"Stopped {_counted(stopped)}.")
+    if left:
+        pids = ", ".join(str(record.pid) for record in left)
+        text = f"{_counted(len(left))} did not end within {grace_period} s (process {pids}): 'ray stop --force' kills"
+        raise click.ClickException(text)
+
+
+def _counted(count: int) -> str:
+    return "1 node" if count == 1 else f"{count} nodes"
+
+
+def _end(records: list[Record], deadline: float, *, force: bool) -> list[Record]:
+    """Ends nodes; returns those that are still there."""
+    from ray._node import registry
+
+    held = [(record, handle) for record in records if (handle := registry.hold(record)) is not None]
+    below: list[int] = []
+    try:
+        if force:
+            below = [handle for record, _ in held for handle in _children(record.pid)]
+            deadline = time.monotonic() + KILLED_S
+        for _, handle in held:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(handle, signal.SIGKILL if force else signal.SIGTERM)
+        remaining = _wait([*(handle for _, handle in held), *below], deadline)
+    finally:
+        for handle in [*(handle for _, handle in held), *below]:
+            os.close(handle)
+    left = [record for record, handle in held if handle in remaining]
+    if force:
+        for record in records:
+            if record not in left:
+                _clean_up(record)
+    return left
+
+
+def _children(pid: int) -> list[int]:
+    """Pidfds of a node's own processes, which die with it, and a moment later."""
+    handles: list[int] = []
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{pid}/children") as file:
+        for child in file.read().split():
+            with contextlib.suppress(ProcessLookupError):
+                handles.append(os.pidfd_open(int(child)))
+    return handles
+
+
+def _wait(handles: list[int], deadline: float) -> set[int]:
+    """Waits for the end of processes; returns those that have not ended by then."""
+    remaining = set(handles)
+    poller = select.poll()
+    for handle in handles:
+        poller.register(handle, select.POLLIN)
+    while remaining:
+        for handle, _ in poller.poll(max(deadline - time.monotonic(), 0.0) * 1000):
+            remaining.discard(handle)
+            poller.unregister(handle)
+        if time.monotonic() >= deadline:
+            break
+    return remaining
+
+
+def _clean_up(record: Record) -> None:
+    """A killed node has left its directory and its record."""
+    from ray._node import registry, session
+
+    session.remove(record.session_dir)
+    registry.remove(record.path)
