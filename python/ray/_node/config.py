@@ -73,7 +73,7 @@ def session_of(token: bytes) -> bytes:
 
 
 def address_of(host: str, port: int) -> str:
-    """ "host:port", with an IPv6 address in brackets."""
+    """A host and a port in one text, "host:port", with an IPv6 address in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

@@ -106,7 +106,7 @@ def running() -> list[Record]:
     for name in names:
         path = f"{where}/{name}"
         record = _read(path)
-        if record is not None and _is_locked(record.session_dir):
+        if record is not None and is_running(record):
             records.append(record)
         elif name.endswith(".json") and stale < STALE_MAX:
             stale += 1
@@ -158,10 +158,10 @@ def _read(path: str) -> Record | None:
         return None
 
 
-def _is_locked(session_dir: str) -> bool:
-    """Whether a node lives in that directory."""
+def is_running(record: Record) -> bool:
+    """Whether the node lives: whether somebody holds the lock of its directory."""
     try:
-        lock = os.open(f"{session_dir}/{session.LOCK_NAME}", os.O_RDWR | os.O_CLOEXEC)
+        lock = os.open(f"{record.session_dir}/{session.LOCK_NAME}", os.O_RDWR | os.O_CLOEXEC)
     except OSError:
         return False
     try:

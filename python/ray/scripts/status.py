@@ -13,7 +13,11 @@ STORE = "object_store_memory"
 @click.option("--address", metavar="HOST:PORT", help="The cluster; by default RAY_ADDRESS, or that of this machine.")
 @click.option("-v", "--verbose", is_flag=True, help="Also show the resources of each node, and labels.")
 def status(*, address: str | None, verbose: bool) -> None:
-    """Shows the nodes of a cluster, its resources with how much of them is used, and demands that wait, with why."""
+    """Shows the nodes of a cluster, its resources with how much of them is used, and what waits for them, and why.
+
+    What waits is counted in workers. A program says anew how many it wants whenever that has doubled, so it may be up
+    to twice as many.
+    """
     from ray._runtime.tool import Tool
 
     with Tool(address) as tool:
@@ -61,7 +65,7 @@ def describe(
                 lines += [f"  labels: {labels}"] if labels else []
     lines += ["", "Pending demands"]
     if demands:
-        rows = [("COUNT", "NAME", "DEMAND", "WHY")]
+        rows = [("WORKERS", "FOR", "EACH NEEDS", "WHY")]
         rows += [(str(d["count"]), d["label"] or "(unnamed)", show_demand(d["demand"]), d["why"]) for d in demands]
         lines += table(rows)
     else:

@@ -44,23 +44,27 @@ def stop(*, force: bool, grace_period: int) -> None:
         click.echo("No node that 'ray start' has started runs here.")
         return
     deadline = time.monotonic() + grace_period
-    groups = [record for record in records if not record.is_head], [record for record in records if record.is_head]
-    left = [record for group in groups for record in _end(group, deadline, force=force)]
-    stopped = len(records) - len(left)
+    stopped: list[Record] = []
+    for group in ([x for x in records if not x.is_head], [x for x in records if x.is_head]):
+        stopped += _end(group, deadline, force=force)
     if stopped:
         click.echo(f"Stopped {_counted(stopped)}.")
+    left = [record for record in records if record not in stopped and registry.is_running(record)]
     if left:
         pids = ", ".join(str(record.pid) for record in left)
-        text = f"{_counted(len(left))} did not end within {grace_period} s (process {pids}): 'ray stop --force' kills"
-        raise click.ClickException(text)
+        message = (
+            f"{_counted(left)} did not end within {grace_period} s (process {pids}): 'ray stop --force' kills. One that "
+            "was started in another container can only be stopped there"
+        )
+        raise click.ClickException(message)
 
 
-def _counted(count: int) -> str:
-    return "1 node" if count == 1 else f"{count} nodes"
+def _counted(records: list[Record]) -> str:
+    return "1 node" if len(records) == 1 else f"{len(records)} nodes"
 
 
 def _end(records: list[Record], deadline: float, *, force: bool) -> list[Record]:
-    """Ends nodes; returns those that are still there."""
+    """Ends nodes; returns those that have ended by that."""
     from ray._node import registry
 
     held = [(record, handle) for record in records if (handle := registry.hold(record)) is not None]
@@ -76,12 +80,11 @@ def _end(records: list[Record], deadline: float, *, force: bool) -> list[Record]
     finally:
         for handle in [*(handle for _, handle in held), *below]:
             os.close(handle)
-    left = [record for record, handle in held if handle in remaining]
+    ended = [record for record, handle in held if handle not in remaining]
     if force:
-        for record in records:
-            if record not in left:
-                _clean_up(record)
-    return left
+        for record in ended:
+            _clean_up(record)
+    return ended
 
 
 def _children(pid: int) -> list[int]:
