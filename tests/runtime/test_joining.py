@@ -89,7 +89,7 @@ def test_a_refusal_is_told_rather_than_that_another_address_does_not_answer(monk
     infos = [(2, 1, 6, "", (f"10.0.0.{last}", 6379)) for last in (1, 2, 3)]
     monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: infos)
     monkeypatch.setattr(_core, "discover", discover)
-    with pytest.raises(ConnectionError, match="the token is not this cluster's.*RAY_AUTH_TOKEN"):
+    with pytest.raises(ConnectionError, match=r"the token is not this cluster's.*RAY_AUTH_TOKEN"):
         joining.reach("head:6379", TOKEN)
 
 

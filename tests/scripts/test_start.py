@@ -261,6 +261,7 @@ def test_options_that_do_not_fit_together_are_refused(user):
         (["--head", "--labels-file=/nonexistent"], "cannot be read"),
         (["--head", "--num-cpus=-1"], "num_cpus"),
         (["--head", "--node-ip-address=no.such.host.invalid"], "is no address"),
+        (["--head", "--node-ip-address=0.0.0.0"], "leads nowhere"),
         (["--address=127.0.0.1"], "HOST:PORT"),
         (["--address=127.0.0.1:1", f"--token={'ab' * 32}"], "no node could be reached"),
         (["--address=auto"], "no running cluster was found"),

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.core.helpers import wait_until
-from tests.scripts.conftest import token_file_in
+from tests.scripts.conftest import address_in, token_file_in
 
 pytestmark = [pytest.mark.skate, pytest.mark.slow]  # each starts nodes and interpreters
 
@@ -84,8 +84,19 @@ def test_a_machine_without_a_node_looks_with_the_token_and_leaves_no_trace(user,
     assert shown.startswith(f"Cluster at {address}: 1 alive\n")
     assert "client" not in shown
     other.expect_nothing()
-    lost = wait_until(lambda: "1 lost" in (now := user.succeed("status")) and now, what="the client's end")
-    assert "lost: its connection was lost" in lost
+    assert user.succeed("status").startswith(f"Cluster at {address}: 1 alive\n")
+    user.succeed("stop")
+
+
+def test_a_node_that_was_lost_is_listed_with_why(user, new_user):
+    text = user.succeed("start", "--head", "--port=0", f"--node-ip-address={user.ip}", "--num-cpus=1")
+    other = new_user()
+    join = f"--address={address_in(text)}", f"--token-file={token_file_in(text)}", "--num-cpus=1"
+    other.succeed("start", *join, "--node-name=gone")
+    other.succeed("stop")
+    shown = wait_until(lambda: "1 lost" in (now := user.succeed("status")) and now, what="the loss in the report")
+    [line] = [line for line in shown.splitlines() if " gone " in line]
+    assert "lost: its connection was lost" in line
     user.succeed("stop")
 
 

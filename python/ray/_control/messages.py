@@ -41,7 +41,8 @@ class MemberEntry(msgspec.Struct, frozen=True, array_like=True):
 class NodeHello(Message, frozen=True):
     """A node joins: the first message on its connection. `address` is where other nodes reach it, "" if they cannot.
 
-    `python` is the version of its interpreter, "3.11.7"; releases that did not say it yet are taken as they come.
+    `python` is the version of its interpreter, "3.11.7"; releases that did not say it yet are taken as they come. A
+    `client` is only there for a program outside of the cluster.
     """
 
     node: int
@@ -54,6 +55,7 @@ class NodeHello(Message, frozen=True):
     resources: dict[str, int]
     labels: dict[str, str]
     python: str = ""
+    client: bool = False
 
 
 class MemberJoined(Message, frozen=True):

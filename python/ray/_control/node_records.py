@@ -51,6 +51,8 @@ class Node(msgspec.Struct):
     joined_at: float
     python: str = ""
     """Version of its interpreter; empty if it did not say."""
+    client: bool = False
+    """It is only there for a program outside of the cluster, and nobody misses it."""
     unanswered: int = 0
     """Questions whether it lives since it last answered one."""
     assumed: list[tuple[int, dict[str, int]]] = []

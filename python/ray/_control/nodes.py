@@ -116,6 +116,7 @@ class NodeTable(Machine):
             free=dict(message.resources),
             joined_at=now,
             python=message.python,
+            client=message.client,
         )
         others = self.living()
         self._nodes[new.key] = new

@@ -182,6 +182,7 @@ class ControlRequests(Requests):
                 "Socket": node.socket,
                 "SessionDir": node.session_dir,
                 "IsHead": node.key == nodes.head,
+                "IsClient": node.client,
                 "Reason": node.reason,
             }
             for node in nodes.all()

@@ -127,6 +127,7 @@ def _serve(
             session_dir=config.session_dir,
             labels=config.labels,
             python=python_version(),
+            client=config.client,
         ),
         new_id=random_id,
         validate=validate,

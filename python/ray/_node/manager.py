@@ -80,6 +80,7 @@ class NodeFacts(msgspec.Struct, frozen=True):
     session_dir: str = ""
     labels: dict[str, str] = {}
     python: str = ""
+    client: bool = False
 
     def hello(self) -> messages.NodeHello:
         """How the node introduces itself."""
@@ -94,6 +95,7 @@ class NodeFacts(msgspec.Struct, frozen=True):
             self.resources,
             self.labels,
             self.python,
+            self.client,
         )
 
 

@@ -28,6 +28,9 @@ __all__ = ["Announced", "Asked", "announce", "labels_of", "run"]
 
 DEFAULT_PORT: Final = 6379
 
+UNSPECIFIED: Final = ("0.0.0.0", "::")
+"""All addresses of a machine: to listen on, and not to be reached by."""
+
 TOKEN_NAME: Final = "token"
 """The file in a head's session directory that has the token, and goes with it."""
 
@@ -226,14 +229,19 @@ def announce(asked: str | None, head_address: str | None) -> Announced:
         head_address: The head that is joined; None for a head.
 
     Raises:
-        ValueError: If the name that the user gave is not known.
+        ValueError: If the name that the user gave is not known, or is nobody's address.
     """
     if asked is not None:
         ip = _number_of(asked)
+        if ip in UNSPECIFIED:
+            message = (
+                f"--node-ip-address {asked} leads nowhere: give the address by which other machines reach this one"
+            )
+            raise ValueError(message)
         if is_own(ip):
             return Announced(ip, "It was given by --node-ip-address.", ip)
         why = "It was given by --node-ip-address, and is not an address of this machine itself."
-        return Announced(ip, why, "::" if ":" in ip else "0.0.0.0")
+        return Announced(ip, why, UNSPECIFIED[":" in ip])
     if head_address is not None:
         ip = joining.own_ip(head_address)
         return Announced(ip, "By it this machine reaches the head; --node-ip-address announces another.", ip)

@@ -21,7 +21,8 @@ def status(*, address: str | None, verbose: bool) -> None:
     from ray._runtime.tool import Tool
 
     with Tool(address) as tool:
-        nodes = [node for node in tool.request("nodes") if node["node"] != tool.own_node]
+        # Nobody misses the node of a program outside of the cluster; least of all that of this command.
+        nodes = [x for x in tool.request("nodes") if x["node"] != tool.own_node and (x["Alive"] or not x["IsClient"])]
         total, free = tool.request("cluster_resources"), tool.request("available_resources")
         demands = tool.request("demands")
         where = tool.address
@@ -74,7 +75,7 @@ def describe(
 
 
 def _node_row(node: dict[str, Any]) -> tuple[str, ...]:
-    role = "head" if node["IsHead"] else "node"
+    role = "head" if node["IsHead"] else "client" if node["IsClient"] else "node"
     state = "alive" if node["Alive"] else f"lost: {node['Reason']}"
     address = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
     return (_id(node), role, _name(node), address, state)

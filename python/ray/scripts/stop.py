@@ -53,8 +53,8 @@ def stop(*, force: bool, grace_period: int) -> None:
     if left:
         pids = ", ".join(str(record.pid) for record in left)
         message = (
-            f"{_counted(left)} did not end within {grace_period} s (process {pids}): 'ray stop --force' kills. One that "
-            "was started in another container can only be stopped there"
+            f"{_counted(left)} did not end within {grace_period} s (process {pids}): 'ray stop --force' kills. A node "
+            "that was started in another container can only be stopped there"
         )
         raise click.ClickException(message)
 

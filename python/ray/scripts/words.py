@@ -13,7 +13,7 @@ __all__ = ["head_started", "joined", "table"]
 
 CLOSED = "It listens there and on no other address, and takes nobody who does not have the token."
 OPEN = "It listens on every address of this machine, and takes nobody who does not have the token."
-LOOPBACK = "Only this machine can join and connect: 127.0.0.1 leads nowhere else."
+LOOPBACK = "Only this machine can join and connect: the address leads to no other."
 
 
 def head_started(
