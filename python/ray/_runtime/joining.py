@@ -164,7 +164,7 @@ def enter(address: str) -> Place:
     record = find(address)
     if record is not None:
         _check_python(record.python, address)
-        ip = record.address.rpartition(":")[0] or "127.0.0.1"
+        ip = record.address.rpartition(":")[0].strip("[]") or "127.0.0.1"
         return Place(record.node, record.socket, record.session_dir, record.token, record.head_address, ip)
     return _start_client(address)
 

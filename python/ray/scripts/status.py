@@ -75,9 +75,11 @@ def describe(
 
 
 def _node_row(node: dict[str, Any]) -> tuple[str, ...]:
+    from ray._node.config import address_of
+
     role = "head" if node["IsHead"] else "client" if node["IsClient"] else "node"
     state = "alive" if node["Alive"] else f"lost: {node['Reason']}"
-    address = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
+    address = address_of(node["NodeManagerAddress"], node["NodeManagerPort"])
     return (_id(node), role, _name(node), address, state)
 
 

@@ -38,8 +38,8 @@ def head_started(
         any_port: Whether the system chose the port.
     """
     address = node.tcp_address
-    host = address.rpartition(":")[0].strip("[]")
-    is_local = host.startswith("127.") or host == "::1"
+    host = address.rpartition(":")[0]
+    is_local = host.startswith("127.") or host == "[::1]"
     facts = [
         ("address", address),
         ("", why),
