@@ -80,6 +80,22 @@ def test_a_host_that_is_a_name_becomes_the_address_that_answers(monkeypatch):
     assert asked == ["10.0.0.1:6379", "10.0.0.2:6379"]
 
 
+def test_only_so_many_addresses_of_one_name_are_tried(monkeypatch):
+    asked = []
+
+    def discover(address: str, token: bytes, timeout_s: float) -> tuple[int, int, int]:
+        asked.append(timeout_s)
+        raise ConnectionError(f"nobody at {address}")
+
+    infos = [(2, 1, 6, "", (f"10.0.0.{last}", 6379)) for last in range(1, joining.CANDIDATES_MAX + 5)]
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: infos)
+    monkeypatch.setattr(_core, "discover", discover)
+    with pytest.raises(ConnectionError, match=r"nobody at 10\.0\.0\.1:6379"):
+        joining.reach("head:6379", TOKEN)
+    assert len(asked) == joining.CANDIDATES_MAX
+    assert sum(asked) == pytest.approx(joining.DISCOVER_S)
+
+
 def test_a_refusal_is_told_rather_than_that_another_address_does_not_answer(monkeypatch):
     def discover(address: str, token: bytes, timeout_s: float) -> tuple[int, int, int]:
         if address.startswith("10.0.0.2"):

@@ -30,7 +30,7 @@ KILLED_S: Final = 10.0
     type=click.IntRange(min=0),
     default=16,
     show_default=True,
-    help="Seconds that the nodes may take to end in order.",
+    help="Seconds that the nodes may take to end in order; heads, which come last, as long again.",
 )
 def stop(*, force: bool, grace_period: int) -> None:
     """Ends all nodes on this machine that 'ray start' has started for this user, with everything on them.
@@ -43,10 +43,9 @@ def stop(*, force: bool, grace_period: int) -> None:
     if not records:
         click.echo("No node that 'ray start' has started runs here.")
         return
-    deadline = time.monotonic() + grace_period
     stopped: list[Record] = []
     for group in ([x for x in records if not x.is_head], [x for x in records if x.is_head]):
-        stopped += _end(group, deadline, force=force)
+        stopped += _end(group, KILLED_S if force else grace_period, force=force)
     if stopped:
         click.echo(f"Stopped {_counted(stopped)}.")
     left = [record for record in records if record not in stopped and registry.is_running(record)]
@@ -63,7 +62,7 @@ def _counted(records: list[Record]) -> str:
     return "1 node" if len(records) == 1 else f"{len(records)} nodes"
 
 
-def _end(records: list[Record], deadline: float, *, force: bool) -> list[Record]:
+def _end(records: list[Record], timeout_s: float, *, force: bool) -> list[Record]:
     """Ends nodes; returns those that have ended by that."""
     from ray._node import registry
 
@@ -72,11 +71,10 @@ def _end(records: list[Record], deadline: float, *, force: bool) -> list[Record]
     try:
         if force:
             below = [handle for record, _ in held for handle in _children(record.pid)]
-            deadline = time.monotonic() + KILLED_S
         for _, handle in held:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(handle, signal.SIGKILL if force else signal.SIGTERM)
-        remaining = _wait([*(handle for _, handle in held), *below], deadline)
+        remaining = _wait([*(handle for _, handle in held), *below], timeout_s)
     finally:
         for handle in [*(handle for _, handle in held), *below]:
             os.close(handle)
@@ -97,8 +95,9 @@ def _children(pid: int) -> list[int]:
     return handles
 
 
-def _wait(handles: list[int], deadline: float) -> set[int]:
+def _wait(handles: list[int], timeout_s: float) -> set[int]:
     """Waits for the end of processes; returns those that have not ended by then."""
+    deadline = time.monotonic() + timeout_s
     remaining = set(handles)
     poller = select.poll()
     for handle in handles:
