@@ -13,6 +13,7 @@ W = TypeVar("W")
 ROLE_NODE: int
 ROLE_DRIVER: int
 ROLE_WORKER: int
+ROLE_TOOL: int
 
 # Codes of error payloads; see `Hooks.load_error`.
 ERROR_TASK: int

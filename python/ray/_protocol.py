@@ -77,6 +77,8 @@ class LeaseDemand(Message, frozen=True):
     a lease against it at the moment of the grant. `env` is empty or msgpack ``{"env_vars": {..}}``;
     a worker serves one env for its whole life. `label` is what people are shown: a function's name.
     `retriable` says whether tasks of the class are repeated if their worker is ended for want of memory.
+    `granted` is how many leases of the class have come to the owner, ever: those on their way are counted against
+    `count` too. -1 if the owner does not say.
     """
 
     class_id: int
@@ -86,6 +88,7 @@ class LeaseDemand(Message, frozen=True):
     strategy: bytes = b""
     label: str = ""
     retriable: bool = True
+    granted: int = -1
 
 
 class LeaseReturn(Message, frozen=True):

@@ -50,7 +50,9 @@ class World:
         facts = NodeFacts(key, wire, gpus, store, name=name, memory=memory)
         self.node = NodeManager(facts, new_id=lambda: next(ids), validate=True)
         self.control = head.control if head is not None else ControlService(head=NODE, validate=True)
-        self.head: Membership = WorkerNode(self.node, NODE) if head is not None else HeadNode(self.node, self.control)
+        self.head: Membership = (
+            WorkerNode(self.node, NODE, ("head",)) if head is not None else HeadNode(self.node, self.control)
+        )
         self.wire: deque[tuple[World, FrameCame]] = head.wire if head is not None else deque()
         self.said: list[tuple[int, int, p.Message]] = []
         """What this node said to others, and the head to it: (from, to, message)."""

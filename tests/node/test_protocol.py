@@ -15,7 +15,7 @@ from ray._control.machine import Deadlines, InvariantViolation
 from tests.node.simulated import World
 
 TABLE = """
-64 LeaseDemand class_id demand count env strategy label retriable
+64 LeaseDemand class_id demand count env strategy label retriable granted
 65 LeaseReturn lease reusable node
 66 Blocked
 67 Unblocked
@@ -74,7 +74,7 @@ def test_bodies_are_arrays_in_the_order_of_the_fields():
 
 
 def test_a_newer_peer_s_further_fields_are_ignored_and_an_older_one_s_are_filled_in():
-    longer = msgspec.msgpack.encode([1, {"CPU": 1}, 2, b"", b"", "f", True, "new"])
+    longer = msgspec.msgpack.encode([1, {"CPU": 1}, 2, b"", b"", "f", True, -1, "new"])
     assert p.decode(64, longer) == p.LeaseDemand(1, {"CPU": 1}, 2, b"", b"", "f")
     assert p.decode(64, msgspec.msgpack.encode([1, {}, 2])) == p.LeaseDemand(1, {}, 2)
 

@@ -73,7 +73,7 @@ impl Serialize for Demand<'_> {
     }
 }
 
-pub fn lease_demand(class: u32, count: u32, spec: &ClassSpec, label: &str) -> Vec<u8> {
+pub fn lease_demand(class: u32, count: u32, spec: &ClassSpec, label: &str, granted: u32) -> Vec<u8> {
     encode(&(
         class,
         Demand(&spec.demand),
@@ -82,6 +82,7 @@ pub fn lease_demand(class: u32, count: u32, spec: &ClassSpec, label: &str) -> Ve
         Bytes::new(&spec.strategy),
         label,
         spec.retriable,
+        granted,
     ))
 }
 

@@ -26,7 +26,7 @@ fn what_is_sent_to_the_node_is_as_agreed() {
         ClassSpec { demand: vec![("CPU".into(), 10_000)], env: vec![0x80], strategy: Vec::new(), retriable: true };
     let golden = golden();
     for (name, kind, body) in [
-        ("LeaseDemand", wire::LEASE_DEMAND, wire::lease_demand(7, 3, &spec, "square")),
+        ("LeaseDemand", wire::LEASE_DEMAND, wire::lease_demand(7, 3, &spec, "square", 2)),
         ("LeaseReturn", wire::LEASE_RETURN, wire::lease_return(LeaseId(9), true, NodeKey(6))),
         ("LeaseKept", wire::LEASE_KEPT, wire::lease_kept(LeaseId(9), NodeKey(6))),
         ("WhereIsNode", wire::WHERE_IS_NODE, wire::where_is_node(NodeKey(6))),

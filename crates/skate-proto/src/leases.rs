@@ -75,6 +75,8 @@ struct Class {
     leases: Vec<LeaseId>,
     /// Leases that the node still owes us.
     requested: u32,
+    /// Leases that came, ever.
+    granted: u32,
     /// Definitions that refer to it.
     definitions: u32,
 }
@@ -195,8 +197,14 @@ impl Owner {
         self.leases.make_room_for_class();
         let id = ClassId(self.leases.next_class);
         self.leases.next_class = id.0.checked_add(1).expect("fewer than 2^32 classes");
-        let class =
-            Class { spec: spec.clone(), queue: VecDeque::new(), leases: Vec::new(), requested: 0, definitions: 0 };
+        let class = Class {
+            spec: spec.clone(),
+            queue: VecDeque::new(),
+            leases: Vec::new(),
+            requested: 0,
+            granted: 0,
+            definitions: 0,
+        };
         self.leases.classes.insert(id, class);
         self.leases.by_spec.insert(spec, id);
         id
@@ -205,6 +213,12 @@ impl Owner {
     #[must_use]
     pub fn class_spec(&self, id: ClassId) -> &ClassSpec {
         &self.leases.classes[&id].spec
+    }
+
+    /// Leases of the class that came, ever: a demand tells them, so that the node knows which it has not seen yet.
+    #[must_use]
+    pub fn class_granted(&self, id: ClassId) -> u32 {
+        self.leases.classes[&id].granted
     }
 
     /// What people are shown for this class: the name of the task that waits for longest.
@@ -389,6 +403,7 @@ impl Owner {
         let entry = self.leases.class(class);
         entry.leases.push(id);
         entry.requested = entry.requested.saturating_sub(1);
+        entry.granted += 1;
         self.pump(class, now_ns, out);
     }
 

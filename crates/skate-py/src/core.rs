@@ -123,6 +123,7 @@ impl PyCore {
         let role = match role {
             crate::ROLE_DRIVER => Role::Driver,
             crate::ROLE_WORKER => Role::Worker,
+            crate::ROLE_TOOL => Role::Tool,
             other => return Err(PyValueError::new_err(format!("role {other} has no core of this kind"))),
         };
         let minor = py.version_info().minor;

@@ -30,7 +30,11 @@ class NodeEntry(msgspec.Struct, frozen=True, array_like=True):
 
 
 class NodeHello(Message, frozen=True):
-    """A node joins: the first message on its connection. `address` is where other nodes reach it, "" if they cannot."""
+    """A node joins: the first message on its connection. `address` is where other nodes reach it, "" if they cannot.
+
+    `python` is the version of its interpreter, "3.11.7"; releases that did not say it yet are taken as they come. A
+    `client` is only there for a program outside of the cluster.
+    """
 
     node: int
     address: str
@@ -41,6 +45,8 @@ class NodeHello(Message, frozen=True):
     session_dir: str
     resources: dict[str, int]
     labels: dict[str, str]
+    python: str = ""
+    client: bool = False
     returns: bool = False
     """It has been part of the cluster and lost its head. What is on it follows, up to `Announced`."""
 

@@ -62,6 +62,10 @@ class Node(msgspec.Struct):
     labels: dict[str, str]
     free: dict[str, int]
     joined_at: float
+    python: str = ""
+    """Version of its interpreter; empty if it did not say."""
+    client: bool = False
+    """It is only there for a program outside of the cluster, and nobody misses it."""
     unanswered: int = 0
     """Questions whether it lives since it last answered one."""
     assumed: list[tuple[int, dict[str, int]]] = []
@@ -112,6 +116,11 @@ class Node(msgspec.Struct):
         cpus = max(self.total.get(CPU, 0) // UNIT, 1)
         # Actors hold no CPU by default, and yet a node should not get all of them.
         return max(*shares, self.actors / (8 * cpus), 0.0)
+
+
+def is_same_python(one: str, other: str) -> bool:
+    """Whether two versions of Python ("3.11.7") read each other's pickled functions: the patch level may differ."""
+    return not one or not other or one.split(".")[:2] == other.split(".")[:2]
 
 
 def fits(room: dict[str, int], demand: dict[str, int]) -> int:

@@ -7,6 +7,9 @@ is *away*, and may come back within `AWAY_S`; after a restart of the head all ar
 cluster before. Who is there and leaves `UNANSWERED_MAX` questions unanswered is lost. Who comes back after it was taken
 to be lost is told to leave, because everything on it was given up meanwhile.
 
+Functions travel as pickles of code, which another minor version of Python cannot run: a node with another one than the
+head's is told to leave, too.
+
 Invariants: a node is there (maybe away), expected or lost; every node has been announced to every other, and its loss
 too; the head is never lost nor away.
 """
@@ -19,7 +22,16 @@ import msgspec
 
 from ray._control.machine import Deadlines, FromNode, Log, Machine, Save, Tick, ToNode
 from ray._control.messages import Alive, AreYouAlive, Leave, NodeEntry, NodeHello, Nodes, Resources
-from ray._control.node_records import DisconnectNode, Node, NodeCame, NodeFreed, NodeLost, NodeReturned, NodeWentAway
+from ray._control.node_records import (
+    DisconnectNode,
+    Node,
+    NodeCame,
+    NodeFreed,
+    NodeLost,
+    NodeReturned,
+    NodeWentAway,
+    is_same_python,
+)
 
 ASK_S: Final = 2.0
 """How often nodes are asked whether they live. Only with more than one node; a question is 20 bytes."""
@@ -123,6 +135,15 @@ class NodeTable(Machine):
         self._emit(NodeReturned(node.key))
 
     def _join(self, message: NodeHello, now: float) -> None:
+        head = self._nodes.get(self.head)
+        if head is not None and not is_same_python(message.python, head.python):
+            reason = (
+                f"it runs Python {message.python} and the head {head.python}, and nodes of different minor versions "
+                f"cannot run each other's functions: start it with Python {head.python.rpartition('.')[0]}"
+            )
+            self._emit(Log(f"node {message.hostname} ({message.node:016x}) was refused: {reason}"))
+            self._emit(ToNode(message.node, Leave(reason)))
+            return
         new = Node(
             key=message.node,
             address=message.address,
@@ -135,6 +156,8 @@ class NodeTable(Machine):
             labels=message.labels,
             free=dict(message.resources),
             joined_at=now,
+            python=message.python,
+            client=message.client,
         )
         others = list(self._nodes.values())
         self._nodes[new.key] = new

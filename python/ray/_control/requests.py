@@ -183,17 +183,21 @@ class ControlRequests(Requests):
                 "Socket": node.socket,
                 "SessionDir": node.session_dir,
                 "IsHead": node.key == nodes.head,
+                "IsClient": node.client,
                 "Reason": node.reason,
             }
             for node in nodes.all()
         ]
 
-    def _demands(self, event: Received, now: float) -> list[dict[str, Any]]:
-        """What waits for room on any node, and why."""
-        return [
+    def _demands(self, event: Received, now: float) -> Any:
+        """What waits for room on any node, and why. A node without others keeps what waits for itself."""
+        waiting = [
             {"label": demand.label, "count": demand.count, "demand": demand.demand, "why": why}
             for demand, why in self._service.placement.pending()
         ]
+        if not self._service.nodes.is_alone:
+            return waiting
+        return self._forward(self._service.nodes.head, event, "node.demands", waiting)
 
     # ------------------------------------------------------------------ actors
 

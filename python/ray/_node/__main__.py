@@ -112,6 +112,7 @@ def _serve(
     import gc
 
     from ray._node import registry, session
+    from ray._node.config import python_version
     from ray._node.manager import NodeFacts, NodeManager
     from ray._node.membership import HEADLESS_S, HeadNode, Membership, WorkerNode
     from ray._node.shell import Shell, log
@@ -131,6 +132,8 @@ def _serve(
             session_dir=config.session_dir,
             labels=config.labels,
             memory=config.memory,
+            python=python_version(),
+            client=config.client,
         ),
         new_id=random_id,
         validate=validate,
@@ -201,8 +204,10 @@ def _lead(config: NodeConfig) -> tuple[StorageWriter, list[tuple[str, bytes, byt
 
 def _announced(config: NodeConfig, core: Core) -> str:
     """Where other nodes reach this one; empty if it listens for none."""
+    from ray._node.config import address_of
+
     bound = core.address()
-    return f"{config.address}:{bound.rpartition(':')[2]}" if bound else ""
+    return address_of(config.address, int(bound.rpartition(":")[2])) if bound else ""
 
 
 def _catch_signals() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -53,6 +54,8 @@ class NodeConfig(msgspec.Struct, frozen=True):
     findable: bool = False
     """Whether drivers and further nodes of this user may find it on this machine; `private`: only by its address."""
     private: bool = False
+    nodes_dir: str = ""
+    """Where the record lies by which it is found; beside the session directory if empty."""
     client: bool = False
     """The node is only there for a driver outside of the cluster: it has no resources."""
     head_node: int = 0
@@ -78,10 +81,25 @@ class NodeConfig(msgspec.Struct, frozen=True):
     def socket_path(self) -> str:
         return f"{self.session_dir}/node.sock"
 
+    @property
+    def is_public(self) -> bool:
+        """Whether it was started for whoever comes, and belongs to no program."""
+        return self.findable and not self.private
+
 
 def session_of(token: bytes) -> bytes:
     """The session id of a cluster, which its processes compare before anything else: so the token is all to know."""
     return hashlib.sha256(token).digest()[:16]
+
+
+def address_of(host: str, port: int) -> str:
+    """A host and a port in one text, "host:port", with an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def python_version() -> str:
+    """Of this interpreter: "3.11.7"."""
+    return ".".join(map(str, sys.version_info[:3]))
 
 
 def read_config(fd: int) -> NodeConfig:

@@ -123,6 +123,8 @@ class LeaseTable(Machine):
         """The same demands by owner, in the order in which owners and classes have their turn."""
         self._leases: dict[int, Lease] = {}
         self._by_proc: dict[int, Lease] = {}
+        self._granted: dict[Key, int] = {}
+        """Leases that owners of this node got, ever, by class; of classes for which any was granted."""
         self._pressed: dict[int, None] = {}
         """Owners that were told that others wait."""
         self._kept = 0
@@ -188,6 +190,11 @@ class LeaseTable(Machine):
         """Why an actor has no worker yet, as a sentence."""
         return self._why((ACTORS, actor))
 
+    def pending(self) -> list[tuple[Want, str]]:
+        """What waits for room on this node and was not told to the control service, and why."""
+        wants = [want for want in self._wants.values() if want.unmet and not want.placed_only]
+        return [(want, self._why(want.key)) for want in wants]
+
     def statistics(self) -> dict[str, int]:
         """Counts for people and tests."""
         held = sum(lease.held for lease in self._leases.values())
@@ -216,7 +223,10 @@ class LeaseTable(Machine):
         if event.sender not in self._jobs:
             return  # it has gone meanwhile
         want = self._wants.get(key)
-        if want is None and message.count > 0:
+        # What was granted and had not come to the owner when it spoke is part of what it speaks of.
+        coming = self._granted.get(key, 0) - message.granted if message.granted >= 0 else 0
+        count = max(message.count - coming, 0)
+        if want is None and count > 0:
             if len(self._turns.get(event.sender, ())) >= DEMANDS_PER_OWNER_MAX:
                 reason = f"more than {DEMANDS_PER_OWNER_MAX} kinds of tasks wait in one process"
                 self._emit(Send(event.sender, LeaseFailed(message.class_id, reason)))
@@ -226,7 +236,7 @@ class LeaseTable(Machine):
                     key=key,
                     job=self._jobs[event.sender],
                     demand={name: units for name, units in message.demand.items() if units > 0},
-                    count=message.count,
+                    count=count,
                     env=message.env,
                     strategy=message.strategy,
                     label=message.label,
@@ -236,7 +246,7 @@ class LeaseTable(Machine):
                 now,
             )
         elif want is not None:
-            want.count = max(message.count, 0)
+            want.count = count
             self._cancel_surplus(want)
         self._schedule(now)
 
@@ -496,7 +506,10 @@ class LeaseTable(Machine):
 
     def _on_told_elsewhere(self, event: ToldElsewhere, now: float) -> None:
         assert isinstance(event.message, LeaseGranted | LeaseFailed)
-        want = self._wants.get((event.owner, event.message.class_id))
+        key = (event.owner, event.message.class_id)
+        if isinstance(event.message, LeaseGranted) and event.owner in self._jobs:
+            self._granted[key] = self._granted.get(key, 0) + 1
+        want = self._wants.get(key)
         if want is None or want.guest:
             return
         if isinstance(event.message, LeaseFailed):
@@ -587,6 +600,8 @@ class LeaseTable(Machine):
         if isinstance(name, bytes):
             self._emit(ActorPlaced(name, want.incarnation, event.proc, event.pid, gpu_ids))
         else:
+            if not want.guest:
+                self._granted[lease.key] = self._granted.get(lease.key, 0) + 1
             self._emit(Send(owner, LeaseGranted(name, lease.id, event.proc, self._node, event.pid, gpu_ids)))
         if want.count == 0:
             self._remove(want)
@@ -693,6 +708,8 @@ class LeaseTable(Machine):
             self._remove(want)
         for key in [key for key in self._limits if key[0] == event.proc]:
             del self._limits[key]
+        for key in [key for key in self._granted if key[0] == event.proc]:
+            del self._granted[key]
         self._schedule(now)
 
     def _end(self, lease: Lease) -> None:

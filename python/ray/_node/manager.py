@@ -90,6 +90,8 @@ class NodeFacts(msgspec.Struct, frozen=True):
     session_dir: str = ""
     labels: dict[str, str] = {}
     memory: MemorySettings = MemorySettings()
+    python: str = ""
+    client: bool = False
 
     def hello(self) -> messages.NodeHello:
         """How the node introduces itself."""
@@ -103,6 +105,8 @@ class NodeFacts(msgspec.Struct, frozen=True):
             self.session_dir,
             self.resources,
             self.labels,
+            self.python,
+            self.client,
         )
 
 
@@ -133,9 +137,10 @@ class CoreLeft(Event, frozen=True):
 
 
 class Shutdown(Effect, frozen=True):
-    """The node must end, with everything on it."""
+    """The node must end, with everything on it. Unless that is `wanted`, somebody will ask why."""
 
     reason: str
+    wanted: bool = True
 
 
 class JobFacts(msgspec.Struct, frozen=True):
@@ -219,7 +224,7 @@ class NodeManager:
             messages.GiveUpMember: lambda m, now: self._tell(self.processes, events.GivenUp(m.proc, m.by), now),
             messages.AskFree: self._on_ask_free,
             messages.AreYouAlive: lambda m, now: self._out.append(events.ToControl(messages.Alive(m.serial))),
-            messages.Leave: lambda m, now: self._out.append(Shutdown(m.reason)),
+            messages.Leave: lambda m, now: self._out.append(Shutdown(m.reason, wanted=False)),
         }
 
     def handle(self, event: Event, now: float) -> list[Effect]:

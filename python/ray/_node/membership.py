@@ -280,7 +280,7 @@ class WorkerNode:
         if type(message) not in messages.NEWS:
             self._kept.append(message)
             if len(self._kept) > KEPT_MAX:
-                out.append(Shutdown(f"more than {KEPT_MAX} messages wait for the head. {self._lost_why}"))
+                out.append(Shutdown(f"more than {KEPT_MAX} messages wait for the head. {self._lost_why}", wanted=False))
         if not self._seeking:
             out.append(ToNode(self.head, message))
 
@@ -301,7 +301,7 @@ class WorkerNode:
     def _on_head_lost(self, left: CoreLeft, now: float) -> list[Effect]:
         why = f"the connection to the head was lost ({left.reason})"
         if self._seeking or not self.joined or (left.ended and not self._durable):
-            return [Shutdown(why)] if not self._seeking else []
+            return [Shutdown(why, wanted=False)] if not self._seeking else []
         self._seeking, self._lost_why = True, why
         patience_s = self._headless_s if self._durable else BLIP_S
         self._give_up_at = now + patience_s
@@ -309,7 +309,7 @@ class WorkerNode:
 
     def _on_not_found(self, why: str, now: float) -> list[Effect]:
         if now >= self._give_up_at:
-            return [Shutdown(f"{self._lost_why}, and no head was found: {why}")]
+            return [Shutdown(f"{self._lost_why}, and no head was found: {why}", wanted=False)]
         self._seek_at = now + SEEK_AGAIN_S
         return []
 

@@ -103,6 +103,8 @@ class Shell:
         self._queue: deque[Event] = deque()
         self._zygote_token = 0
         self._ending = ""
+        self._keeps_logs = False
+        """Nobody wanted the end, and nobody is told of it: all that says why is the node's log."""
         self._at_end = ""
         self._seeker = Seeker(config.token)
         self._records = records
@@ -420,6 +422,7 @@ class Shell:
     def _shutdown(self, effect: Shutdown) -> None:
         self._flush_logs(effect)
         self._ending = effect.reason
+        self._keeps_logs = not effect.wanted and self._config.is_public
 
     def _end(self) -> None:
         """Kill and reap everything, remove the session directory. Bounded by `SHUTDOWN_S`."""
@@ -437,7 +440,7 @@ class Shell:
         self._logs.close()
         if self._memory is not None:
             self._memory.close()
-        if self._ending:
+        if self._ending and not self._keeps_logs:
             session.remove(self._config.session_dir)  # after a crash, the logs in it are all that is left to look at
 
 

@@ -169,18 +169,29 @@ def request(op: str, timeout_s: float | None = 30.0, **arguments: Any) -> Any:
         ValueError, KeyError, TypeError, RuntimeError: As the node answered.
         TimeoutError: If it did not.
     """
-    import msgspec
-
     from ray._core import CoreClosed
 
-    found = ensure()
-    body = msgspec.msgpack.encode(arguments) if arguments else b""
     try:
-        reply = found.request(op, body, timeout_s)
-    except RuntimeError as error:
-        raise _refusal(error) from None
+        return ask(ensure(), op, timeout_s, arguments)
     except CoreClosed as error:
         raise gone(error) from None
+
+
+def ask(through: Core, op: str, timeout_s: float | None, arguments: dict[str, Any]) -> Any:
+    """Asks the cluster of a core something.
+
+    Raises:
+        ValueError, KeyError, TypeError, RuntimeError: As the node answered.
+        TimeoutError: If it did not.
+        CoreClosed: If its node cannot be reached any more.
+    """
+    import msgspec
+
+    body = msgspec.msgpack.encode(arguments) if arguments else b""
+    try:
+        reply = through.request(op, body, timeout_s)
+    except RuntimeError as error:
+        raise _refusal(error) from None
     return msgspec.msgpack.decode(reply) if reply else None
 
 

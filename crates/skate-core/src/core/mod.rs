@@ -348,7 +348,8 @@ impl Core {
         let (kind, body) = match msg {
             ToNode::LeaseDemand { class, count } => {
                 let (spec, label) = (state.owner.class_spec(class), state.owner.class_label(class));
-                (node_wire::LEASE_DEMAND, node_wire::lease_demand(class.0, count, spec, label))
+                let granted = state.owner.class_granted(class);
+                (node_wire::LEASE_DEMAND, node_wire::lease_demand(class.0, count, spec, label, granted))
             }
             ToNode::LeaseReturn { lease, reusable, node } => {
                 (node_wire::LEASE_RETURN, node_wire::lease_return(lease, reusable, node))
