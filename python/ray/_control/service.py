@@ -233,6 +233,9 @@ class ControlService:
                 if self.is_returning and not self.nodes.expected():
                     # Everybody is back. What was said meanwhile and not heard is on its way right behind.
                     self._deadlines.set("return", now + RETURNED_S)
+                elif not self.is_returning:
+                    self.actors.give_up_unknown()
+                    self._queue.extend(self.actors.take_effects())
             case messages.NoticeRaised():
                 self._queue.append(Notify(message.job, message.level, message.text))
             case _:
