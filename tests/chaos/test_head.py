@@ -48,6 +48,7 @@ class Load:
         self.ended = False
         self.failures = []
         self.named = []
+        self.serial = 0
         self.keys = {}
         self.rounds = {}
         self.threads = [
@@ -88,7 +89,8 @@ class Load:
         assert ray.get([square.remote(n) for n in range(20)], timeout=60) == [n * n for n in range(20)]
 
     def name_actors(self):
-        name = f"actor-{len(self.named)}"
+        self.serial += 1
+        name = f"actor-{self.serial}"
         actor = Counter.options(name=name, lifetime="detached").remote()
         assert ray.get(actor.increment.remote(), timeout=60) == 1
         self.named.append(name)
