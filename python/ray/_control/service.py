@@ -3,8 +3,9 @@
 A message of a node goes in, and messages to nodes come out. Owns nothing but the order in which the tables hear of
 things, and where the effects for a process are sent. Without input or output: a whole cluster can be simulated.
 
-Order matters in two places. When a member has ended, its actor is placed again before the rest of the cluster is
-told. When a node is lost, its members have ended one by one before what it had been given is placed anew.
+Order matters in three places. When a member has ended, its actor is placed again before the rest of the cluster is
+told. When a node is lost, its members have ended one by one before what it had been given is placed anew. And when a
+placement group is gone, its actors are known to be over before anything of theirs could be placed again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import msgspec
 
 from ray._control import actor_records, messages
 from ray._control.actors import ActorTable
+from ray._control.group_records import GroupOver, JobOver
+from ray._control.groups import GroupTable
 from ray._control.jobs import JobTable
 from ray._control.kv import KeyValueStore
 from ray._control.machine import (
@@ -35,7 +38,7 @@ from ray._control.machine import (
     earliest,
 )
 from ray._control.members import MemberTable
-from ray._control.node_records import DisconnectNode, NodeCame, NodeLost
+from ray._control.node_records import DisconnectNode, NodeCame, NodeFreed, NodeLost
 from ray._control.nodes import NodeTable
 from ray._control.placement import Placement
 from ray._control.requests import ControlRequests
@@ -56,12 +59,20 @@ class ControlService:
     def __init__(self, *, head: int, validate: bool = False) -> None:
         self.nodes = NodeTable(head=head, validate=validate)
         self.members = MemberTable(validate=validate)
-        self.placement = Placement(self.nodes, self.members.node_of, validate=validate)
+        self.groups = GroupTable(self.nodes, lambda proc: self.members.get(proc) is not None, validate=validate)
+        self.placement = Placement(self.nodes, self.groups, self.members.node_of, validate=validate)
         self.jobs = JobTable()
         self.kv = KeyValueStore()
         self.actors = ActorTable(job_of=self.job_of, node_of=self.members.node_of, validate=validate)
         self.requests = ControlRequests(self)
-        self._machines: tuple[Machine, ...] = (self.nodes, self.members, self.actors, self.placement, self.requests)
+        self._machines: tuple[Machine, ...] = (
+            self.nodes,
+            self.members,
+            self.actors,
+            self.groups,
+            self.placement,
+            self.requests,
+        )
         self._queue: deque[Event | Effect] = deque()
         self._out: list[Effect] = []
 
@@ -120,12 +131,18 @@ class ControlService:
             case ProcessLeft():
                 self._on_left(event, now)
             case NodeCame():
-                for machine in (self.members, self.placement):
+                for machine in (self.members, self.groups, self.placement):
                     self._tell(machine, event, now)
                 for job in self.jobs.running():
                     self._out.append(ToNode(event.node, messages.JobChanged(job.number, job.driver, job.config)))
             case NodeLost():
                 self._on_node_lost(event, now)
+            case NodeFreed():
+                for machine in (self.groups, self.placement):
+                    self._tell(machine, event, now)
+            case GroupOver():
+                for machine in (self.actors, self.placement):
+                    self._tell(machine, event, now)
             case _ if (translated := self._to_node(event)) is not None:
                 self._out.append(translated)
             case Event():
@@ -199,17 +216,18 @@ class ControlService:
         self._tell(self.actors, event, now)
 
     def _on_left(self, event: ProcessLeft, now: float) -> None:
-        for machine in (self.actors, self.placement, self.requests):
+        for machine in (self.actors, self.groups, self.placement, self.requests):
             self._tell(machine, event, now)
         job = self.jobs.end(event.proc, now)
         if job:
+            self._tell(self.groups, JobOver(job), now)
             for node in self.nodes.living():
                 self._out.append(ToNode(node.key, messages.JobGone(job)))
 
     def _on_node_lost(self, event: NodeLost, now: float) -> None:
         if self.nodes.get(event.node) is None:
             return
-        for machine in (self.nodes, self.members, self.placement, self.requests):
+        for machine in (self.nodes, self.members, self.groups, self.placement, self.requests):
             # The members' ends are heard of one by one, before the next table hears of the node's.
             for effect in machine.handle(event, now):
                 self._route(effect, now)

@@ -58,6 +58,24 @@ class ToldElsewhere(Event, frozen=True):
     message: Message
 
 
+class BundlesWanted(Event, frozen=True):
+    """The control service has resources set aside for a placement group. Answered to it, unless released."""
+
+    message: messages.PrepareBundles
+
+
+class BundlesCommitted(Event, frozen=True):
+    """What was set aside is offered from now on."""
+
+    message: messages.CommitBundles
+
+
+class BundlesReleased(Event, frozen=True):
+    """What was set aside, or waits to be, is given back."""
+
+    message: messages.ReleaseBundles
+
+
 class ActorPlaced(Event, frozen=True):
     """A worker with the actor's resources is there."""
 
@@ -82,7 +100,7 @@ A count comes from another process and may be anything; what needs no resources 
 
 
 class Want(msgspec.Struct):
-    """One owner's demand for leases of one class, or one actor's for its worker."""
+    """One owner's demand for leases of one class, one actor's for its worker, or one placement group's for bundles."""
 
     key: Key
     job: int
@@ -115,6 +133,8 @@ class Want(msgspec.Struct):
     """Why no node of the cluster can ever meet it."""
     waits: bool = False
     """Whether people are told when it waits for long."""
+    bundles: messages.PrepareBundles | None = None
+    """What is to be set aside, if it is a placement group's."""
     passed_over: int = 0
     patience: int = fairness.PATIENCE
 

@@ -8,8 +8,11 @@ come from there (`LeasesPlaced`), as do actors. Does not know how workers come t
 A lease goes through two states. It is *starting* from the moment its resources are taken until a worker
 is there, and *held* until it is returned, its owner dies or its worker dies.
 
+Placement groups wait here for the resources of their bundles like everybody else, and a demand in a group is one for
+the resources that its bundles offer (`bundles`).
+
 Invariants:
-- what leases hold and what is free add up to what the node has;
+- what leases and bundles hold and what is free add up to what the node has;
 - a demand's starting leases are no more than its count;
 - what cannot be met here now is known to the control service, as soon as there are other nodes;
 - what it has placed here is started at once, or refused, unless it is to queue;
@@ -21,9 +24,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from ray._bundle_names import base_of
 from ray._control import messages
 from ray._control import strategy as strategies
-from ray._control.demands import ACTORS, Key
+from ray._control.demands import ACTORS, GROUPS, Key
+from ray._control.group_placement import demand_of
 from ray._control.machine import (
     Deadlines,
     Log,
@@ -39,6 +44,7 @@ from ray._control.machine import (
 from ray._control.shown import show, show_demand
 from ray._control.waits import Waits
 from ray._node import fairness
+from ray._node.bundles import Reservations
 from ray._node.events import (
     Company,
     FreeWorker,
@@ -61,6 +67,9 @@ from ray._node.lease_records import (
     ActorPlaced,
     ActorUnplaceable,
     ActorWithdrawn,
+    BundlesCommitted,
+    BundlesReleased,
+    BundlesWanted,
     Elsewhere,
     GuestWithdrawn,
     Lease,
@@ -69,6 +78,7 @@ from ray._node.lease_records import (
     ToldElsewhere,
     Want,
 )
+from ray._node.resources import is_cpu
 from ray._protocol import (
     ACTOR_DEAD,
     CAUSE_TEXT,
@@ -114,6 +124,7 @@ class LeaseTable(Machine):
     def __init__(self, *, node: int, ledger: Ledger, new_id: Callable[[], int], validate: bool = False) -> None:
         super().__init__(validate=validate)
         self.ledger = ledger
+        self.reservations = Reservations(ledger)
         self._node = node
         self._jobs: dict[int, int] = {}
         """Connected cores and guests, and their jobs: only they may own leases."""
@@ -151,6 +162,9 @@ class LeaseTable(Machine):
             GuestWithdrawn: self._on_guest_withdrawn,
             Elsewhere: self._on_elsewhere,
             NowHopeless: self._on_hopeless,
+            BundlesWanted: self._on_bundles_wanted,
+            BundlesCommitted: self._on_bundles_committed,
+            BundlesReleased: self._on_bundles_released,
             ToldElsewhere: self._on_told_elsewhere,
             Company: self._on_company,
             JobKnown: self._on_job_known,
@@ -188,6 +202,7 @@ class LeaseTable(Machine):
             "leases_starting": len(self._leases) - held,
             "demands_waiting": len(self._wants),
             "leases_wanted": sum(want.unmet for want in self._wants.values()),
+            "reservations": len(self.reservations),
         }
 
     def next_deadline(self) -> float | None:
@@ -285,6 +300,9 @@ class LeaseTable(Machine):
         how = want.how
         if how.kind == strategies.NODE and (how.node == self._node or (self._alone and how.soft)):
             return False
+        if how.kind == strategies.GROUP:
+            # Whether there is such a group, and where, others know; with a bundle here it is a resource like others.
+            return not self.ledger.bundles or any(name not in self.ledger.total for name in want.demand)
         return not how.is_local_first and not (self._alone and how.kind == strategies.SPREAD)
 
     def _remove(self, want: Want) -> None:
@@ -325,12 +343,12 @@ class LeaseTable(Machine):
         working = {lease.key for lease in self._leases.values() if lease.held}
         for group in self._waits.due(now, working):
             want = next(iter(group.members.values()))
-            kind = "actor" if want.owner == ACTORS else "task"
+            kind = {ACTORS: "actor ", GROUPS: ""}.get(want.owner, "task ")
             name, many = want.label or "(unnamed)", group.count > 1
             each = "each" if many else "it"
             # Owners tell the number of tasks when it has doubled.
             number = str(group.count) if want.owner == ACTORS else f"About {group.count}"
-            who = f"{number} {kind}s {name}" if many else f"The {kind} {name}"
+            who = f"{number} {kind.strip()}s {name}" if many else f"The {kind}{name}"
             if group.infeasible:
                 asked = show_demand({**want.place, **want.demand})
                 asks, it = ("ask", "they go") if many else ("asks", "it goes")
@@ -360,6 +378,8 @@ class LeaseTable(Machine):
 
     def _share_out(self, now: float) -> None:
         blocked = fairness.share_out(self._turns, self.ledger, self._start)
+        for want in [want for want in self._turns.get(GROUPS, {}).values() if not want.count]:
+            self._remove(want)
         self._refuse_what_waits()
         blocked = [want for want in blocked if want.key in self._wants and want.unmet > 0]
         if not any(want.passed_over >= want.patience for want in blocked):
@@ -399,6 +419,11 @@ class LeaseTable(Machine):
         return [lease for lease in self._leases.values() if lease.owner != ACTORS]
 
     def _start(self, want: Want) -> None:
+        if want.bundles is not None:
+            want.count = 0
+            self.reservations.reserve(want.bundles)
+            self._emit(ToControl(messages.BundlesPrepared(want.bundles.group, want.bundles.attempt)))
+            return
         self._serial += 1
         lease = Lease(self._serial, want.key, want.label, self.ledger.take(want.demand), want.job)
         self._leases[lease.id] = lease
@@ -436,7 +461,10 @@ class LeaseTable(Machine):
             if want.starting >= STARTING_PER_DEMAND_MAX or not refused:
                 continue  # it has resources, and goes on when the first of them have workers
             self._report_now()
-            if want.owner == ACTORS:
+            if want.bundles is not None:
+                order, why = want.bundles, self._why(want.key)
+                self._emit(ToControl(messages.BundlesRefused(order.group, order.attempt, why)))
+            elif want.owner == ACTORS:
                 assert isinstance(want.key[1], bytes)
                 self._emit(ToControl(messages.ActorRefused(want.key[1], want.incarnation)))
             else:
@@ -497,7 +525,7 @@ class LeaseTable(Machine):
         for want in list(self._wants.values()):
             if want.guest:
                 # An actor that queues on the only node may find room on another one.
-                if not event.alone and want.owner == ACTORS and want.unmet:
+                if not event.alone and want.owner in (ACTORS, GROUPS) and want.unmet:
                     want.queues = False
                 continue
             want.placed_only = self._is_for_control(want)
@@ -530,6 +558,62 @@ class LeaseTable(Machine):
         self._deadlines.clear("report")
         self._reported = (self.ledger.available(), self._placed_serial)
         self._emit(ToControl(messages.Resources(*self._reported)))
+
+    # ------------------------------------------------------------------ placement groups
+
+    def _on_bundles_wanted(self, event: BundlesWanted, now: float) -> None:
+        order = event.message
+        self._require((GROUPS, order.group) not in self._wants, f"group {order.group.hex()} is being prepared already")
+        self._placed_serial = max(self._placed_serial, order.serial)
+        want = Want(
+            key=(GROUPS, order.group),
+            job=order.job,
+            demand=demand_of(order.bundles.values()),
+            count=1,
+            env=b"",
+            strategy=b"",
+            label=order.name,
+            place={},
+            guest=True,
+            queues=order.queue,
+            bundles=order,
+        )
+        self._add(want, now)
+        self._schedule(now)
+
+    def _on_bundles_committed(self, event: BundlesCommitted, now: float) -> None:
+        if self.reservations.commit(event.message.group, event.message.attempt):
+            self._schedule(now)
+
+    def _on_bundles_released(self, event: BundlesReleased, now: float) -> None:
+        order = event.message
+        waiting = self._wants.get((GROUPS, order.group))
+        if waiting is not None and waiting.bundles is not None and order.attempt in (0, waiting.bundles.attempt):
+            self._remove(waiting)
+        if order.removed:
+            self._fail_group(order.group, order.reason)
+        for reservation in self.reservations.of(order.group, order.attempt):
+            for lease in [x for x in self._leases.values() if reservation.has(x.allocation)]:
+                self._stop_lease(lease, order.reason)
+            self.reservations.release(reservation)
+        self._schedule(now)
+
+    def _fail_group(self, group: bytes, reason: str) -> None:
+        """What waits to run in a group that is gone is given up. Of actors the control service knows it already."""
+        for want in [want for want in self._wants.values() if want.how.group == group]:
+            if not want.guest:
+                self._emit(Send(want.owner, LeaseFailed(_class_of(want), reason, group_removed=True)))
+            want.count = want.here = want.elsewhere = 0
+            self._cancel_surplus(want)
+
+    def _stop_lease(self, lease: Lease, reason: str) -> None:
+        """A lease ends with its worker, or before it has one."""
+        if lease.held:
+            self._emit(StopWorker(lease.proc, reason))
+        else:
+            self._emit(UnwantWorker(lease.id))
+            self._wants[lease.key].starting -= 1
+        self._end(lease)
 
     # ------------------------------------------------------------------ workers come
 
@@ -648,12 +732,7 @@ class LeaseTable(Machine):
         self._jobs.pop(event.proc, None)
         self._pressed.pop(event.proc, None)
         for lease in [x for x in self._leases.values() if x.owner == event.proc]:
-            if lease.held:
-                self._emit(StopWorker(lease.proc, "the process that it worked for has ended"))
-            else:
-                self._emit(UnwantWorker(lease.id))
-                self._wants[lease.key].starting -= 1
-            self._end(lease)
+            self._stop_lease(lease, "the process that it worked for has ended")
         for want in list(self._turns.get(event.proc, {}).values()):
             want.told = -1  # the control service hears of the owner's end itself
             self._remove(want)
@@ -716,13 +795,17 @@ class LeaseTable(Machine):
         if not lacking:
             return f"needs {show_demand(want.demand)}; waits its turn behind a larger demand that waited longer"
         name = lacking[0]
-        total = self.ledger.total[name]
-        used = total - max(self.ledger.free[name], 0)
+        total = self.ledger.total.get(name, 0)
+        used = total - max(self.ledger.free.get(name, 0), 0)
         users = [f"{x.label or 'unnamed'} (pid {x.pid})" for x in self._users(name)]
+        users += self.reservations.users(name)
         more = f" and {len(users) - 4} more" if len(users) > 4 else ""
         by = f" by {', '.join(users[:4])}{more}" if users else ""
-        asked = f"needs {name}: {show(name, want.demand[name])}"
-        return f"{asked}; {show(name, used)} of {show(name, total)} are in use{by}"
+        base = base_of(name)
+        asked = f"needs {base}: {show(base, want.demand[name])}"
+        if want.how.kind == strategies.GROUP:
+            asked = f"{asked} in {want.how}"
+        return f"{asked}; {show(base, used)} of {show(base, total)} are in use{by}"
 
     def _users(self, name: str) -> Iterator[Lease]:
         return (lease for lease in self._leases.values() if lease.allocation.holds(name) > 0)
@@ -733,8 +816,10 @@ class LeaseTable(Machine):
         ledger = self.ledger
         for name, total in ledger.total.items():
             held = sum(lease.allocation.holds(name) for lease in self._leases.values())
+            held += self.reservations.holds(name)
             self._require(held + ledger.free[name] == total, f"{name} does not add up")
-            self._require(name == "CPU" or ledger.free[name] >= 0, f"{name} is oversubscribed")
+            self._require(is_cpu(name) or ledger.free[name] >= 0, f"{name} is oversubscribed")
+        self._require(all(want.count for want in self._turns.get(GROUPS, {}).values()), "a group waits for nothing")
         waiting = {key: want for key, want in self._wants.items() if want.waits}
         self._require(self._waits.members() == waiting, "a demand waits in no group, or in another's")
         for key, want in self._wants.items():
@@ -742,7 +827,7 @@ class LeaseTable(Machine):
             self._require(starting == want.starting, f"starting leases of {key} miscounted")
             self._require(0 <= want.starting <= want.count, f"{key} has more leases starting than wanted")
             self._require(self._turns[want.owner][key] is want, f"{key} has no turn")
-            self._require(want.owner == ACTORS or want.owner in self._jobs, f"{key} is wanted by the dead")
+            self._require(want.owner in (ACTORS, GROUPS) or want.owner in self._jobs, f"{key} is wanted by the dead")
         self._require(self._kept == sum(lease.kept for lease in self._leases.values()), "kept leases miscounted")
         for lease in self._leases.values():
             self._require(lease.reclaimed or not lease.kept, f"lease {lease.id} is kept from nobody")
