@@ -155,7 +155,7 @@ class Core:
     def request(self, op: str, args: bytes, timeout: float | None = 30.0) -> bytes: ...
     def tell(self, op: str, args: bytes) -> None:
         """A request that is not answered. Comes after everything that this process has said before."""
-    def promise(self, value: R, op: str, args: bytes, awaited: str) -> ObjectRef[R]:
+    def promise(self, value: W, op: str, args: bytes, awaited: str) -> ObjectRef[W]:
         """A reference to `value` that is ready when the node has answered a request; if it refuses, to an exception.
 
         `value` holds no references. `awaited` says what the answer waits for: "it waits until ...".

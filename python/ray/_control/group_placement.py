@@ -268,5 +268,3 @@ def _scarcest(places: list[Place], bundle: dict[str, int]) -> tuple[str, int]:
     lacking = [name for name, units in bundle.items() if units > most[name]]
     name = lacking[0] if lacking else next(iter(bundle))
     return name, most[name]
-
-

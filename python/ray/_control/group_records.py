@@ -45,11 +45,10 @@ class GroupOver(Event, frozen=True):
 
 
 class Waiter(msgspec.Struct, frozen=True):
-    """Who is told that a group is created: the answer to the request `corr`. `polls`: it gave a time limit."""
+    """Who is told that a group is created: the answer to the request `corr`."""
 
     proc: int
     corr: int
-    polls: bool = False
 
 
 class Group(msgspec.Struct):
@@ -95,7 +94,7 @@ class Group(msgspec.Struct):
     """When its nodes were asked last."""
 
     def __str__(self) -> str:
-        return f"placement group {self.name or self.hex[:12]}"
+        return f"placement group {self.name or self.hex}"
 
     @property
     def hex(self) -> str:

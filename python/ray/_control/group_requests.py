@@ -37,7 +37,7 @@ class GroupRequests:
                 self._create,
             ),
             "group.remove": (("group",), self._remove),
-            "group.wait": (("group", "timeout_s"), self._wait),
+            "group.wait": (("group", "limit_s"), self._wait),
             "group.by_name": (("name", "namespace"), self._by_name),
             "group.get": (("group",), self._get),
             "group.list": (("group",), self._list),
@@ -82,9 +82,9 @@ class GroupRequests:
     def _remove(self, event: Received, now: float, group: bytes) -> None:
         self._service.groups.remove(group, now)
 
-    def _wait(self, event: Received, now: float, group: bytes, timeout_s: float | None) -> object:
+    def _wait(self, event: Received, now: float, group: bytes, limit_s: float | None) -> object:
         try:
-            self._service.groups.wait(group, Waiter(event.sender, event.corr), timeout_s, now)
+            self._service.groups.wait(group, Waiter(event.sender, event.corr), limit_s, now)
         except ValueError as error:
             raise self._refuse(REMOVED_ERROR, str(error)) from None
         return self._later
@@ -104,7 +104,7 @@ class GroupRequests:
     def _get(self, event: Received, now: float, group: bytes) -> dict[str, Any]:
         found = self._service.groups.find(group)
         if found is None:
-            msg = self._service.groups.gone(group) or f"placement group {group.hex()[:12]} is about to be created"
+            msg = self._service.groups.gone(group) or f"placement group {group.hex()} is about to be created"
             raise ValueError(msg)
         return self._describe(found, now)
 

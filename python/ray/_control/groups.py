@@ -140,13 +140,13 @@ class GroupTable(Machine):
         if group in self._groups or self._is_on_its_way(group):
             return ""
         _, reason = self._removed.get(group, (None, ""))
-        return reason or f"placement group {group.hex()[:12]} is not known: it was removed long ago, or never created"
+        return reason or f"placement group {group.hex()} is not known: it was removed long ago, or never created"
 
     def why(self, group: bytes) -> str:
         """Why a group is not placed, as a sentence without its full stop; empty if it is."""
         record = self._groups.get(group)
         if record is None:
-            return self.gone(group) or f"placement group {group.hex()[:12]} is about to be created"
+            return self.gone(group) or f"placement group {group.hex()} is about to be created"
         if record.state == "created":
             return ""
         again = "lost bundles with a node and is placed anew" if record.lost else "is not created yet"
@@ -432,7 +432,7 @@ class GroupTable(Machine):
                 del waiters[waiter]
                 self._deadlines.clear(("wait", group, waiter))
         for group in [group for group in self._early if _creator(group)[0] == event.proc]:
-            reason = f"the process that was about to create placement group {group.hex()[:12]} has ended"
+            reason = f"the process that was about to create placement group {group.hex()} has ended"
             self._refuse_all(group, self._early.pop(group), reason)
             self._emit(GroupOver(group, reason))
 

@@ -497,7 +497,7 @@ class Placement(Machine):
         if demand.hopeless:
             return demand.hopeless
         if demand.for_group:
-            return f"needs {show_demand(demand.demand)} in {demand.strategy}; {self._groups.why(demand.strategy.group)}"
+            return self._groups.why(demand.strategy.group)
         able = [node for node in self._nodes.living() if self._is_able(demand, node)]
         many = "1 node" if len(able) == 1 else f"{len(able)} nodes"
         where = f" in {demand.strategy}" if demand.strategy.kind == strategies.GROUP else ""

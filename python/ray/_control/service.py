@@ -141,8 +141,8 @@ class ControlService:
                 for machine in (self.groups, self.placement):
                     self._tell(machine, event, now)
             case GroupOver():
-                for machine in (self.actors, self.placement):
-                    self._tell(machine, event, now)
+                self._tell(self.actors, event, now)
+                self._tell(self.placement, event, now)
             case _ if (translated := self._to_node(event)) is not None:
                 self._out.append(translated)
             case Event():

@@ -57,7 +57,7 @@ class Strategy(msgspec.Struct, frozen=True):
         if self.kind == NODE:
             return f"node {self.node:016x}"
         if self.kind == GROUP:
-            group = f"placement group {self.name or self.group.hex()[:12]}"
+            group = f"placement group {self.name or self.group.hex()}"
             return group if self.bundle < 0 else f"bundle {self.bundle} of {group}"
         parts = [_show(name, *test) for name, test in self.hard.items()]
         return f"nodes with {' and '.join(parts)}" if parts else "any node"

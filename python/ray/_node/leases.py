@@ -805,6 +805,12 @@ class LeaseTable(Machine):
         asked = f"needs {base}: {show(base, want.demand[name])}"
         if want.how.kind == strategies.GROUP:
             asked = f"{asked} in {want.how}"
+            if not total:
+                return (
+                    f"{asked}, of which this node has no bundle"
+                    if want.how.bundle < 0
+                    else f"{asked}, not on this node"
+                )
         return f"{asked}; {show(base, used)} of {show(base, total)} are in use{by}"
 
     def _users(self, name: str) -> Iterator[Lease]:
