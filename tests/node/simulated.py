@@ -11,27 +11,47 @@ import itertools
 import msgspec
 
 from ray import _protocol as p
-from ray._control.machine import Effect, Log, Multicast, Send, Tick
+from ray._control.machine import Effect, Log, Multicast, Send, Tick, ToNode
 from ray._control.service import ControlService
 from ray._node import events
 from ray._node.manager import CoreJoined, CoreLeft, FrameCame, NodeFacts, NodeManager, Shutdown
-from ray._node.membership import HeadNode
+from ray._node.membership import HeadNode, Membership, WorkerNode
 from ray._protocol import UNIT
 
 NODE = 1 << 40
 
 
 class World:
-    """See the module's docstring. Process ids, pids and time are plain numbers that count up."""
+    """See the module's docstring. Process ids, pids and time are plain numbers that count up.
 
-    def __init__(self, resources: dict[str, float] | None = None, *, store: int = 64 << 20, auto: bool = True) -> None:
+    Args:
+        resources: What the node has.
+        store: Bytes of shared memory.
+        auto: Whether forks succeed and join by themselves, and killed processes are reaped at once.
+        key: The node's key. The node that has the default one is the head.
+        numbers: Where the numbers of processes come from: unique over all nodes of a cluster.
+        now: The time at which it starts.
+    """
+
+    def __init__(
+        self,
+        resources: dict[str, float] | None = None,
+        *,
+        store: int = 64 << 20,
+        auto: bool = True,
+        key: int = NODE,
+        numbers: itertools.count[int] | None = None,
+        now: float = 100.0,
+    ) -> None:
         wire = {name: round(amount * UNIT) for name, amount in (resources or {"CPU": 2}).items()}
         gpus = tuple(range(wire.get("GPU", 0) // UNIT))
-        ids = itertools.count(1000)
-        self.node = NodeManager(NodeFacts(NODE, wire, gpus, store), new_id=lambda: next(ids), validate=True)
+        ids = numbers or itertools.count(1000)
+        self.node = NodeManager(NodeFacts(key, wire, gpus, store), new_id=lambda: next(ids), validate=True)
         self.control = ControlService(head=NODE, validate=True)
-        self.head = HeadNode(self.node, self.control)
-        self.now = 100.0
+        self.head: Membership = HeadNode(self.node, self.control) if key == NODE else WorkerNode(self.node, NODE)
+        self.sent: list[ToNode] = []
+        """What is on its way to other nodes."""
+        self.now = now
         self.auto = auto
         """Whether forks succeed and join by themselves, and killed processes are reaped at once."""
         self.inbox: dict[int, list[p.Message]] = {}
@@ -51,7 +71,7 @@ class World:
         self.refuse_memory = False
         self.shutdown = ""
         self._pids = itertools.count(1)
-        self._procs = itertools.count(1)
+        self._procs = numbers or itertools.count(1)
         self._corr = itertools.count(1)
         for effect in self.head.start(self.now):
             self._perform(effect)
@@ -181,6 +201,10 @@ class World:
             case events.Disconnect():
                 if self.inbox.pop(effect.proc, None) is not None:
                     self.feed(CoreLeft(effect.proc, "disconnected"))
+            case ToNode():
+                self.sent.append(effect)
+            case events.ForgetNode():
+                pass
             case Log():
                 self.logs.append(effect.text)
             case Shutdown():

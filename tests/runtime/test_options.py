@@ -54,7 +54,7 @@ class C: ...
         ({"runtime_env": {"env_vars": {"A": 1}}}, TypeError),
         ({"runtime_env": {"pip": ["numpy"]}}, NotImplementedError),
         ({"runtime_env": {"nonsense": 1}}, ValueError),
-        ({"placement_group": object()}, NotImplementedError),
+        ({"placement_group": object()}, TypeError),
         ({"scheduling_strategy": PlacementGroupSchedulingStrategy(None)}, NotImplementedError),
         ({"label_selector": {"a": "b"}}, NotImplementedError),
     ],

@@ -806,11 +806,7 @@ class LeaseTable(Machine):
         if want.how.kind == strategies.GROUP:
             asked = f"{asked} in {want.how}"
             if not total:
-                return (
-                    f"{asked}, of which this node has no bundle"
-                    if want.how.bundle < 0
-                    else f"{asked}, not on this node"
-                )
+                return f"{asked}, which is not on this node"
         return f"{asked}; {show(base, used)} of {show(base, total)} are in use{by}"
 
     def _users(self, name: str) -> Iterator[Lease]:

@@ -469,9 +469,9 @@ def home_of(options: Mapping[str, Any]) -> Home | None:
     from ray._runtime import session
 
     strategy = options.get("scheduling_strategy")
-    if session.current_group is None and (strategy is None or isinstance(strategy, str)):
-        if not any(name in options for name in _GROUP_OPTIONS):
-            return None  # the usual case loads nothing
+    stated = any(name in options for name in _GROUP_OPTIONS) or not (strategy is None or isinstance(strategy, str))
+    if session.current_group is None and not stated:
+        return None  # the usual case loads nothing
     from ray._runtime import groups
 
     return groups.home_of(options)
