@@ -28,7 +28,8 @@ class ClusterWorld:
     """
 
     def __init__(self, *resources: dict[str, float], instant: bool = True) -> None:
-        self._numbers = itertools.count(1000)
+        # Leases are counted from such a number with its last bits cleared.
+        self._numbers = itertools.count(1 << 21, 1 << 20)
         self.instant = instant
         self.head = World(resources[0], numbers=self._numbers)
         self.control = self.head.control
@@ -57,7 +58,9 @@ class ClusterWorld:
 
     def kill(self, key: int) -> None:
         """A node dies, with all that is on it."""
-        node = self.nodes.pop(key)
+        node = self.nodes.pop(key, None)
+        if node is None:
+            return  # it was told to leave meanwhile
         self._collect_from(key, node)
         node.inbox.clear()
         self.down[key].clear()
@@ -94,11 +97,11 @@ class ClusterWorld:
             kind, body = self.up[key].popleft()
             over = (kind, body) == END
             self.head.feed(CoreLeft(key, "closed") if over else FrameCame(key, kind, 0, body))
-        for each, node in list(self.nodes.items()):
+        for each, node in self.nodes.items():
             self._collect_from(each, node)
-            if node.shutdown:
-                assert each != NODE, "the head was told to leave"
-                self.kill(each)
+        assert not self.head.shutdown, "the head was told to leave"
+        for each in [each for each, node in self.nodes.items() if node.shutdown]:
+            self.kill(each)
 
     def deliver_all(self) -> None:
         for _ in range(100_000):

@@ -49,6 +49,7 @@ class World:
         self.node = NodeManager(NodeFacts(key, wire, gpus, store), new_id=lambda: next(ids), validate=True)
         self.control = ControlService(head=NODE, validate=True)
         self.head: Membership = HeadNode(self.node, self.control) if key == NODE else WorkerNode(self.node, NODE)
+        self._happening: list[object] = []
         self.sent: list[ToNode] = []
         """What is on its way to other nodes."""
         self.now = now
@@ -79,8 +80,14 @@ class World:
     # ------------------------------------------------------------------ what happens to the node
 
     def feed(self, event: object) -> None:
-        for effect in self.head.handle(event, self.now):  # type: ignore[arg-type]
-            self._perform(effect)
+        """Something happens to the node. What it causes at once happens after all effects have been performed."""
+        self._happening.append(event)
+        if len(self._happening) > 1:
+            return
+        while self._happening:
+            for effect in self.head.handle(self._happening[0], self.now):  # type: ignore[arg-type]
+                self._perform(effect)
+            self._happening.pop(0)
 
     def driver(self) -> int:
         proc = next(self._procs)
@@ -203,7 +210,7 @@ class World:
                     self.feed(CoreLeft(effect.proc, "disconnected"))
             case ToNode():
                 self.sent.append(effect)
-            case events.ForgetNode():
+            case events.KnowNode() | events.ForgetNode():
                 pass
             case Log():
                 self.logs.append(effect.text)

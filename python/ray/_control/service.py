@@ -227,8 +227,8 @@ class ControlService:
     def _on_node_lost(self, event: NodeLost, now: float) -> None:
         if self.nodes.get(event.node) is None:
             return
-        for machine in (self.nodes, self.members, self.groups, self.placement, self.requests):
-            # The members' ends are heard of one by one, before the next table hears of the node's.
+        for machine in (self.nodes, self.groups, self.members, self.placement, self.requests):
+            # The members' ends are heard of one by one, before what the node had been given is placed anew.
             for effect in machine.handle(event, now):
                 self._route(effect, now)
 

@@ -443,18 +443,17 @@ def encode_strategy(name: str, value: Any) -> bytes:
     if isinstance(value, strategies.NodeLabelSchedulingStrategy):
         _absent("node labels", name)
     if isinstance(value, strategies.PlacementGroupSchedulingStrategy):
-        _check_group_strategy(value)
+        _check_group_strategy(name, value)
         return b""
     raise _type_error(name, "a string or a strategy of ray.util.scheduling_strategies", value)
 
 
-def _check_group_strategy(strategy: PlacementGroupSchedulingStrategy) -> None:
-    group = strategy.placement_group
-    if group is not None:
-        _placement_group("placement_group", group)
-    _bundle_index("placement_group_bundle_index", strategy.placement_group_bundle_index)
+def _check_group_strategy(name: str, strategy: PlacementGroupSchedulingStrategy) -> None:
+    if strategy.placement_group is not None:
+        _placement_group(f"{name}.placement_group", strategy.placement_group)
+    _bundle_index(f"{name}.placement_group_bundle_index", strategy.placement_group_bundle_index)
     if strategy.placement_group_capture_child_tasks is not None:
-        _boolean("placement_group_capture_child_tasks", strategy.placement_group_capture_child_tasks)
+        _boolean(f"{name}.placement_group_capture_child_tasks", strategy.placement_group_capture_child_tasks)
 
 
 _GROUP_OPTIONS = ("placement_group", "placement_group_bundle_index", "placement_group_capture_child_tasks")
