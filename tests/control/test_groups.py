@@ -228,8 +228,8 @@ def test_what_a_group_keeps_in_vain_is_let_go():
     world.send(world.me, p.LeaseDemand(1, cpu(1), 1, b"", b"", "f"))
     assert world.granted() == []
     world.advance(limits.GATHER_S + 1)
-    assert len(world.granted()) == 1
-    world.send(world.me, p.LeaseReturn(world.head.node.leases._by_proc[next(iter(world.head.running.values()))].id, True))
+    (lease,) = world.granted()
+    world.send(world.me, p.LeaseReturn(lease.lease, True))
     world.ask("group.remove", holder)
     world.advance(60)
     assert world.group(group).state == "created"
@@ -343,9 +343,10 @@ def test_removal_stops_what_runs_and_fails_what_waits():
     failed = world.failed()
     assert {(each.class_id, each.group_removed) for each in failed} == {(2, True)}
     assert failed[0].reason == "placement group train was removed"
-    deaths = [message for message in world.head.inbox[world.me] if isinstance(message, p.WorkerDied)]
-    assert len(deaths) == 4
-    assert all("placement group train was removed" in death.cause for death in deaths)
+    told = [message for message in world.head.inbox[world.me] if isinstance(message, p.Deaths)]
+    causes = dict(death for message in told for death in message.dead)
+    assert set(causes) == {lease.proc for lease in leases}
+    assert all("placement group train was removed" in cause for cause in causes.values())
     world.demand(group, cpu(1), class_id=3)
     assert [failed.group_removed for failed in world.failed()] == [True]
 
@@ -359,7 +360,8 @@ def test_actors_die_with_their_group_for_good():
         order = create(world.me, serial, place=run, run=run, strategy=strategy, max_restarts=-1)
         world.send(world.me, order)
     running, waiting = (world.control.actors.get(actor_id(world.me, serial)) for serial in (1, 2))
-    assert running is not None and waiting is not None
+    assert running is not None
+    assert waiting is not None
     assert (running.state, waiting.state) == ("starting", "pending")
     world.ask("group.remove", group)
     assert (running.state, waiting.state) == ("dead", "dead")

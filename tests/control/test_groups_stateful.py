@@ -11,7 +11,7 @@ from __future__ import annotations
 import msgspec
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
 
 from ray import _bundle_names as names
 from ray import _protocol as p
@@ -25,21 +25,29 @@ HEAD = {"CPU": 2.0}
 NODES = [{"CPU": 2.0, "GPU": 2.0}, {"CPU": 3.0}, {"CPU": 1.0, "GPU": 1.0}]
 AMOUNTS = st.sampled_from([cpu(1), cpu(2), cpu(0.5), {"CPU": UNIT, "GPU": UNIT}, {"GPU": UNIT // 2}, cpu(8)])
 NODES_MAX = 5
+WHICH = st.integers(0, 3)
+"""Which of the drivers that there are."""
 
 
 class Groups(RuleBasedStateMachine):
-    drivers = Bundle("drivers")
     groups = Bundle("groups")
 
     def __init__(self) -> None:
         super().__init__()
         self.cluster = ClusterWorld(HEAD, *NODES[:2], instant=False)
         self.totals = {key: dict(node.node.leases.ledger.total) for key, node in self.cluster.nodes.items()}
-        self.held: dict[int, tuple[int, int]] = {}
-        """Leases that owners have: owner, and the node that lends."""
+        self.held: dict[int, tuple[int, p.LeaseGranted]] = {}
+        """Leases that owners have, with their owner."""
         self.bundles: dict[bytes, list[dict[str, int]]] = {}
+        self.drivers: list[int] = []
         self.serial = 0
         self.actors: list[bytes] = []
+        self.cluster.deliver_all()
+
+    @initialize()
+    def drivers_are_there(self) -> None:
+        for key in self.cluster.nodes:
+            self.drivers.append(self.cluster.driver(key))
         self.cluster.deliver_all()
 
     # ---------------------------------------------------------- nodes and messages
@@ -73,56 +81,61 @@ class Groups(RuleBasedStateMachine):
 
     # ---------------------------------------------------------- drivers and groups
 
-    @rule(target=drivers, data=st.data())
-    def driver_joins(self, data: st.DataObject) -> int:
-        return self.cluster.driver(data.draw(st.sampled_from(sorted(self.cluster.nodes))))
+    @precondition(lambda self: len(self.drivers) < 4)
+    @rule(data=st.data())
+    def driver_joins(self, data: st.DataObject) -> None:
+        self.drivers.append(self.cluster.driver(data.draw(st.sampled_from(sorted(self.cluster.nodes)))))
 
-    @rule(driver=drivers)
-    def driver_leaves(self, driver: int) -> None:
+    @precondition(lambda self: len(self.drivers) > 2)
+    @rule(which=WHICH)
+    def driver_leaves(self, which: int) -> None:
+        driver = self.drivers.pop(which % len(self.drivers))
         if self.lives(driver):
             self.cluster.node_of(driver).leave(driver)
             self.cluster.collect()
 
     @rule(
         target=groups,
-        driver=drivers,
+        which=WHICH,
         bundles=st.lists(AMOUNTS, min_size=1, max_size=4),
         strategy=st.sampled_from(STRATEGIES),
         detached=st.booleans(),
     )
-    def create_group(self, driver: int, bundles: list[dict[str, int]], strategy: str, detached: bool) -> bytes:
+    def create_group(self, which: int, bundles: list[dict[str, int]], strategy: str, detached: bool) -> bytes:
         self.serial += 1
+        driver = self.driver(which)
         group = driver.to_bytes(8, "big") + self.serial.to_bytes(6, "big") + bytes(4)
         self.bundles[group] = bundles
         self.tell(driver, "group.create", group, "", "", bundles, strategy, detached, [], 0, b"")
         return group
 
-    @rule(driver=drivers, group=groups)
-    def remove_group(self, driver: int, group: bytes) -> None:
-        self.tell(driver, "group.remove", group)
+    @rule(which=WHICH, group=consumes(groups))
+    def remove_group(self, which: int, group: bytes) -> None:
+        self.tell(self.driver(which), "group.remove", group)
 
-    @rule(driver=drivers, group=groups, limit_s=st.sampled_from([None, 0.1, 5.0]))
-    def wait_for_group(self, driver: int, group: bytes, limit_s: float | None) -> None:
-        self.tell(driver, "group.wait", group, limit_s, corr=1)
+    @rule(which=WHICH, group=groups, limit_s=st.sampled_from([None, 0.1, 5.0]))
+    def wait_for_group(self, which: int, group: bytes, limit_s: float | None) -> None:
+        self.tell(self.driver(which), "group.wait", group, limit_s, corr=1)
 
     # ---------------------------------------------------------- what runs
 
-    @rule(driver=drivers, count=st.integers(0, 3), amount=st.sampled_from([cpu(1), cpu(2)]))
-    def demand_outside(self, driver: int, count: int, amount: dict[str, int]) -> None:
-        self.send(driver, p.LeaseDemand(1 + amount["CPU"] // UNIT, amount, count, b"", b"", "f"))
+    @rule(which=WHICH, count=st.integers(0, 3), amount=st.sampled_from([cpu(1), cpu(2)]))
+    def demand_outside(self, which: int, count: int, amount: dict[str, int]) -> None:
+        self.send(self.driver(which), p.LeaseDemand(1 + amount["CPU"] // UNIT, amount, count, b"", b"", "f"))
 
-    @rule(driver=drivers, group=groups, count=st.integers(0, 3), indexed=st.booleans(), idle=st.booleans())
-    def demand_in_group(self, driver: int, group: bytes, count: int, indexed: bool, idle: bool) -> None:
+    @rule(which=WHICH, group=groups, count=st.integers(0, 3), indexed=st.booleans(), idle=st.booleans())
+    def demand_in_group(self, which: int, group: bytes, count: int, indexed: bool, idle: bool) -> None:
         amounts = {} if idle else self.bundles[group][0]
         index = 0 if indexed else names.ANY
         demand = names.rewritten(amounts, group.hex(), index)
         strategy = msgspec.msgpack.encode(["group", group, index, "g"])
         class_id = 100 + 4 * int.from_bytes(group[8:14], "big") + 2 * indexed + idle
-        self.send(driver, p.LeaseDemand(class_id, demand, count, b"", strategy, "f"))
+        self.send(self.driver(which), p.LeaseDemand(class_id, demand, count, b"", strategy, "f"))
 
-    @rule(driver=drivers, group=groups, restarts=st.integers(0, 1))
-    def create_actor(self, driver: int, group: bytes, restarts: int) -> None:
+    @rule(which=WHICH, group=groups, restarts=st.integers(0, 1))
+    def create_actor(self, which: int, group: bytes, restarts: int) -> None:
         self.serial += 1
+        driver = self.driver(which)
         run = names.rewritten({}, group.hex())
         strategy = msgspec.msgpack.encode(["group", group, -1, "g"])
         self.actors.append(actor_id(driver, self.serial))
@@ -134,14 +147,15 @@ class Groups(RuleBasedStateMachine):
         if not self.held:
             return
         lease = data.draw(st.sampled_from(sorted(self.held)))
-        owner, worker = self.held[lease]
-        if blocks and self.lives(worker):
-            self.send(worker, p.Blocked())
-        elif not blocks:
-            del self.held[lease]
-            self.send(owner, p.LeaseReturn(lease, True, self.node_of_lease.pop(lease)))
+        if blocks:
+            self.send(self.held[lease][1].proc, p.Blocked())
+        else:
+            self.return_lease(lease)
 
     # ---------------------------------------------------------- what must be true
+
+    def driver(self, which: int) -> int:
+        return self.drivers[which % len(self.drivers)]
 
     def lives(self, proc: int) -> bool:
         return any(proc in node.inbox for node in self.cluster.nodes.values())
@@ -156,9 +170,9 @@ class Groups(RuleBasedStateMachine):
             node.send(proc, p.Request(op, msgspec.msgpack.encode(arguments)), corr)
             self.cluster.collect()
 
-    @property
-    def node_of_lease(self) -> dict[int, int]:
-        return self.__dict__.setdefault("_node_of_lease", {})
+    def return_lease(self, lease: int) -> None:
+        owner, grant = self.held.pop(lease)
+        self.send(owner, p.LeaseReturn(lease, True, grant.node))
 
     @invariant()
     def owners_take_what_they_are_given(self) -> None:
@@ -167,8 +181,7 @@ class Groups(RuleBasedStateMachine):
                 for grant in node.take(proc, p.LeaseGranted):
                     assert isinstance(grant, p.LeaseGranted)
                     assert grant.lease not in self.held, "granted twice"
-                    self.held[grant.lease] = (proc, grant.proc)
-                    self.node_of_lease[grant.lease] = grant.node
+                    self.held[grant.lease] = (proc, grant)
 
     @invariant()
     def both_sides_agree_when_nothing_is_on_its_way(self) -> None:
@@ -195,8 +208,7 @@ class Groups(RuleBasedStateMachine):
         cluster.collect()
         for _ in range(3):
             for lease in list(self.held):
-                owner, _ = self.held.pop(lease)
-                self.send(owner, p.LeaseReturn(lease, True, self.node_of_lease.pop(lease)))
+                self.return_lease(lease)
             self._withdraw_all()
             cluster.advance(30.0)
             self.owners_take_what_they_are_given()
@@ -249,4 +261,4 @@ class Groups(RuleBasedStateMachine):
 
 
 TestGroups = Groups.TestCase
-TestGroups.settings = settings(max_examples=20, stateful_step_count=50, deadline=None, report_multiple_bugs=False)
+TestGroups.settings = settings(max_examples=80, stateful_step_count=50, deadline=None, report_multiple_bugs=False)

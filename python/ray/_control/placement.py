@@ -565,7 +565,8 @@ class Placement(Machine):
             self._require(demand.count >= 0, f"{demand} is placed more often than wanted")
             self._require(all(demand.out.values()), f"{demand} remembers nodes for nothing")
             for node in demand.out:
-                self._require(self._nodes.get(node), f"{demand} is placed on a node that is lost")
+                # That the node is lost is heard of after the ends of its members.
+                self._require(self._nodes.find(node), f"{demand} is placed on a node that never was")
 
 
 def _order(demand: Demand, count: int, serial: int, *, queue: bool) -> PlaceActor | PlaceLeases:
