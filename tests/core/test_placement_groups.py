@@ -393,7 +393,7 @@ def test_names_find_groups(cluster):
     remove_placement_group(made)
     with pytest.raises(ValueError, match="Failed to look up placement group with name: named"):
         get_placement_group("named")
-    with pytest.raises(ValueError, match="non-empty|not empty"):
+    with pytest.raises(ValueError, match=r"non-empty|not empty"):
         get_placement_group("")
 
 
