@@ -367,6 +367,7 @@ def test_actors_die_with_their_group_for_good():
     assert (running.state, waiting.state) == ("dead", "dead")
     assert b"placement group train was removed" in running.cause
     assert b"placement group train was removed" in waiting.cause
+    assert running.incarnation == 0, "it is not restarted only to find that there is no group"
     assert world.control.actors._grouped == {}
 
 
@@ -416,6 +417,24 @@ def test_a_node_that_dies_while_it_is_asked_takes_nothing_along():
     world.collect()
     assert world.free() == cpu(1)
     assert world.group(group).state == "pending"
+
+
+def test_a_group_that_loses_more_while_it_is_placed_anew_gets_all_of_it():
+    world = Groups({"x": 1}, {"CPU": 1}, {"CPU": 1}, {"CPU": 1})
+    group = world.create(cpu(1), cpu(1), strategy="STRICT_SPREAD")
+    first, second = (NODE + number for number in world.where(group))
+    world.instant = False
+    world.kill(first)
+    world.deliver("up", first)
+    assert world.group(group).state == "preparing", "the spare node is asked"
+    world.kill(second)
+    world.deliver("up", second)
+    assert world.group(group).missing.keys() == {0, 1}
+    world.instant = True
+    world.collect()
+    assert world.group(group).state == "pending"
+    world.add({"CPU": 1})
+    assert world.group(group).state == "created"
 
 
 # --- ends and names --------------------------------------------------------------------------------------------------

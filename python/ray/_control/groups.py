@@ -377,7 +377,8 @@ class GroupTable(Machine):
 
     def _on_node_lost(self, event: NodeLost, now: float) -> None:
         for group in list(self._groups.values()):
-            if event.node in group.asked.values():
+            if group.asked and event.node in {*group.asked.values(), *group.placed.values()}:
+                # Also where only bundles are lost that were placed before: the plan was made for what else was missing.
                 self._give_up_attempt(group)
             if event.node not in group.placed.values():
                 continue
