@@ -322,6 +322,18 @@ def test_a_worker_that_waits_lends_the_cpu_of_its_bundle():
     assert world.free() == cpu(1)
 
 
+def test_removal_finds_a_cpu_of_its_bundle_lent():
+    world = Groups({"CPU": 1})
+    group = world.create(cpu(1))
+    (lease,) = world.demand(group, cpu(1), count=2)
+    world.send(lease.proc, p.Blocked())
+    (child,) = world.granted()
+    world.send(lease.proc, p.Unblocked())
+    world.send(child.proc, p.Blocked())
+    world.ask("group.remove", group)
+    assert world.head.node.leases.ledger.free == cpu(1)
+
+
 def test_a_demand_waits_for_its_group_to_be_created():
     world = Groups({"CPU": 1})
     blocking = world.create(cpu(1))

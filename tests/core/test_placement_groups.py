@@ -39,6 +39,11 @@ def children(depth):
     return [mine] if not depth else [mine, *ray.get(children.options(num_cpus=0).remote(depth - 1))]
 
 
+def child_of_caller():
+    """The group of a task that the caller submits, and the caller's process. All tasks of a worker share this."""
+    return ray.get(current.options(num_cpus=0).remote()), os.getpid()
+
+
 @ray.remote
 class Member:
     def __init__(self, resist=False):
@@ -249,6 +254,25 @@ def test_children_are_captured_only_where_that_is_asked_for(group):
     assert ray.get(plain.remote(2)) == [group, None, None]
     assert ray.get(capturing.remote(2)) == [group, group, group]
     assert ray.get(plain.remote(2)) == [group, None, None], "workers that served both keep them apart"
+
+
+def test_a_worker_that_has_served_one_that_captures_keeps_nothing_of_it(group):
+    @ray.remote
+    def caller():
+        from tests.core import test_placement_groups as shared
+
+        return shared.child_of_caller()
+
+    def is_kept_apart():
+        found = []
+        for captures in (False, True, False):
+            inside = strategy(group, placement_group_bundle_index=0, placement_group_capture_child_tasks=captures)
+            child, pid = ray.get(caller.options(scheduling_strategy=inside).remote())
+            assert child == (group if captures else None)
+            found.append(pid)
+        return len(set(found)) == 1
+
+    wait_until(is_kept_apart, what="one worker to serve all")
 
 
 def test_actors_capture_children_and_children_can_leave(group):

@@ -375,14 +375,7 @@ impl Owner {
     }
 
     /// No worker of this class can be had at all: what waits for one fails, under `code`. What runs goes on.
-    pub fn handle_lease_failed(
-        &mut self,
-        class: ClassId,
-        reason: &str,
-        code: ErrorCode,
-        now_ns: u64,
-        out: &mut Out,
-    ) {
+    pub fn handle_lease_failed(&mut self, class: ClassId, reason: &str, code: ErrorCode, now_ns: u64, out: &mut Out) {
         if !self.leases.classes.contains_key(&class) {
             return;
         }
