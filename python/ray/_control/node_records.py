@@ -113,11 +113,10 @@ class Node(msgspec.Struct):
 
     def utilization(self) -> float:
         """The largest used share of CPUs, GPUs and memory, and of actors against CPUs, from 0 to 1 and above."""
-        room = self.room()
         shares = [
-            1.0 - room.get(name, 0) / units
-            for name, units in self.total.items()
-            if name in (CPU, "GPU", "memory") and units > 0
+            1.0 - (self.free.get(name, 0) - sum(demand.get(name, 0) for _, demand in self.assumed)) / units
+            for name in (CPU, "GPU", "memory")
+            if (units := self.total.get(name, 0)) > 0
         ]
         cpus = max(self.total.get(CPU, 0) // UNIT, 1)
         # Actors hold no CPU by default, and yet a node should not get all of them.

@@ -46,10 +46,11 @@ class Reservations:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._held: dict[tuple[bytes, int], Reservation] = {}
+        self._held: dict[bytes, dict[int, Reservation]] = {}
+        """By group and attempt."""
 
     def __len__(self) -> int:
-        return len(self._held)
+        return sum(len(attempts) for attempts in self._held.values())
 
     def reserve(self, order: messages.PrepareBundles) -> None:
         """Take what the bundles of an order need, which `Ledger.lacking` has found to be free."""
@@ -59,13 +60,13 @@ class Reservations:
             Bundle(order.group.hex(), order.name, index, amounts, shares)
             for (index, amounts), shares in zip(order.bundles.items(), devices, strict=True)
         ]
-        key = order.group, order.attempt
-        assert key not in self._held, "reserved twice"
-        self._held[key] = Reservation(order.group, order.attempt, order.name, allocation, bundles)
+        attempts = self._held.setdefault(order.group, {})
+        assert order.attempt not in attempts, "reserved twice"
+        attempts[order.attempt] = Reservation(order.group, order.attempt, order.name, allocation, bundles)
 
     def commit(self, group: bytes, attempt: int) -> bool:
         """Offer what was set aside. False if nothing was."""
-        reservation = self._held.get((group, attempt))
+        reservation = self._held.get(group, {}).get(attempt)
         if reservation is None or reservation.offered:
             return False
         reservation.offered = True
@@ -75,11 +76,14 @@ class Reservations:
 
     def of(self, group: bytes, attempt: int) -> list[Reservation]:
         """What a group has here by one attempt, or by all if it is 0."""
-        return [x for x in self._held.values() if x.group == group and attempt in (0, x.attempt)]
+        return [x for x in self._held.get(group, {}).values() if attempt in (0, x.attempt)]
 
     def release(self, reservation: Reservation) -> None:
         """Give everything back. Nothing may run in its bundles any more."""
-        del self._held[reservation.group, reservation.attempt]
+        attempts = self._held[reservation.group]
+        del attempts[reservation.attempt]
+        if not attempts:
+            del self._held[reservation.group]
         if reservation.offered:
             for bundle in reservation.bundles:
                 self._ledger.withdraw(bundle)
@@ -87,11 +91,14 @@ class Reservations:
 
     def holds(self, name: str) -> int:
         """Units of a resource that are set aside."""
-        return sum(x.allocation.holds(name) for x in self._held.values())
+        return sum(x.allocation.holds(name) for x in self._all())
 
     def users(self, name: str) -> list[str]:
         """Groups for which some of a resource is set aside, in words."""
-        return list(dict.fromkeys(x.name for x in self._held.values() if x.allocation.holds(name) > 0))
+        return list(dict.fromkeys(x.name for x in self._all() if x.allocation.holds(name) > 0))
+
+    def _all(self) -> list[Reservation]:
+        return [reservation for attempts in self._held.values() for reservation in attempts.values()]
 
 
 def _divide(gpus: list[int], allocation: Allocation) -> list[dict[int, int]]:
