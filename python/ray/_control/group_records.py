@@ -77,6 +77,8 @@ class Group(msgspec.Struct):
     asked: dict[int, int] = {}
     unanswered: dict[int, None] = {}
     """Nodes that were asked and have not answered."""
+    one_phase: bool = False
+    """Its node offers what it sets aside at once."""
     gathers: bool = False
     """Nodes keep for it what becomes free, until all of it is there."""
     placed: dict[int, int] = {}

@@ -2,8 +2,9 @@
 
 Owns each group from its creation to the memory of its removal, and its name. Places bundles in two phases: every node
 of a plan sets aside all that it is to hold or nothing (`PrepareBundles`); when all have, it is offered to tasks and
-actors (`CommitBundles`), and when one has not, all of it is given back. What runs in a group is not known here: its
-resources have names (`_bundle_names`), so it is placed like everything else.
+actors (`CommitBundles`), and when one has not, all of it is given back. The only node of a cluster does both at once.
+What runs in a group is not known here: its resources have names (`_bundle_names`), so it is placed like everything
+else.
 
     pending -> preparing -> created -> removed
        ^___________|            |
@@ -274,16 +275,20 @@ class GroupTable(Machine):
         group.attempt += 1
         group.began_at = now
         del self._unplaced[group.id]
-        for key in dict.fromkeys(chosen.values()):
+        keys = dict.fromkeys(chosen.values())
+        # No message is on its way between the head and itself, so nothing can come between the two phases.
+        group.one_phase = self._nodes.is_alone
+        for key in keys:
             node = self._nodes.get(key)
             assert node is not None, "planned for a node that is lost"
             bundles = {index: group.bundles[index] for index, at in sorted(chosen.items()) if at == key}
             group.unanswered[key] = None
             # Of a node that is alone nobody asks what is free, and it does not say so.
             serial = node.serial if self._nodes.is_alone else node.assume(demand_of(bundles.values()))
-            self._emit(
-                ToNode(key, PrepareBundles(group.id, group.attempt, str(group), group.job, bundles, serial, queue))
+            order = PrepareBundles(
+                group.id, group.attempt, str(group), group.job, bundles, serial, queue, group.one_phase
             )
+            self._emit(ToNode(key, order))
 
     def _on_prepared(self, event: FromNode, message: BundlesPrepared, now: float) -> None:
         group = self._groups.get(message.group)
@@ -294,10 +299,11 @@ class GroupTable(Machine):
             self._commit(group, now)
 
     def _commit(self, group: Group, now: float) -> None:
-        """Second phase: what was set aside is offered."""
+        """Second phase: what was set aside is offered. The only node of a cluster has done so already."""
         self._stop_gathering(group)
-        for key in dict.fromkeys(group.asked.values()):
-            self._emit(ToNode(key, CommitBundles(group.id, group.attempt)))
+        if not group.one_phase:
+            for key in dict.fromkeys(group.asked.values()):
+                self._emit(ToNode(key, CommitBundles(group.id, group.attempt)))
         for index, key in sorted(group.asked.items()):
             node = self._nodes.get(key)
             assert node is not None, "a plan is given up when one of its nodes is lost"

@@ -352,8 +352,9 @@ class PrepareBundles(Message, frozen=True):
     """Set resources aside for bundles of a placement group, by index: for all of them or for none.
 
     Answered by `BundlesPrepared` or `BundlesRefused`, unless released before. With `queue` they wait here in the usual
-    order for what they lack, instead of being refused. Of one group there is one attempt at a time, each with a number
-    of its own; `name` is what people call the group.
+    order for what they lack, instead of being refused. With `commit`, which is for the only node of a cluster, they are
+    offered at once and no `CommitBundles` follows. Of one group there is one attempt at a time, each with a number of
+    its own; `name` is what people call the group.
     """
 
     group: bytes
@@ -363,6 +364,7 @@ class PrepareBundles(Message, frozen=True):
     bundles: dict[int, dict[str, int]]
     serial: int
     queue: bool
+    commit: bool
 
 
 class CommitBundles(Message, frozen=True):

@@ -378,8 +378,8 @@ class LeaseTable(Machine):
 
     def _share_out(self, now: float) -> None:
         blocked = fairness.share_out(self._turns, self.ledger, self._start)
-        for want in [want for want in self._turns.get(GROUPS, {}).values() if not want.count]:
-            self._remove(want)
+        if GROUPS in self._turns and self._finish_reservations():
+            blocked = fairness.share_out(self._turns, self.ledger, self._start)
         self._refuse_what_waits()
         blocked = [want for want in blocked if want.key in self._wants and want.unmet > 0]
         if not any(want.passed_over >= want.patience for want in blocked):
@@ -580,6 +580,16 @@ class LeaseTable(Machine):
         )
         self._add(want, now)
         self._schedule(now)
+
+    def _finish_reservations(self) -> bool:
+        """Forget the demands of groups that have got what they asked for. True if something is offered now."""
+        offers = False
+        for want in [want for want in self._turns[GROUPS].values() if not want.count]:
+            self._remove(want)
+            assert want.bundles is not None
+            if want.bundles.commit:
+                offers |= self.reservations.commit(want.bundles.group, want.bundles.attempt)
+        return offers
 
     def _on_bundles_committed(self, event: BundlesCommitted, now: float) -> None:
         if self.reservations.commit(event.message.group, event.message.attempt):
