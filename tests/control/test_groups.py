@@ -272,6 +272,19 @@ def test_a_group_that_is_never_created_is_not_waited_for_for_ever():
     assert [failed.group_removed for failed in world.failed()] == [True]
 
 
+def test_groups_that_are_too_many_to_plan_at_once_have_their_turn(monkeypatch):
+    monkeypatch.setattr(limits, "PLANS_AT_A_TIME_MAX", 2)
+    world = Groups({"x": 1}, {"CPU": 8}, {"CPU": 8})
+    blocking = world.create(cpu(8), cpu(8))
+    large = [world.create(cpu(7), cpu(7), strategy="STRICT_SPREAD") for _ in range(7)]
+    small = world.create(cpu(1))
+    assert world.group(small).state == "pending"
+    world.ask("group.remove", blocking)
+    world.advance(1.0)
+    assert [world.group(group).state for group in large].count("created") == 1
+    assert world.group(small).state == "created", "it is behind six that have no room"
+
+
 # --- what runs in it -------------------------------------------------------------------------------------------------
 
 

@@ -72,8 +72,11 @@ GROUPS_MAX: Final = 100_000
 REMOVED_REMEMBERED: Final = 1000
 """Removed groups that can still be listed; of older ones only that they are gone is known."""
 
-PLANS_PER_EVENT_MAX: Final = 32
-"""Groups that are planned anew when a node reports what is free; the others have their turn at the next report."""
+PLANS_AT_A_TIME_MAX: Final = 32
+"""Groups that are planned anew in one go when something has changed."""
+
+PLAN_PAUSE_S: Final = 0.005
+"""How long others are served before the next ones are planned."""
 
 GATHER_S: Final = 5.0
 """How long nodes keep what becomes free for one group that does not get all of it."""
@@ -99,6 +102,8 @@ class GroupTable(Machine):
         self._names: dict[tuple[str, str], bytes] = {}
         self._unplaced: dict[bytes, Group] = {}
         """Groups that are pending, in the order in which they have their turn."""
+        self._unplanned = 0
+        """How many of them have not had their turn since something changed."""
         self._gathering: bytes = b""
         self._by_job: dict[int, dict[bytes, None]] = {}
         self._created: dict[int, int] = {}
@@ -345,8 +350,12 @@ class GroupTable(Machine):
         self._unplace(group)
 
     def _unplace(self, group: Group) -> None:
+        """It has its turn last, or first if it has lost bundles: what runs in it may wait for them."""
         group.state = "pending"
-        self._unplaced[group.id] = group
+        if group.lost:
+            self._unplaced = {group.id: group, **self._unplaced}
+        else:
+            self._unplaced[group.id] = group
 
     # ------------------------------------------------------------------ gathering
 
@@ -359,15 +368,26 @@ class GroupTable(Machine):
     def _gather_next(self, now: float) -> None:
         """Somebody else may gather."""
         if not self._gathering:
-            self._plan_some(now)
+            self._plan_all(now)
+
+    def _plan_all(self, now: float) -> None:
+        """Something has changed for all that are not placed."""
+        self._unplanned = len(self._unplaced)
+        self._plan_some(now)
 
     def _plan_some(self, now: float) -> None:
-        """Those that lost bundles come first, then whoever waits for longest."""
-        waiting = sorted(self._unplaced.values(), key=lambda group: not group.lost)
-        for group in waiting[:PLANS_PER_EVENT_MAX]:
+        """Plan those that have their turn; the others follow when other events had theirs."""
+        some = list(self._unplaced.values())[: min(self._unplanned, PLANS_AT_A_TIME_MAX)]
+        self._unplanned -= len(some)
+        for group in some:
+            if group.id not in self._unplaced:
+                continue  # it was planned because of another one
             self._plan(group, now)
-            if group.id in self._unplaced and len(waiting) > PLANS_PER_EVENT_MAX:
+            if group.id in self._unplaced and self._unplanned:
                 self._unplaced[group.id] = self._unplaced.pop(group.id)
+        self._unplanned = min(self._unplanned, len(self._unplaced))
+        if self._unplanned:
+            self._deadlines.set(("plan", b"", None), now + PLAN_PAUSE_S)
 
     # ------------------------------------------------------------------ nodes come and go
 
@@ -376,10 +396,10 @@ class GroupTable(Machine):
             # What waits on the only node there was may fit on the new one.
             if group.state == "preparing" and group.unanswered and not group.gathers:
                 self._give_up_attempt(group)
-        self._plan_some(now)
+        self._plan_all(now)
 
     def _on_node_freed(self, event: NodeFreed, now: float) -> None:
-        self._plan_some(now)
+        self._plan_all(now)
 
     def _on_node_lost(self, event: NodeLost, now: float) -> None:
         for group in list(self._groups.values()):
@@ -393,7 +413,7 @@ class GroupTable(Machine):
             if group.state == "created":
                 self._unplace(group)
             self._set_why(group, f"it had bundles on a node that is lost ({event.reason})", now, infeasible=False)
-        self._plan_some(now)
+        self._plan_all(now)
 
     # ------------------------------------------------------------------ ends
 
@@ -448,7 +468,9 @@ class GroupTable(Machine):
     def _on_tick(self, event: Tick, now: float) -> None:
         for what, key, waiter in self._deadlines.due(now):
             group = self._groups.get(key)
-            if what == "wait" and waiter is not None:
+            if what == "plan":
+                self._plan_some(now)
+            elif what == "wait" and waiter is not None:
                 waiters = group.waiters if group is not None else self._early.get(key, {})
                 del waiters[waiter]
                 self._answer(waiter, created=False)
@@ -459,7 +481,7 @@ class GroupTable(Machine):
                 self._give_up_attempt(group)
                 group.shy = {node.key: now + SHY_S[-1] for node in self._nodes.living()}
                 self._deadlines.set(("retry", group.id, None), now + SHY_S[-1])
-                self._plan_some(now)
+                self._plan_all(now)
         self._tell_waits(now)
 
     def _set_why(self, group: Group, why: str, now: float, *, infeasible: bool) -> None:
