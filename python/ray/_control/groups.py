@@ -399,7 +399,19 @@ class GroupTable(Machine):
         self._plan_all(now)
 
     def _on_node_freed(self, event: NodeFreed, now: float) -> None:
+        gathering = self._groups.get(self._gathering)
+        if gathering is not None and self._fits(gathering):
+            # It began when less was free, and may be waiting for other nodes than those that have room now.
+            self._give_up_attempt(gathering)
+            self._plan(gathering, now)
         self._plan_all(now)
+
+    def _fits(self, group: Group) -> bool:
+        """Whether there is room for a group beside what is being kept for it."""
+        places = [place_of(node, node.room()) for node in self._nodes.living()]
+        return (
+            choose(places, Wish(group.strategy, group.missing, group.selectors, group.placed, group.target)) is not None
+        )
 
     def _on_node_lost(self, event: NodeLost, now: float) -> None:
         for group in list(self._groups.values()):
