@@ -462,6 +462,24 @@ def test_a_group_that_loses_more_while_it_is_placed_anew_gets_all_of_it():
     assert world.group(group).state == "created"
 
 
+def test_nodes_that_are_lost_together_leave_nothing_set_aside():
+    world = Groups({"CPU": 2}, {"CPU": 1, "x": 1}, {"CPU": 1, "x": 1})
+    drivers = [world.driver(NODE + 1), world.driver(NODE + 2)]
+    blocking = world.create({"x": UNIT}, {"x": UNIT}, proc=drivers[0])
+    waiting = world.create({"x": UNIT}, cpu(2))
+    assert (world.group(blocking).state, world.group(waiting).state) == ("created", "preparing")
+    world.instant = False
+    world.advance(
+        20.0
+    )  # no answer comes from either: the loss of one lets the group go to the other, which is lost too
+    world.instant = True
+    world.collect()
+    world.advance(limits.GATHER_S + 1)
+    assert list(world.nodes) == [NODE]
+    world.ask("group.remove", waiting)
+    assert world.free() == cpu(2)
+
+
 # --- ends and names --------------------------------------------------------------------------------------------------
 
 

@@ -254,7 +254,7 @@ class Groups(RuleBasedStateMachine):
         assert groups == {"groups": 0, "groups_unplaced": 0, "group_waiters": 0}
         for key, node in cluster.nodes.items():
             leases = node.node.leases
-            assert leases.ledger.total == leases.ledger.free == self.totals[key], list(leases._leases.values())
+            assert leases.ledger.total == leases.ledger.free == self.totals[key]
             assert leases.statistics()["reservations"] == 0
             assert all(share == UNIT for share in leases.ledger.devices.values())
             assert cluster.control.nodes.get(key).total == self.totals[key]  # type: ignore[union-attr]

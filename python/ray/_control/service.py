@@ -135,6 +135,9 @@ class ControlService:
                     self._tell(machine, event, now)
                 for job in self.jobs.running():
                     self._out.append(ToNode(event.node, messages.JobChanged(job.number, job.driver, job.config)))
+            case NodeLost() if any(type(other) is not NodeLost for other in self._queue):
+                # What was decided before leaves first: an order must not come after its own withdrawal.
+                self._queue.append(event)
             case NodeLost():
                 self._on_node_lost(event, now)
             case NodeFreed():
@@ -227,10 +230,14 @@ class ControlService:
     def _on_node_lost(self, event: NodeLost, now: float) -> None:
         if self.nodes.get(event.node) is None:
             return
+        others, self._queue = self._queue, deque()
         for machine in (self.nodes, self.groups, self.members, self.placement, self.requests):
-            # The members' ends are heard of one by one, before what the node had been given is placed anew.
-            for effect in machine.handle(event, now):
-                self._route(effect, now)
+            # The members' ends are heard of one by one, before what the node had been given is placed anew; and all
+            # that follows from one node's loss comes before the loss of the next.
+            self._tell(machine, event, now)
+            while self._queue:
+                self._route(self._queue.popleft(), now)
+        self._queue = others
 
     # ------------------------------------------------------------------ effects
 
