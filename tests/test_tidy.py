@@ -22,7 +22,7 @@ TOO_LONG = {
 
 MACHINES = re.compile(
     r"python/ray/_control/\w+\.py"
-    r"|python/ray/_node/(events|exits|fairness|lease_records|leases|manager|memory|memory_victims|processes|requests|resources|segments"
+    r"|python/ray/_node/(bundles|events|exits|fairness|lease_records|lease_words|leases|manager|memory|memory_victims|processes|requests|resources|segments"
     r"|worker_records|workers)\.py"
 )
 IMPURE_MODULES = {

@@ -4,8 +4,7 @@ The world keeps its own books, as simple as can be, and compares them with what 
 oracle of the stateful tests.
 
 Several worlds are a cluster: those that are given a `head` join that one's. What nodes say to each other then lies on
-a wire, in its order, until whoever speaks has performed all its effects. (`auto` is for single worlds: forks that
-succeed in the middle of a list of effects would have a node say the second thing first.)
+a wire, in its order, until whoever speaks has performed all its effects.
 """
 
 from __future__ import annotations
@@ -29,7 +28,18 @@ NODE = 1 << 40
 
 
 class World:
-    """See the module's docstring. Process ids, pids and time are plain numbers that count up."""
+    """See the module's docstring. Process ids, pids and time are plain numbers that count up.
+
+    Args:
+        resources: What the node has.
+        store: Bytes of shared memory.
+        auto: Whether forks succeed and join by themselves, and killed processes are reaped at once.
+        memory: What its memory watch does.
+        head: The world whose node it joins.
+        key: The node's key, where others carry what it says (`cluster_world`). The one with the default is the head.
+        numbers: Where the numbers of processes come from then: unique over all nodes of a cluster.
+        now: The time at which it starts then.
+    """
 
     def __init__(
         self,
@@ -39,25 +49,29 @@ class World:
         auto: bool = True,
         memory: MemorySettings = MemorySettings(look_s_max=0),  # noqa: B008  (frozen)
         head: World | None = None,
+        key: int = NODE,
+        numbers: itertools.count[int] | None = None,
+        now: float = 100.0,
     ) -> None:
-        assert head is None or not (auto or head.auto)
         wire = {name: round(amount * UNIT) for name, amount in (resources or {"CPU": 2}).items()}
         gpus = tuple(range(wire.get("GPU", 0) // UNIT))
         self.peers: list[World] = head.peers if head is not None else []
-        key = NODE + len(self.peers)
-        ids = itertools.count(1000 + (len(self.peers) << 20))
+        key += len(self.peers)
+        ids = numbers or itertools.count(1000 + (len(self.peers) << 20))
         name = f"n{len(self.peers)}" if head is not None else ""
         facts = NodeFacts(key, wire, gpus, store, name=name, memory=memory)
         self.node = NodeManager(facts, new_id=lambda: next(ids), validate=True)
         self.control = head.control if head is not None else ControlService(head=NODE, validate=True)
         self.head: Membership = (
-            WorkerNode(self.node, NODE, ("head",)) if head is not None else HeadNode(self.node, self.control)
+            HeadNode(self.node, self.control) if key == NODE else WorkerNode(self.node, NODE, ("head",))
         )
         self.wire: deque[tuple[World, FrameCame]] = head.wire if head is not None else deque()
         self.said: list[tuple[int, int, p.Message]] = []
         """What this node said to others, and the head to it: (from, to, message)."""
-        self._depth = 0
-        self.now = head.now if head is not None else 100.0
+        self._happening: list[object] = []
+        self.sent: list[ToNode] = []
+        """What is on its way to other nodes, where others carry it."""
+        self.now = head.now if head is not None else now
         self.auto = auto
         """Whether forks succeed and join by themselves, and killed processes are reaped at once."""
         self.inbox: dict[int, list[p.Message]] = {}
@@ -83,7 +97,7 @@ class World:
         """Who says that the kernel has ended processes; it does so for any that this node did not kill."""
         self.shutdown = ""
         self._pids = itertools.count(1 + 10_000 * len(self.peers))
-        self._procs = itertools.count(1 + (len(self.peers) << 16))
+        self._procs = numbers or itertools.count(1 + (len(self.peers) << 16))
         self._corr = itertools.count(1)
         self.peers.append(self)
         if head is not None:
@@ -95,14 +109,18 @@ class World:
     # ------------------------------------------------------------------ what happens to the node
 
     def feed(self, event: object) -> None:
-        self._depth += 1
-        for effect in self.head.handle(event, self.now):  # type: ignore[arg-type]
-            self._perform(effect)
-        self._depth -= 1
+        """Something happens to the node. What it causes at once happens after all effects have been performed."""
+        self._happening.append(event)
+        if len(self._happening) > 1:
+            return
+        while self._happening:
+            for effect in self.head.handle(self._happening[0], self.now):  # type: ignore[arg-type]
+                self._perform(effect)
+            self._happening.pop(0)
         self._pump()
 
     def _pump(self) -> None:
-        while self.wire and not any(world._depth for world in self.peers):
+        while self.wire and not any(world._happening for world in self.peers):
             world, frame = self.wire.popleft()
             world.feed(frame)
 
@@ -235,8 +253,10 @@ class World:
                 self.logs.append(effect.text)
             case Shutdown():
                 self.shutdown = effect.reason
-            case ToNode():
+            case ToNode() if len(self.peers) > 1:
                 self._say(effect)
+            case ToNode():
+                self.sent.append(effect)
             case events.Labelled() | events.KnowNode() | events.ForgetNode():
                 pass
             case _:

@@ -124,6 +124,8 @@ pub struct Owner {
     pub(crate) lineage_bytes: usize,
     pub(crate) lineage_order: std::collections::VecDeque<TaskId>,
     pub(crate) task_oom_retries: i32,
+    /// Objects whose value somebody else decides on, and what they wait for in words.
+    pub(crate) promises: Map<ObjectId, String>,
 }
 
 impl Owner {
@@ -144,6 +146,7 @@ impl Owner {
             lineage_bytes: 0,
             lineage_order: std::collections::VecDeque::new(),
             task_oom_retries: -1,
+            promises: Map::default(),
         }
     }
 
@@ -167,6 +170,27 @@ impl Owner {
         }
         self.objects.create(id, Some(value), None);
         id
+    }
+
+    /// A new object without a value; `keep_promise` must follow, or nobody who waits for it goes on. `awaited` is what
+    /// it waits for, in words.
+    pub fn promise(&mut self, awaited: &str) -> ObjectId {
+        let id = ObjectId { task: self.next_task_id(), index: 0 };
+        self.objects.create(id, None, None);
+        self.promises.insert(id, awaited.to_owned());
+        id
+    }
+
+    /// What was promised is there, or will never be. References in the value must be reachable by the caller now.
+    pub fn keep_promise(&mut self, id: ObjectId, kept: Result<Value, Payload>, now_ns: u64, out: &mut Out) {
+        if self.promises.remove(&id).is_none() {
+            return;
+        }
+        let value = kept.unwrap_or_else(Value::Inline);
+        for &inner in value.refs() {
+            self.objects.retain(inner);
+        }
+        self.fulfil(id, value, now_ns, out);
     }
 
     pub fn release(&mut self, id: ObjectId, out: &mut Out) {

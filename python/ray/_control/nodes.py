@@ -152,7 +152,7 @@ class NodeTable(Machine):
             name=message.name,
             socket=message.socket,
             session_dir=message.session_dir,
-            total=message.resources,
+            total=dict(message.resources),
             labels=message.labels,
             free=dict(message.resources),
             joined_at=now,

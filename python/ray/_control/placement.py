@@ -20,6 +20,7 @@ from ray._control import strategy as strategies
 from ray._control.actor_records import PlaceActor as ActorWanted
 from ray._control.actor_records import Unplaceable, WithdrawActor
 from ray._control.demands import ACTORS, Demand, Key
+from ray._control.group_records import GroupOver, GroupPlaced
 from ray._control.machine import (
     Deadlines,
     FromNode,
@@ -52,6 +53,7 @@ from ray._protocol import LeaseFailed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ray._control.groups import GroupTable
     from ray._control.node_records import Node
     from ray._control.nodes import NodeTable
 
@@ -72,17 +74,25 @@ SHY_OF_MEMORY_S: Final = 1.0
 it stands in line there, as anywhere."""
 
 
+BUNDLES_SHOWN: Final = 4
+"""Of a placement group's bundles a sentence tells no more than these."""
+
+
 class Placement(Machine):
     """See the module's docstring.
 
     Args:
         nodes: The view of the cluster.
+        groups: Placement groups, in which demands may be.
         node_of: Where a member is.
     """
 
-    def __init__(self, nodes: NodeTable, node_of: Callable[[int], int], *, validate: bool = False) -> None:
+    def __init__(
+        self, nodes: NodeTable, groups: GroupTable, node_of: Callable[[int], int], *, validate: bool = False
+    ) -> None:
         super().__init__(validate=validate)
         self._nodes = nodes
+        self._groups = groups
         self._node_of = node_of
         self._demands: dict[Key, Demand] = {}
         self._hosts: dict[int, int] = {}
@@ -97,6 +107,8 @@ class Placement(Machine):
             NodeFreed: self._on_node_freed,
             NodeLost: self._on_node_lost,
             NodeWentAway: self._on_node_away,
+            GroupPlaced: self._on_group_placed,
+            GroupOver: self._on_group_over,
             ProcessLeft: self._on_process_left,
             Tick: self._on_tick,
         }
@@ -281,6 +293,8 @@ class Placement(Machine):
         if not demand.count:
             self._forget_if_done(demand)
             return
+        if demand.strategy.kind == strategies.GROUP and self._waits_for_group(demand, now):
+            return
         only = self._nodes.living()[0]
         if self._nodes.is_alone and demand.strategy.allows(only):
             # The only node knows best: it queues, shares out fairly and tells people why something waits.
@@ -309,6 +323,24 @@ class Placement(Machine):
         if demand.strategy.kind == strategies.NODE:
             return [node for node in able if demand.strategy.wishes(node)] or able
         return able
+
+    def _waits_for_group(self, demand: Demand, now: float) -> bool:
+        """Whether no bundle that the demand may run in is there yet; if its group is gone, it fails."""
+        group = demand.strategy.group
+        if any(self._is_able(demand, node) for node in self._nodes.living()):
+            demand.for_group = False
+            return False
+        if gone := self._groups.gone(group):
+            self._fail(demand, gone, group_removed=True)
+            self._withdraw(demand)
+            return True
+        demand.for_group = bool(self._groups.why(group))
+        if demand.for_group:
+            self._set_hopeless(demand, "", now)
+            if demand.is_actor and not demand.waits:
+                demand.waits = True
+                self._waits.add(demand, now, infeasible=False)
+        return demand.for_group
 
     def _is_able(self, demand: Demand, node: Node) -> bool:
         return demand.strategy.allows(node) and node.can_ever(demand.demand) and node.can_ever(demand.place)
@@ -358,7 +390,8 @@ class Placement(Machine):
 
     def _give(self, demand: Demand, node: Node, count: int, *, queue: bool) -> None:
         demand.given[node.key] = demand.given.get(node.key, 0) + count
-        serial = node.assume(demand.demand, count)
+        # Of a node that is alone nobody asks what is free, and it does not say so.
+        serial = node.serial if self._nodes.is_alone else node.assume(demand.demand, count)
         demand.count -= count
         demand.placed += count
         node.actors += demand.is_actor
@@ -394,12 +427,12 @@ class Placement(Machine):
         elif reason:
             self._wait(demand, now)
 
-    def _fail(self, demand: Demand, reason: str) -> None:
+    def _fail(self, demand: Demand, reason: str, *, group_removed: bool = False) -> None:
         """It can never be met, and waiting does not help."""
         if demand.is_actor:
             self._emit(Unplaceable(demand.actor, demand.incarnation, reason))
         else:
-            self._emit(Send(demand.owner, LeaseFailed(demand.class_id, reason)))
+            self._emit(Send(demand.owner, LeaseFailed(demand.class_id, reason, group_removed)))
 
     def _stand_in_line(self, demand: Demand, now: float) -> None:
         """Let nodes that could meet the demand share out to it what becomes free."""
@@ -439,9 +472,9 @@ class Placement(Machine):
             waiting = [demand for demand in self._demands.values() if demand.count]
             for demand in waiting:
                 self._place(demand, now)
-                if demand.count:
+                if demand.count and not demand.for_group:
                     self._stand_in_line(demand, now)
-            if any(demand.count and not demand.hopeless for demand in waiting):
+            if any(demand.count and not demand.hopeless and not demand.for_group for demand in waiting):
                 self._deadlines.set("queue", now + QUEUE_AFTER_S)
         self._tell_waits(now)
 
@@ -478,22 +511,42 @@ class Placement(Machine):
             if demand.count:
                 self._place(demand, now)
 
+    # ------------------------------------------------------------------ placement groups
+
+    def _on_group_placed(self, event: GroupPlaced, now: float) -> None:
+        for demand in self._of_group(event.group):
+            self._end_wait(demand)
+            self._place(demand, now)
+
+    def _on_group_over(self, event: GroupOver, now: float) -> None:
+        for demand in self._of_group(event.group):
+            self._fail(demand, event.reason, group_removed=True)
+            self._withdraw(demand)
+
+    def _of_group(self, group: bytes) -> list[Demand]:
+        return [demand for demand in self._demands.values() if demand.strategy.group == group]
+
     # ------------------------------------------------------------------ words
 
     def _why(self, demand: Demand) -> str:
         if demand.hopeless:
             return demand.hopeless
+        if demand.for_group:
+            return self._groups.why(demand.strategy.group)
         able = self._able(demand)
         many = "1 node" if len(able) == 1 else f"{len(able)} nodes"
         short = [reason for node, reason in demand.held_back.items() if demand.is_actor or node != demand.home]
         if short:
             more = f" (and on {len(short) - 1} more)" if len(short) > 1 else ""
             return f"waits, where there is room: {short[0]}{more}"
-        return f"needs {show_demand(demand.demand)}; {many} could give it, and none has it free now"
+        where = f" in {demand.strategy}" if demand.strategy.kind == strategies.GROUP else ""
+        return f"needs {show_demand(demand.demand)}{where}; {many} could give it, and none has it free now"
 
     def _describe_hopeless(self, demand: Demand) -> str:
         """Why no node can meet it, with what there is."""
         nodes = self._nodes.living()
+        if demand.strategy.kind == strategies.GROUP:
+            return self._describe_no_bundle(demand)
         asked = {name: max(demand.demand.get(name, 0), demand.place.get(name, 0)) for name in demand.place}
         asked = {**demand.demand, **asked}
         allowed = [node for node in nodes if demand.strategy.allows(node)]
@@ -507,6 +560,17 @@ class Placement(Machine):
                 where = "this node has" if len(nodes) == 1 else "the most that one node has is"
                 return f"needs {show_part(name, units)}; {where} {show(name, most) if most else 'none'}"
         return f"needs {show_demand(asked)}, which no node has together"
+
+    def _describe_no_bundle(self, demand: Demand) -> str:
+        """Why no bundle of a group that is created can meet it."""
+        asked = show_demand({**demand.place, **demand.demand})
+        group = self._groups.get(demand.strategy.group)
+        if group is None:
+            return f"needs {asked} in {demand.strategy}, which is gone"
+        if not 0 <= demand.strategy.bundle < len(group.bundles):
+            has = "; ".join(show_demand(bundle) for bundle in group.bundles[:BUNDLES_SHOWN])
+            return f"needs {asked} in {demand.strategy}; its bundles have {has}"
+        return f"needs {asked} in {demand.strategy}, which has {show_demand(group.bundles[demand.strategy.bundle])}"
 
     def _tell_waits(self, now: float) -> None:
         """Tell people about actors that wait for long, or for ever."""
@@ -540,7 +604,8 @@ class Placement(Machine):
             self._require(demand.count >= 0, f"{demand} is placed more often than wanted")
             self._require(all(demand.out.values()), f"{demand} remembers nodes for nothing")
             for node in demand.out:
-                self._require(self._nodes.get(node), f"{demand} is placed on a node that is lost")
+                # That the node is lost is heard of after the ends of its members.
+                self._require(self._nodes.find(node), f"{demand} is placed on a node that never was")
 
 
 def _order(demand: Demand, count: int, serial: int, *, queue: bool) -> PlaceActor | PlaceLeases:

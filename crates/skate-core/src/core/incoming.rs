@@ -13,9 +13,10 @@ use skate_proto::ids::{ActorId, NodeKey, ProcId};
 use skate_proto::leases::{ClassId, Death};
 use skate_proto::msg::Msg;
 use skate_proto::owner::{Effect, ToNode};
+use skate_proto::payload::ErrorCode;
 
 use super::logs::Log;
-use super::requests::Answer;
+use super::requests::{Answer, refusal};
 use super::{Core, State, TIMER_TOKEN};
 use crate::node_wire::{self, FromNode};
 use crate::transport::{Address, CloseReason, Frame, Handler, PeerInfo, Transport};
@@ -119,7 +120,14 @@ impl Core {
                 self.answered(state, corr, answer);
             }
             FromNode::SegmentDenied { message } => self.answered(state, corr, Answer::Denied(message)),
-            FromNode::Reply { ok, body } => self.answered(state, corr, Answer::Reply { ok, body }),
+            FromNode::Reply { ok, body } => match state.promises.remove(&corr) {
+                Some((object, value)) => {
+                    let kept = if ok { Ok(value) } else { Err(refusal(&body)) };
+                    let State { owner, out, .. } = state;
+                    owner.keep_promise(object, kept, now, out);
+                }
+                None => self.answered(state, corr, Answer::Reply { ok, body }),
+            },
             FromNode::SegmentTrim { bytes } => self.release_segments(&self.store.take_empty(bytes)),
             // Results of the dead lessee may be on their way still: they are claims, too.
             FromNode::SegmentAdopted { .. } if !state.deferred.is_empty() => state.waiting_adoptions.push(msg),
@@ -140,9 +148,10 @@ impl Core {
             }
             FromNode::LogLines { name, pid, stream, lines } => self.add_log(Log::Lines { name, pid, stream, lines }),
             FromNode::Notice { level, text } => self.add_log(Log::Notice { level, text }),
-            FromNode::LeaseFailed { class, reason } => {
+            FromNode::LeaseFailed { class, reason, group_removed } => {
                 let State { owner, out, .. } = state;
-                owner.handle_lease_failed(ClassId(class), &reason, now, out);
+                let code = if group_removed { ErrorCode::GroupRemoved } else { ErrorCode::Other };
+                owner.handle_lease_failed(ClassId(class), &reason, code, now, out);
             }
             FromNode::NodeAddress { node, address, cause } => self.node_found(ProcId(node.0), &address, &cause),
             // A request: this process stays while others may need what it owns.

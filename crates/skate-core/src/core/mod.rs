@@ -24,10 +24,11 @@ use rustix::event::EventfdFlags;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 use skate_proto::executor::Executor;
 use skate_proto::handshake::Role;
-use skate_proto::ids::{ActorId, NodeKey, ProcId, SegmentId};
+use skate_proto::ids::{ActorId, NodeKey, ObjectId, ProcId, SegmentId};
 use skate_proto::msg::Msg;
 use skate_proto::objects::WaiterId;
 use skate_proto::owner::{Effect, Out, Owner, ToNode};
+use skate_proto::payload::Value;
 
 use crate::node_wire::{self, FromNode};
 use crate::store::Store;
@@ -81,6 +82,8 @@ struct State {
     watches: Map<WaiterId, Watch>,
     next_watch: u64,
     answers: Map<u64, Answer>,
+    /// Objects that get their value when the node has answered, by the question's number.
+    promises: Map<u64, (ObjectId, Value)>,
     next_corr: u64,
     loopback: VecDeque<Msg>,
     /// What the node said about processes whose last words are still being read.
@@ -148,6 +151,7 @@ impl Core {
             watches: Map::default(),
             next_watch: 0,
             answers: Map::default(),
+            promises: Map::default(),
             next_corr: 0,
             loopback: VecDeque::new(),
             deferred: Map::default(),
@@ -382,7 +386,7 @@ impl Core {
         let state = self.state.lock();
         let mut all: Vec<_> = state.owner.statistics().to_vec();
         all.push(("watches", state.watches.len() as u64));
-        all.push(("answers", state.answers.len() as u64));
+        all.push(("answers", (state.answers.len() + state.promises.len()) as u64));
         all.push(("deferred", (state.deferred.len() + state.waiting_adoptions.len()) as u64));
         all.push(("adopted_segments", state.adopted.len() as u64));
         let (definitions, functions) = state.executor.known();
