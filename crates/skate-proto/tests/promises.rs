@@ -53,7 +53,12 @@ fn nothing_is_left_of_a_promise_that_nobody_waits_for() {
 #[test]
 fn tasks_fail_with_their_placement_group() {
     let (mut owner, mut out) = (Owner::new(ME, NodeKey(9)), Out::default());
-    let class = owner.class(ClassSpec { demand: vec![("CPU_group_g".into(), 10_000)], env: vec![], strategy: vec![] });
+    let class = owner.class(ClassSpec {
+        demand: vec![("CPU_group_g".into(), 10_000)],
+        env: vec![],
+        strategy: vec![],
+        retriable: true,
+    });
     let call = CallDef {
         function: FunctionId([7; 16]),
         name: "f".into(),
