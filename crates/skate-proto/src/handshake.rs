@@ -53,6 +53,9 @@ pub enum Role {
     Driver = 2,
     Worker = 3,
     Tool = 4,
+    /// A node that wants blocks of shared memory: after the handshake no frames follow, but what
+    /// `skate_core::transfer` says.
+    Bulk = 5,
 }
 
 impl Role {
@@ -62,6 +65,7 @@ impl Role {
             2 => Self::Driver,
             3 => Self::Worker,
             4 => Self::Tool,
+            5 => Self::Bulk,
             _ => return None,
         })
     }

@@ -52,6 +52,7 @@ use reactor::{Joining, Reactor};
 
 pub use connection::BACKLOG_BYTES_MAX;
 pub use drive::Driven;
+pub(crate) use reactor::nonce;
 pub use socket::{Address, Listener};
 pub(crate) use thread::{block_signals, spawn_without_signals};
 
@@ -91,6 +92,11 @@ pub trait Handler: Send + Sync + 'static {
     /// The connection with a peer ended, or could not be made. Frames that were not yet written are lost.
     /// The next frame to it starts a new connection.
     fn on_closed(&self, peer: ProcId, reason: CloseReason);
+    /// A peer connected to this process for bytes rather than frames ([`Role::Bulk`]) and proved the token. The
+    /// socket does not block, and is the handler's; a process that expects none closes it.
+    fn on_bulk(&self, peer: PeerInfo, socket: OwnedFd) {
+        let _ = (peer, socket);
+    }
     /// Something happened on a descriptor of [`Transport::register_fd`].
     fn on_fd_ready(&self, token: u64);
     /// Something that an administrator should know. At most one a second.
@@ -284,6 +290,12 @@ impl Transport {
     #[must_use]
     pub fn me(&self) -> PeerInfo {
         self.me
+    }
+
+    /// What this process proves itself with, for connections that are made outside of the reactor.
+    #[must_use]
+    pub fn credentials(&self) -> &Credentials {
+        &self.credentials
     }
 
     /// Sends a frame whose body is the concatenation of `body`, after all that were sent to `to` before.
