@@ -287,7 +287,8 @@ class NodeCore:
     def __init__(self, *, path: str, session: bytes, token: bytes, node: int) -> None: ...
     def poll(self, timeout: float | None) -> list[tuple[Any, ...]]:
         """Waits for events, at most `timeout` seconds. Each is one of
-        ("frame", proc, kind, corr, body), ("joined", proc, role, pid), ("left", proc, reason), ("fd", token).
+        ("frame", proc, kind, corr, body), ("joined", proc, role, pid), ("left", proc, reason), ("fd", token),
+        ("pulled", ticket, error or "", [(node, refused, error) of each source that failed], bytes).
         """
     def send(self, proc: int, kind: int, corr: int, body: bytes) -> None: ...
     def send_fd(self, proc: int, kind: int, corr: int, body: bytes, fd: int) -> None: ...
@@ -296,6 +297,22 @@ class NodeCore:
     def backlog(self, proc: int) -> int:
         """Bytes that wait to be read by a process."""
     def disconnect(self, proc: int) -> None: ...
+    def offer_segment(self, segment: int, fd: int, size: int) -> None:
+        """Sends blocks of this segment to other nodes that ask."""
+    def withdraw_segment(self, segment: int) -> bool:
+        """Sends no more of a segment; True if nothing of it is on its way, so that its memory may be used anew."""
+    def pull(
+        self,
+        ticket: int,
+        sources: Sequence[tuple[int, str, int, int]],  # node, ip:port or path, segment, offset; asked in order
+        len: int,
+        segment: int,  # of this node; offered from now on as far as it is filled
+        fd: int,
+        offset: int,
+    ) -> None:
+        """Begins to pull a block; its end is an event of `poll`. ValueError for an address that is none."""
+    def cancel_pull(self, ticket: int) -> None:
+        """Ends a pull soon; its event still comes."""
     def close(self) -> None: ...
 
 def random_id() -> int: ...

@@ -1,6 +1,6 @@
 """Messages between a node process and the cores of drivers and workers.
 
-This module owns the meaning of message kinds 64 to 112 and nothing else: no socket, no state.
+This module owns the meaning of message kinds 64 to 127 and nothing else: no socket, no state.
 A message is a msgpack array whose fields stand in the order written here; the struct is chosen
 by the frame's kind, so bodies carry no tag. Fields may be appended at the end with a default:
 a decoder ignores what it does not know, and fills in what an older peer did not send.
@@ -144,10 +144,35 @@ class SegmentClaims(Message, frozen=True):
 
 
 class BlocksFreed(Message, frozen=True):
-    """Blocks of an adopted segment which the sender claimed and which nothing refers to any more."""
+    """Blocks of an adopted segment which the sender claimed and which nothing refers to any more. `node` is where the
+    segment lies, if not here; it is told then.
+    """
 
     segment: int
     offsets: list[int]
+    node: int = 0
+
+
+class Pull(Message, frozen=True):
+    """A process met a location on another node, and wants a copy here. Answered by `Pulled` or `SegmentDenied`.
+
+    It holds the copy from the answer until `PullReleased`, or its end; until the answer it must hold a reference to the
+    object. With `prefetch` it will ask again when it needs the copy: there is no answer (corr is 0), and no hold; all
+    who wait for an answer come first.
+    """
+
+    object: bytes
+    node: int
+    segment: int
+    offset: int
+    len: int
+    prefetch: bool = False
+
+
+class PullReleased(Message, frozen=True):
+    """The sender has no view on copies of this object any more, and waits for none."""
+
+    object: bytes
 
 
 class ActorCreate(Message, frozen=True):
@@ -294,9 +319,14 @@ class SegmentGranted(Message, frozen=True):
 
 
 class SegmentDenied(Message, frozen=True):
-    """No segment. The text names capacity, use and the largest holders."""
+    """No segment. The text names capacity, use and the largest holders.
+
+    `kept`, after a `Pull`: the value is where it was, and only a copy cannot be had here now. Otherwise who wanted to
+    read it tells its owner that it is lost.
+    """
 
     message: str
+    kept: bool = False
 
 
 class SegmentMapped(Message, frozen=True):
@@ -305,6 +335,14 @@ class SegmentMapped(Message, frozen=True):
     segment: int
     size: int
     lessee: int
+
+
+class Pulled(Message, frozen=True):
+    """A segment with a copy to read, with its descriptor. The block begins at `offset`."""
+
+    segment: int
+    size: int
+    offset: int
 
 
 class SegmentTrim(Message, frozen=True):
@@ -411,6 +449,8 @@ KIND_PEER_LOST: Final = 80
 KIND_REQUEST: Final = 81
 KIND_RETIRED: Final = 82
 KIND_LEASE_KEPT: Final = 83
+KIND_PULL: Final = 85
+KIND_PULL_RELEASED: Final = 86
 KIND_LEASE_GRANTED: Final = 96
 KIND_LEASE_RECLAIM: Final = 97
 KIND_WORKER_DIED: Final = 98
@@ -429,6 +469,7 @@ KIND_ACTOR_STOP: Final = 110
 KIND_EXIT: Final = 111
 KIND_DEATHS: Final = 112
 KIND_PRESSURE: Final = 113
+KIND_PULLED: Final = 115
 
 TO_NODE: Final[dict[int, type[Message]]] = {
     KIND_LEASE_DEMAND: LeaseDemand,
@@ -451,6 +492,8 @@ TO_NODE: Final[dict[int, type[Message]]] = {
     KIND_REQUEST: Request,
     KIND_RETIRED: Retired,
     KIND_LEASE_KEPT: LeaseKept,
+    KIND_PULL: Pull,
+    KIND_PULL_RELEASED: PullReleased,
 }
 
 FROM_NODE: Final[dict[int, type[Message]]] = {
@@ -472,6 +515,7 @@ FROM_NODE: Final[dict[int, type[Message]]] = {
     KIND_EXIT: Exit,
     KIND_DEATHS: Deaths,
     KIND_PRESSURE: Pressure,
+    KIND_PULLED: Pulled,
 }
 
 KINDS: Final[dict[type[Message], int]] = {

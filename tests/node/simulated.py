@@ -22,11 +22,19 @@ NODE = 1 << 40
 class World:
     """See the module's docstring. Process ids, pids and time are plain numbers that count up."""
 
-    def __init__(self, resources: dict[str, float] | None = None, *, store: int = 64 << 20, auto: bool = True) -> None:
+    def __init__(
+        self,
+        resources: dict[str, float] | None = None,
+        *,
+        store: int = 64 << 20,
+        auto: bool = True,
+        node: int = NODE,
+        first_proc: int = 1,
+    ) -> None:
         wire = {name: round(amount * UNIT) for name, amount in (resources or {"CPU": 2}).items()}
         gpus = tuple(range(wire.get("GPU", 0) // UNIT))
         ids = itertools.count(1000)
-        self.node = NodeManager(NodeFacts(NODE, wire, gpus, store), new_id=lambda: next(ids), validate=True)
+        self.node = NodeManager(NodeFacts(node, wire, gpus, store), new_id=lambda: next(ids), validate=True)
         self.now = 100.0
         self.auto = auto
         """Whether forks succeed and join by themselves, and killed processes are reaped at once."""
@@ -45,9 +53,15 @@ class World:
         self.descriptors: dict[int, events.DescriptorUsage] = {}
         """By pid, where they are not few; the node's by 0."""
         self.refuse_memory = False
+        self.pulls: dict[int, events.StartPull] = {}
+        """What the bulk client is doing, by ticket; tests end it."""
+        self.cancelled: list[int] = []
+        self.to_peers: list[events.ToPeer] = []
         self.shutdown = ""
+        self._late: list[events.SegmentFailed] = []
+        """What the shell hears only after it has performed everything else."""
         self._pids = itertools.count(1)
-        self._procs = itertools.count(1)
+        self._procs = itertools.count(first_proc)
         self._corr = itertools.count(1)
 
     # ------------------------------------------------------------------ what happens to the node
@@ -55,6 +69,8 @@ class World:
     def feed(self, event: object) -> None:
         for effect in self.node.handle(event, self.now):  # type: ignore[arg-type]
             self._perform(effect)
+        while self._late:
+            self.feed(self._late.pop(0))
 
     def driver(self) -> int:
         proc = next(self._procs)
@@ -157,18 +173,32 @@ class World:
                 self.feed(events.DescriptorsSeen(effect.asker, effect.proc, *usage))
             case events.GrantSegment():
                 if self.refuse_memory and not effect.recycled:
-                    self.feed(events.SegmentFailed(effect.segment, effect.corr, "Cannot allocate memory"))
+                    self._late.append(events.SegmentFailed(effect.segment, effect.corr, "Cannot allocate memory"))
                     return
                 if effect.recycled:
                     del self.segments[effect.recycled]
                 self.segments[effect.segment] = effect.size
-                self._deliver(effect.to, p.SegmentGranted(effect.segment, effect.size), effect.corr)
+                if effect.to:
+                    self._deliver(effect.to, p.SegmentGranted(effect.segment, effect.size), effect.corr)
             case events.ShareSegment():
                 assert effect.segment in self.segments
                 message = p.SegmentMapped(effect.segment, effect.size, effect.lessee)
                 self._deliver(effect.to, message, effect.corr)
             case events.DropSegment():
+                assert all(pull.segment != effect.segment for pull in self.pulls.values()), "it is being written"
                 del self.segments[effect.segment]
+            case events.StartPull():
+                assert effect.ticket not in self.pulls
+                assert self.segments[effect.segment] >= effect.len
+                self.pulls[effect.ticket] = effect
+            case events.CancelPull():
+                assert effect.ticket in self.pulls
+                self.cancelled.append(effect.ticket)
+            case events.ShareCopy():
+                assert self.segments[effect.segment] == effect.size
+                self._deliver(effect.to, p.Pulled(effect.segment, effect.size, effect.offset), effect.corr)
+            case events.ToPeer():
+                self.to_peers.append(effect)
             case events.Disconnect():
                 if self.inbox.pop(effect.proc, None) is not None:
                     self.feed(CoreLeft(effect.proc, "disconnected"))

@@ -23,7 +23,7 @@ TABLE = """
 69 SegmentMap segment
 70 SegmentRelease segment
 71 SegmentClaims segment blocks
-72 BlocksFreed segment offsets
+72 BlocksFreed segment offsets node
 73 ActorCreate actor spec place run env strategy name namespace max_restarts detached class_name owner label
 74 ActorReady actor incarnation
 75 ActorFailed actor incarnation error
@@ -35,11 +35,13 @@ TABLE = """
 81 Request op args
 82 Retired
 83 LeaseKept lease
+85 Pull object node segment offset len prefetch
+86 PullReleased object
 96 LeaseGranted class_id lease proc node pid gpu_ids
 97 LeaseReclaim lease wanted
 98 WorkerDied proc lease cause exit_code intended oom
 99 SegmentGranted segment size
-100 SegmentDenied message
+100 SegmentDenied message kept
 101 SegmentMapped segment size lessee
 102 SegmentTrim bytes
 103 SegmentAdopted segment
@@ -53,6 +55,7 @@ TABLE = """
 111 Exit
 112 Deaths dead
 113 Pressure pressed
+115 Pulled segment size offset
 """
 
 

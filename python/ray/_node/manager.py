@@ -35,6 +35,7 @@ from ray._control.machine import (
 from ray._node import events, lease_records, requests
 from ray._node.leases import LeaseTable
 from ray._node.processes import ProcessEnded, ProcessTable
+from ray._node.pulls import PullTable
 from ray._node.resources import Ledger
 from ray._node.segments import SegmentTable
 from ray._node.workers import WorkerPool
@@ -104,6 +105,7 @@ class NodeManager:
         self.leases = LeaseTable(node=facts.node, ledger=ledger, validate=validate)
         self.pool = WorkerPool(new_id=new_id, idle_limit=max(cpus, 1), validate=validate)
         self.segments = SegmentTable(capacity=facts.object_store_memory, validate=validate)
+        self.pulls = PullTable(node=facts.node, validate=validate)
         self.processes = ProcessTable(validate=validate)
         self.jobs = JobTable()
         self.kv = KeyValueStore()
@@ -114,6 +116,7 @@ class NodeManager:
             self.leases,
             self.actors,
             self.segments,
+            self.pulls,
             self.processes,
             self.requests,
         )
@@ -259,7 +262,7 @@ class NodeManager:
 
     def _process_left(self, proc: int, now: float) -> None:
         left = ProcessLeft(proc)
-        for machine in (self.leases, self.actors, self.segments, self.processes, self.requests):
+        for machine in (self.leases, self.actors, self.segments, self.pulls, self.processes, self.requests):
             self._tell(machine, left, now)
 
 

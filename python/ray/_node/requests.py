@@ -136,7 +136,7 @@ class RequestTable(Machine):
         """What no lease holds; of shared memory, no more than is not lent to processes either."""
         free = self._manager.leases.ledger.available()
         store = self._manager.segments.statistics()
-        lent = store["store_bytes_used"] - store["store_bytes_warm"]
+        lent = store["store_bytes_used"] - store["store_bytes_warm"] - store["store_bytes_idle"]
         room = (store["store_bytes_capacity"] - lent) * UNIT
         if STORE in free:
             free[STORE] = max(min(free[STORE], room), 0)
@@ -284,7 +284,7 @@ class RequestTable(Machine):
     def _stats(self, event: Received, now: float) -> dict[str, int]:
         manager = self._manager
         counts: dict[str, int] = {"kv_bytes": manager.kv.bytes_used}
-        for table in (manager.pool, manager.leases, manager.segments, manager.actors, manager.processes):
+        for table in (manager.pool, manager.leases, manager.segments, manager.pulls, manager.actors, manager.processes):
             counts.update(table.statistics())
         return counts
 

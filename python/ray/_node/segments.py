@@ -13,8 +13,11 @@ The life of a segment:
 A recycled segment gets a new id, so that a late message about the old one finds nothing. An adopted one
 is never recycled, because readers may still have views on it; the kernel keeps its pages for them.
 
+Copies of what lies on other nodes have a segment each, lent to the node itself (`pulls` decides about them). One that
+nobody holds is *idle*: a cache that counts as free, evicted oldest first when room is needed.
+
 Invariants: the sizes of all segments add up to `used`, which is at most `capacity`; warm segments are at
-most an eighth of it; who waits has a deadline; nothing that fits waits behind less than `OVERTAKES`
+most an eighth of it; only copies are idle; who waits has a deadline; nothing that fits waits behind less than `OVERTAKES`
 grants that overtook it.
 """
 
@@ -34,7 +37,20 @@ from ray._control.machine import (
     Send,
     Tick,
 )
-from ray._node.events import DropSegment, GrantSegment, SegmentFailed, ShareSegment
+from ray._node.events import (
+    CopyEvicted,
+    CopyHeld,
+    CopyIdle,
+    DropSegment,
+    GrantSegment,
+    RoomDenied,
+    RoomGranted,
+    RoomReturned,
+    RoomUnwanted,
+    RoomWanted,
+    SegmentFailed,
+    ShareSegment,
+)
 from ray._node.resources import show_bytes
 from ray._protocol import (
     ROLE_DRIVER,
@@ -75,11 +91,16 @@ OVERTAKES: Final = 16
 
 
 class Segment(msgspec.Struct):
-    """A lent or adopted segment. `lessee` is 0 once adopted."""
+    """A lent or adopted segment. `lessee` is 0 once adopted; `ticket` is what the node wanted it under, for a copy."""
 
     id: int
     size: int
     lessee: int
+    ticket: int = 0
+
+    @property
+    def is_copy(self) -> bool:
+        return self.ticket != 0
 
 
 class Adoption(msgspec.Struct):
@@ -92,13 +113,14 @@ class Adoption(msgspec.Struct):
 
 
 class Waiting(msgspec.Struct):
-    """A request without room."""
+    """A request without room; for a copy, of the node's own, whose corr is the ticket."""
 
     proc: int
     corr: int
     need: int
     wish: int
     overtaken: int = 0
+    is_copy: bool = False
 
     @property
     def least(self) -> int:
@@ -122,6 +144,8 @@ class SegmentTable(Machine):
         self._adoptions: dict[int, Adoption] = {}
         self._warm: dict[int, int] = {}
         """Size by former id, oldest first."""
+        self._idle: dict[int, int] = {}
+        """Size of copies that nobody holds, by id, idle for longest first."""
         self._queue: dict[tuple[int, int], Waiting] = {}
         self._processes: dict[int, str] = {}
         self._deadlines: Deadlines[tuple[int, int]] = Deadlines()
@@ -129,6 +153,11 @@ class SegmentTable(Machine):
             ProcessJoined: self._on_joined,
             ProcessLeft: self._on_left,
             SegmentFailed: self._on_failed,
+            RoomWanted: self._on_room_wanted,
+            RoomUnwanted: self._on_room_unwanted,
+            RoomReturned: self._on_room_returned,
+            CopyIdle: self._on_copy_idle,
+            CopyHeld: self._on_copy_held,
             Tick: self._on_tick,
         }
         self._messages = {
@@ -152,6 +181,7 @@ class SegmentTable(Machine):
             "segment_requests_waiting": len(self._queue),
             "store_bytes_used": self.used,
             "store_bytes_warm": sum(self._warm.values()),
+            "store_bytes_idle": sum(self._idle.values()),
             "store_bytes_capacity": self.capacity,
         }
 
@@ -162,19 +192,29 @@ class SegmentTable(Machine):
         key = (event.sender, event.corr)
         if event.sender not in self._processes or key in self._queue:
             return
-        waiting = Waiting(event.sender, event.corr, need, max(message.wish_bytes, need))
+        self._wait(Waiting(event.sender, event.corr, need, max(message.wish_bytes, need)), now)
+
+    def _wait(self, waiting: Waiting, now: float) -> None:
+        """Grant it now, or as soon as there is room, or refuse it."""
         if waiting.least > self.capacity:
             text = (
-                f"{show_bytes(need)} were asked for, and this node's object store has {show_bytes(self.capacity)}. "
-                "Start with a larger object_store_memory, or store the value in parts"
+                f"{show_bytes(waiting.need)} were asked for, and this node's object store has "
+                f"{show_bytes(self.capacity)}. Start with a larger object_store_memory, or store the value in parts"
             )
-            self._emit(Send(event.sender, SegmentDenied(text), event.corr))
+            self._deny(waiting, text)
             return
+        key = (waiting.proc, waiting.corr)
         self._queue[key] = waiting
         self._grant_waiting()
         if key in self._queue:
             self._deadlines.set(key, now + WAIT_S)
             self._ask_to_trim(waiting.least)
+
+    def _deny(self, waiting: Waiting, text: str) -> None:
+        if waiting.is_copy:
+            self._emit(RoomDenied(waiting.corr, text))
+        else:
+            self._emit(Send(waiting.proc, SegmentDenied(text), waiting.corr))
 
     def _grant_waiting(self) -> None:
         """Grant in order of arrival what fits; what is too large now may be overtaken a few times."""
@@ -191,20 +231,29 @@ class SegmentTable(Machine):
                 other.overtaken += 1
 
     def _grant(self, waiting: Waiting) -> bool:
-        free = self.capacity - self.used + sum(self._warm.values())
+        free = self.capacity - self.used + sum(self._warm.values()) + sum(self._idle.values())
         if waiting.least > free:
             return False
-        size = choose_size(waiting.need, waiting.wish, free)
+        # A copy has just what it needs: nothing is ever added to it.
+        size = waiting.least if waiting.is_copy else choose_size(waiting.need, waiting.wish, free)
         recycled = self._find_warm(size)
-        if recycled is None:
-            while self.used + size > self.capacity:
+        while recycled is None and self.used + size > self.capacity:
+            if self._warm:
                 self._drop_warm(next(iter(self._warm)))
+            else:
+                self._evict(next(iter(self._idle)))
+                recycled = self._find_warm(size)
+        if recycled is None:
             self.used += size
         else:
             size = self._warm.pop(recycled)
         self._serial += 1
-        self._segments[self._serial] = Segment(self._serial, size, waiting.proc)
-        self._emit(GrantSegment(waiting.proc, waiting.corr, self._serial, size, recycled or 0))
+        ticket = waiting.corr if waiting.is_copy else 0
+        self._segments[self._serial] = Segment(self._serial, size, waiting.proc, ticket)
+        receiver = 0 if waiting.is_copy else waiting.proc
+        self._emit(GrantSegment(receiver, waiting.corr, self._serial, size, recycled or 0))
+        if waiting.is_copy:
+            self._emit(RoomGranted(ticket, self._serial, size))
         return True
 
     def _find_warm(self, size: int) -> int | None:
@@ -216,24 +265,29 @@ class SegmentTable(Machine):
 
     def _ask_to_trim(self, wanted: int) -> None:
         lacking = self.used + wanted - self.capacity
-        lessees = tuple(dict.fromkeys(x.lessee for x in self._segments.values() if x.lessee))
+        lessees = tuple(dict.fromkeys(x.lessee for x in self._segments.values() if x.lessee and not x.is_copy))
         if lessees:
             self._emit(Multicast(lessees, SegmentTrim(lacking)))
 
     def _on_tick(self, event: Tick, now: float) -> None:
         for key in self._deadlines.due(now):
             waiting = self._queue.pop(key)
-            self._emit(Send(waiting.proc, SegmentDenied(self._full_text(waiting.need)), waiting.corr))
+            self._deny(waiting, self._full_text(waiting.need))
         self._grant_waiting()
 
     def _full_text(self, need: int) -> str:
         by_lessee: dict[int, int] = {}
+        copies = 0
         for segment in self._segments.values():
-            by_lessee[segment.lessee] = by_lessee.get(segment.lessee, 0) + segment.size
-        largest = sorted(by_lessee.items(), key=lambda item: -item[1])[:3]
-        holders = ", ".join(
-            f"{self._processes.get(proc, 'processes that have ended')}: {show_bytes(held)}" for proc, held in largest
-        )
+            if segment.is_copy:
+                copies += segment.size
+            else:
+                by_lessee[segment.lessee] = by_lessee.get(segment.lessee, 0) + segment.size
+        named = {self._processes.get(proc, "processes that have ended"): held for proc, held in by_lessee.items()}
+        if copies:
+            named["copies of values on other nodes"] = copies
+        largest = sorted(named.items(), key=lambda item: -item[1])[:3]
+        holders = ", ".join(f"{name}: {show_bytes(held)}" for name, held in largest)
         return (
             f"the object store of this node is full: {show_bytes(need)} were asked for, segments with "
             f"{show_bytes(self.used)} of {show_bytes(self.capacity)} are allocated, and not enough became free within "
@@ -250,7 +304,7 @@ class SegmentTable(Machine):
             f"{show_bytes(self.used)} of {show_bytes(self.capacity)} in use, so the machine itself is short of memory "
             "or descriptors"
         )
-        self._emit(Send(segment.lessee, SegmentDenied(text), event.corr))
+        self._deny(Waiting(segment.lessee, event.corr, segment.size, 0, is_copy=segment.is_copy), text)
         self._grant_waiting()
 
     def _on_map(self, event: Received, message: SegmentMap, now: float) -> None:
@@ -265,7 +319,7 @@ class SegmentTable(Machine):
 
     def _on_release(self, event: Received, message: SegmentRelease, now: float) -> None:
         segment = self._segments.get(message.segment)
-        if segment is None or segment.lessee != event.sender:
+        if segment is None or segment.lessee != event.sender or segment.is_copy:
             return  # a late or repeated return
         del self._segments[segment.id]
         self._warm[segment.id] = segment.size
@@ -276,6 +330,36 @@ class SegmentTable(Machine):
     def _drop_warm(self, segment: int) -> None:
         self.used -= self._warm.pop(segment)
         self._emit(DropSegment(segment))
+
+    # ------------------------------------------------------------------ copies
+
+    def _on_room_wanted(self, event: RoomWanted, now: float) -> None:
+        self._wait(Waiting(event.node, event.ticket, max(event.size, 1), 0, is_copy=True), now)
+
+    def _on_room_unwanted(self, event: RoomUnwanted, now: float) -> None:
+        self._deadlines.clear((event.node, event.ticket))
+        if self._queue.pop((event.node, event.ticket), None) is not None:
+            self._grant_waiting()
+
+    def _on_room_returned(self, event: RoomReturned, now: float) -> None:
+        segment = self._segments.pop(event.segment, None)
+        if segment is None:
+            return  # the system had refused it
+        self.used -= segment.size
+        self._emit(DropSegment(event.segment))
+        self._grant_waiting()
+
+    def _on_copy_idle(self, event: CopyIdle, now: float) -> None:
+        self._idle[event.segment] = self._segments[event.segment].size
+        self._grant_waiting()
+
+    def _on_copy_held(self, event: CopyHeld, now: float) -> None:
+        self._idle.pop(event.segment, None)
+
+    def _evict(self, segment: int) -> None:
+        del self._segments[segment]
+        self._warm[segment] = self._idle.pop(segment)
+        self._emit(CopyEvicted(segment))
 
     # ------------------------------------------------------------------ the lessee's death
 
@@ -353,17 +437,20 @@ class SegmentTable(Machine):
         for segment in self._segments.values():
             adopted = segment.id in self._adoptions
             self._require(adopted == (segment.lessee == 0), f"{segment} is adopted and lent")
-            self._require(adopted or segment.lessee in self._processes, f"{segment} is lent to the dead")
+            known = adopted or segment.is_copy or segment.lessee in self._processes
+            self._require(known, f"{segment} is lent to the dead")
+        for idle in self._idle:
+            self._require(idle in self._segments and self._segments[idle].is_copy, f"segment {idle} is no idle copy")
         for key, waiting in self._queue.items():
             self._require(key in self._deadlines, f"{waiting} may wait for ever")
-            self._require(key[0] in self._processes, f"{waiting} has died")
+            self._require(waiting.is_copy or key[0] in self._processes, f"{waiting} has died")
         for segment_id, adoption in self._adoptions.items():
             self._require(adoption.awaited or adoption.claims, f"segment {segment_id} is kept for nobody")
             for proc in (*adoption.awaited, *adoption.claims):
                 self._require(proc in self._processes, f"segment {segment_id} is kept for the dead")
         held_up = False
         for waiting in self._queue.values():
-            fits = self.used - warm + waiting.least <= self.capacity
+            fits = self.used - warm - sum(self._idle.values()) + waiting.least <= self.capacity
             self._require(held_up or not fits, f"{waiting} fits and waits")
             held_up = held_up or waiting.overtaken >= OVERTAKES
 

@@ -20,10 +20,10 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ray._control.machine import Effect, Event, Log, Multicast, Send, Tick, earliest
-from ray._node import descriptors, events, process, session, wire
+from ray._node import descriptors, events, peer_protocol, process, session, wire
 from ray._node.logs import LogFiles
 from ray._node.manager import CoreJoined, CoreLeft, FrameCame, Shutdown
-from ray._protocol import KINDS, Message, SegmentGranted, SegmentMapped, encode
+from ray._protocol import KINDS, Message, Pulled, SegmentGranted, SegmentMapped, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -54,6 +54,12 @@ class Core(Protocol):
     def watch_fd(self, fd: int, token: int) -> None: ...
     def unwatch_fd(self, token: int) -> None: ...
     def disconnect(self, proc: int) -> None: ...
+    def offer_segment(self, segment: int, fd: int, size: int) -> None: ...
+    def withdraw_segment(self, segment: int) -> bool: ...
+    def pull(
+        self, ticket: int, sources: Sequence[tuple[int, str, int, int]], len: int, segment: int, fd: int, offset: int
+    ) -> None: ...
+    def cancel_pull(self, ticket: int) -> None: ...
     def close(self) -> None: ...
 
 
@@ -106,6 +112,10 @@ class Shell:
             events.GrantSegment: self._grant_segment,
             events.ShareSegment: self._share_segment,
             events.DropSegment: self._drop_segment,
+            events.StartPull: self._start_pull,
+            events.CancelPull: lambda effect: self._core.cancel_pull(effect.ticket),
+            events.ShareCopy: self._share_copy,
+            events.ToPeer: self._tell_peer,
         }
 
     # ------------------------------------------------------------------ the loop
@@ -178,6 +188,8 @@ class Shell:
                 self._queue.append(CoreLeft(proc, str(reason)))
             case ("fd", int(token)):
                 self._on_fd(token)
+            case ("pulled", int(ticket), str(error), list(failures), int(count)):
+                self._queue.append(events.PullDone(ticket, error, tuple(failures), count))
             case _:
                 log(f"the core reported something unknown: {event!r}")
         self._work()
@@ -298,21 +310,55 @@ class Shell:
 
     def _grant_segment(self, effect: events.GrantSegment) -> None:
         try:
-            fd = self._segments.pop(effect.recycled, -1) if effect.recycled else -1
+            fd = self._recycle(effect.recycled) if effect.recycled else -1
             if fd < 0:
                 fd = self._memfd(f"ray-segment-{effect.segment}", effect.size)
+            self._segments[effect.segment] = fd
+            if effect.to:
+                self._core.offer_segment(effect.segment, fd, effect.size)
         except OSError as error:
+            self._forget_segment(effect.segment)
             self._queue.append(events.SegmentFailed(effect.segment, effect.corr, str(error)))
             return
-        self._segments[effect.segment] = fd
-        self._send_with_fd(effect.to, effect.corr, SegmentGranted(effect.segment, effect.size), fd)
+        if effect.to:
+            self._send_with_fd(effect.to, effect.corr, SegmentGranted(effect.segment, effect.size), fd)
+
+    def _recycle(self, segment: int) -> int:
+        """The memory file of a segment that is not used any more, unless parts of it are on their way elsewhere."""
+        if self._core.withdraw_segment(segment):
+            return self._segments.pop(segment, -1)
+        self._forget_segment(segment)
+        return -1
+
+    def _forget_segment(self, segment: int) -> None:
+        fd = self._segments.pop(segment, -1)
+        if fd >= 0:
+            os.close(fd)
 
     def _share_segment(self, effect: events.ShareSegment) -> None:
         message = SegmentMapped(effect.segment, effect.size, effect.lessee)
         self._send_with_fd(effect.to, effect.corr, message, self._segments[effect.segment])
 
     def _drop_segment(self, effect: events.DropSegment) -> None:
-        os.close(self._segments.pop(effect.segment))
+        self._core.withdraw_segment(effect.segment)
+        self._forget_segment(effect.segment)
+
+    # ------------------------------------------------------------------ copies from other nodes
+
+    def _start_pull(self, effect: events.StartPull) -> None:
+        try:
+            fd = self._segments[effect.segment]
+            self._core.pull(effect.ticket, effect.sources, effect.len, effect.segment, fd, 0)
+        except (OSError, ValueError) as error:
+            self._queue.append(events.PullDone(effect.ticket, str(error)))
+
+    def _share_copy(self, effect: events.ShareCopy) -> None:
+        message = Pulled(effect.segment, effect.size, effect.offset)
+        self._send_with_fd(effect.to, effect.corr, message, self._segments[effect.segment])
+
+    def _tell_peer(self, effect: events.ToPeer) -> None:
+        kind = peer_protocol.PEER_KINDS[type(effect.message)]
+        self._core.send(effect.node, kind, 0, peer_protocol.encode(effect.message))
 
     # ------------------------------------------------------------------ the end
 
