@@ -6,8 +6,9 @@
 use serde::Serialize;
 use serde_bytes::{ByteBuf, Bytes};
 use skate_proto::actors::{ActorState, Creation};
-use skate_proto::ids::{ActorId, LeaseId, ProcId, SegmentId};
+use skate_proto::ids::{ActorId, LeaseId, ObjectId, ProcId, SegmentId};
 use skate_proto::leases::ClassSpec;
+use skate_proto::location::Location;
 use skate_proto::msg::ActorSpec;
 use skate_proto::payload::{Blob, ErrorCode, Payload};
 
@@ -34,6 +35,8 @@ pub const PEER_LOST: u8 = 80;
 pub const REQUEST: u8 = 81;
 pub const RETIRED: u8 = 82;
 pub const LEASE_KEPT: u8 = 83;
+pub const PULL: u8 = 85;
+pub const PULL_RELEASED: u8 = 86;
 
 pub const LEASE_GRANTED: u8 = 96;
 pub const LEASE_RECLAIM: u8 = 97;
@@ -53,6 +56,7 @@ pub const ACTOR_STOP: u8 = 110;
 pub const EXIT: u8 = 111;
 pub const DEATHS: u8 = 112;
 pub const PRESSURE: u8 = 113;
+pub const PULLED: u8 = 115;
 
 fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     rmp_serde::to_vec(value).expect("plain data always encodes")
@@ -95,8 +99,24 @@ pub fn segment_claims(segment: SegmentId, blocks: &[(u64, u64)]) -> Vec<u8> {
     encode(&(segment.0, blocks))
 }
 
-pub fn blocks_freed(segment: SegmentId, offsets: &[u64]) -> Vec<u8> {
-    encode(&(segment.0, offsets))
+/// `node` is 0 for the node that is told.
+pub fn blocks_freed(segment: SegmentId, offsets: &[u64], node: u64) -> Vec<u8> {
+    encode(&(segment.0, offsets, node))
+}
+
+pub fn pull(object: ObjectId, location: &Location, prefetch: bool) -> Vec<u8> {
+    encode(&(
+        Bytes::new(&object.to_bytes()),
+        location.node.0,
+        location.segment.0,
+        location.offset,
+        location.len,
+        prefetch,
+    ))
+}
+
+pub fn pull_released(object: ObjectId) -> Vec<u8> {
+    encode(&(Bytes::new(&object.to_bytes()),))
 }
 
 pub fn actor_create(creation: &Creation, spec: &ActorSpec) -> Vec<u8> {
@@ -155,8 +175,9 @@ pub enum FromNode {
     WorkerDied { proc: ProcId, cause: String, oom: bool },
     Deaths(Vec<(u64, String)>),
     SegmentGranted { segment: SegmentId, size: u64 },
-    SegmentDenied { message: String },
+    SegmentDenied { message: String, kept: bool },
     SegmentMapped { segment: SegmentId, size: u64 },
+    Pulled { segment: SegmentId, size: u64, offset: u64 },
     SegmentTrim { bytes: u64 },
     SegmentAdopted { segment: SegmentId },
     ActorState { actor: ActorId, state: ActorState },
@@ -193,10 +214,17 @@ pub fn decode(kind: u8, body: &[u8]) -> Option<FromNode> {
             let (segment, size): (u64, u64) = get(body)?;
             FromNode::SegmentGranted { segment: SegmentId(segment), size }
         }
-        SEGMENT_DENIED => FromNode::SegmentDenied { message: get::<(String,)>(body)?.0 },
+        SEGMENT_DENIED => {
+            let (message, kept): (String, bool) = get(body)?;
+            FromNode::SegmentDenied { message, kept }
+        }
         SEGMENT_MAPPED => {
             let (segment, size, _lessee): (u64, u64, u64) = get(body)?;
             FromNode::SegmentMapped { segment: SegmentId(segment), size }
+        }
+        PULLED => {
+            let (segment, size, offset): (u64, u64, u64) = get(body)?;
+            FromNode::Pulled { segment: SegmentId(segment), size, offset }
         }
         SEGMENT_TRIM => FromNode::SegmentTrim { bytes: get::<(u64,)>(body)?.0 },
         SEGMENT_ADOPTED => FromNode::SegmentAdopted { segment: SegmentId(get::<(u64,)>(body)?.0) },

@@ -26,7 +26,7 @@ use thiserror::Error;
 use crate::ids::ProcId;
 
 /// Version of everything on the wire. Processes of different versions refuse each other.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 const MAGIC: [u8; 4] = *b"SKAT";
 
 pub const PREFACE_LEN: usize = 32;

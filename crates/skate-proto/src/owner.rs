@@ -34,6 +34,8 @@ pub enum Effect {
     Unread(Payload),
     /// A block is not needed any more.
     Free(Location),
+    /// Copies of this object from other nodes are not read any more; see [`Objects::mark_copied`].
+    ReleaseCopies(ObjectId),
 }
 
 /// Messages to the node manager; the shell encodes them.
@@ -181,7 +183,7 @@ impl Owner {
                 let reason = self.why(object, now_ns);
                 out.push(Effect::Send { to: from, msg: Msg::Because { question, reason }, urgent: true });
             }
-            Msg::Missing { object, segment } => self.handle_missing(object, segment, now_ns, out),
+            Msg::Missing { object, node, segment } => self.handle_missing(object, node, segment, now_ns, out),
             Msg::Define { .. }
             | Msg::Forget { .. }
             | Msg::Push(_)
@@ -235,9 +237,10 @@ impl Owner {
         self.tasks.is_empty() && self.creations.is_empty() && self.objects.owned() == 0
     }
 
+    /// Blocks of a segment of this process's node that owned values occupy.
     #[must_use]
     pub fn blocks_in(&self, segment: SegmentId) -> Vec<(u64, u64)> {
-        self.objects.blocks_in(segment)
+        self.objects.blocks_in(self.node, segment)
     }
 
     /// Numbers for `statistics()`.

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use crate::ids::{ActorId, LeaseId, ObjectId, ProcId, SegmentId, TaskId};
+use crate::ids::{ActorId, LeaseId, NodeKey, ObjectId, ProcId, SegmentId, TaskId};
 use crate::leases::ClassId;
 use crate::msg::{CallDef, Done, Msg, Push, Reason, Returns, Slot, WaitsFor};
 use crate::objects::Gone;
@@ -588,22 +588,22 @@ impl Owner {
 
     /// A reader of this process did not find the segment of a stored value. The owner is told; who waits for
     /// the object from now on waits for its answer, which is the value at another place, or an error.
-    pub fn report_missing(&mut self, object: ObjectId, segment: SegmentId, now_ns: u64, out: &mut Out) {
+    pub fn report_missing(&mut self, object: ObjectId, node: NodeKey, segment: SegmentId, now_ns: u64, out: &mut Out) {
         if object.owner() == self.me {
-            self.handle_missing(object, segment, now_ns, out);
+            self.handle_missing(object, node, segment, now_ns, out);
             return;
         }
-        if self.objects.location(object).is_some_and(|location| location.segment == segment) {
+        if self.objects.location(object).is_some_and(|at| (at.node, at.segment) == (node, segment)) {
             let mut gone = Gone::default();
             self.objects.forget_value(object, &mut gone, out);
             self.settle(gone, out);
         }
-        out.send(object.owner(), Msg::Missing { object, segment });
+        out.send(object.owner(), Msg::Missing { object, node, segment });
     }
 
     /// A stored value is not where it was: it is made again if its task is known.
-    pub fn handle_missing(&mut self, object: ObjectId, segment: SegmentId, now_ns: u64, out: &mut Out) {
-        if self.objects.location(object).is_none_or(|location| location.segment != segment) {
+    pub fn handle_missing(&mut self, object: ObjectId, node: NodeKey, segment: SegmentId, now_ns: u64, out: &mut Out) {
+        if self.objects.location(object).is_none_or(|at| (at.node, at.segment) != (node, segment)) {
             return;
         }
         let mut gone = Gone::default();

@@ -11,6 +11,7 @@ use skate_proto::payload::{Blob, ErrorCode, Payload, Value};
 use skate_proto::streams::Next;
 use skate_proto::tasks::{Refused, UNUSED_DEFINITIONS_MAX};
 
+const NODE: NodeKey = NodeKey(9);
 const ME: ProcId = ProcId(1);
 const WORKER: ProcId = ProcId(2);
 const OTHER: ProcId = ProcId(3);
@@ -38,7 +39,7 @@ fn call(returns: Returns, actor: Option<ActorId>) -> CallDef {
 
 impl Bench {
     fn new() -> Self {
-        let mut owner = Owner::new(ME, NodeKey(9));
+        let mut owner = Owner::new(ME, NODE);
         let class = owner.class(ClassSpec { demand: vec![("CPU".into(), 10_000)], env: vec![], strategy: vec![] });
         Self { owner, out: Out::default(), class, now: 1_000_000_000 }
     }
@@ -325,17 +326,17 @@ fn a_lost_value_is_made_again_and_a_put_one_is_reported() {
     let f = bench.function(3);
     let task = bench.submit(f);
     bench.lend(1, WORKER);
-    let location = Location { segment: SegmentId(5), lessee: WORKER, offset: 0, len: 1 << 20 };
+    let location = Location { node: NODE, segment: SegmentId(5), lessee: WORKER, offset: 0, len: 1 << 20 };
     let stored = Value::Stored { location, refs: vec![] };
     let done = Done { task, results: vec![stored.clone()], retryable: false, run_ns: 1000, items: 0 };
     bench.owner.handle_message(WORKER, Msg::Done(done), bench.now, &mut bench.out);
     let object = ObjectId { task, index: 0 };
     bench.effects();
-    bench.owner.handle_missing(object, location.segment, bench.now, &mut bench.out);
+    bench.owner.handle_missing(object, location.node, location.segment, bench.now, &mut bench.out);
     assert!(bench.value(task).is_none());
     assert_eq!(bench.pushes(), [(WORKER, task)]);
     let put = bench.owner.put(stored);
-    bench.owner.handle_missing(put, location.segment, bench.now, &mut bench.out);
+    bench.owner.handle_missing(put, location.node, location.segment, bench.now, &mut bench.out);
     assert_eq!(bench.error(put.task), ErrorCode::ObjectLost);
 }
 
@@ -583,7 +584,7 @@ fn a_dead_actor_without_handles_is_forgotten() {
     assert_eq!(bench.owner.actor_state(mine), None);
     // One of another process, whose handle came in a message.
     let theirs = ActorId { proc: OTHER, seq: 4 };
-    let handle = ObjectId { task: TaskId { node: NodeKey(9), proc: OTHER, seq: 4 }, index: ObjectId::ACTOR_INDEX };
+    let handle = ObjectId { task: TaskId { node: NODE, proc: OTHER, seq: 4 }, index: ObjectId::ACTOR_INDEX };
     bench.owner.objects.arrive(&[handle]);
     let method = bench.owner.define(call(Returns::Count(1), Some(theirs)), Blob::empty(), None, 0);
     let task =
@@ -633,7 +634,7 @@ fn dynamic_returns_are_counted_by_the_value_that_lists_them() {
 }
 
 fn stored(bench: &mut Bench, worker: ProcId, task: TaskId, segment: u64) {
-    let location = Location { segment: SegmentId(segment), lessee: worker, offset: 0, len: 64 };
+    let location = Location { node: NODE, segment: SegmentId(segment), lessee: worker, offset: 0, len: 64 };
     let results = vec![Value::Stored { location, refs: vec![] }];
     let done = Done { task, results, retryable: false, run_ns: PIPELINE_NS * 2, items: 0 };
     bench.owner.handle_message(worker, Msg::Done(done), bench.now, &mut bench.out);
@@ -650,7 +651,12 @@ fn a_task_whose_argument_is_lost_before_it_is_pushed_waits_for_it_again() {
     let busy = bench.submit(f);
     let reader = bench.submit_with(f, vec![(Slot::Position(0), object)]);
     assert_eq!(bench.pushes().last(), Some(&(WORKER, busy)), "the reader is queued, its argument being there");
-    bench.owner.handle_message(OTHER, Msg::Missing { object, segment: SegmentId(5) }, bench.now, &mut bench.out);
+    bench.owner.handle_message(
+        OTHER,
+        Msg::Missing { object, node: NODE, segment: SegmentId(5) },
+        bench.now,
+        &mut bench.out,
+    );
     bench.effects();
     // The reader comes before the task that makes its argument again, which must not stop it.
     bench.done(WORKER, busy, PIPELINE_NS * 2);
@@ -672,7 +678,7 @@ fn a_call_whose_argument_is_lost_before_it_is_sent_waits_for_it_again() {
     let deps = vec![(Slot::Position(0), object)];
     let task =
         bench.owner.submit(method, Payload::plain(b""), deps, Some(handle), None, bench.now, &mut bench.out).unwrap();
-    bench.owner.report_missing(object, SegmentId(5), bench.now, &mut bench.out);
+    bench.owner.report_missing(object, NODE, SegmentId(5), bench.now, &mut bench.out);
     bench.effects();
     bench.owner.handle_actor_state(actor, ActorState::Alive { proc: OTHER, incarnation: 0 }, bench.now, &mut bench.out);
     assert!(bench.pushes().is_empty());
@@ -723,7 +729,7 @@ fn whoever_was_told_that_a_worker_is_blocked_is_told_when_it_is_not() {
     let mut out = Out::default();
     for (owner, seq) in [(ME, 1), (OTHER, 2)] {
         executor.handle_define(owner, 0, std::sync::Arc::new(call(Returns::Count(1), None)), Some(Blob::new(b"f")));
-        let task = TaskId { node: NodeKey(9), proc: owner, seq };
+        let task = TaskId { node: NODE, proc: owner, seq };
         let push = Push { task, def: 0, attempt: 0, args: Payload::plain(b""), deps: vec![], gpu_ids: vec![] };
         executor.handle_push(owner, push, &mut out);
     }
@@ -777,4 +783,50 @@ fn what_was_cancelled_is_not_asked_for_any_more() {
     bench.owner.cancel(ObjectId { task, index: 0 }, false, false, bench.now, &mut bench.out);
     let class = bench.class;
     assert!(bench.effects().contains(&Effect::Node(ToNode::LeaseDemand { class, count: 0 })));
+}
+
+#[test]
+fn copies_are_held_as_long_as_anything_counts_their_object() {
+    let mut bench = Bench::new();
+    let f = bench.function(3);
+    let task = bench.submit(f);
+    bench.lend(1, WORKER);
+    stored(&mut bench, WORKER, task, 5);
+    let object = ObjectId { task, index: 0 };
+    let copied = |bench: &mut Bench| bench.effects().contains(&Effect::ReleaseCopies(object));
+    assert!(bench.owner.objects.mark_copied(object));
+    bench.owner.objects.retain(object);
+    bench.owner.release(object, &mut bench.out);
+    bench.owner.handle_message(
+        OTHER,
+        Msg::Missing { object, node: NODE, segment: SegmentId(5) },
+        bench.now,
+        &mut bench.out,
+    );
+    assert!(!copied(&mut bench), "a view on the copy outlives the value that was copied");
+    bench.owner.release(object, &mut bench.out);
+    assert!(copied(&mut bench));
+    assert!(!bench.owner.objects.mark_copied(object), "nobody counts it");
+}
+
+#[test]
+fn a_loss_of_the_same_segment_number_on_another_node_is_none_of_the_value() {
+    let mut bench = Bench::new();
+    let f = bench.function(3);
+    let task = bench.submit(f);
+    bench.lend(1, WORKER);
+    stored(&mut bench, WORKER, task, 5);
+    let object = ObjectId { task, index: 0 };
+    let missing = Msg::Missing { object, node: NodeKey(77), segment: SegmentId(5) };
+    bench.owner.handle_message(OTHER, missing, bench.now, &mut bench.out);
+    assert!(bench.owner.objects.is_ready(object));
+    assert_eq!(bench.owner.blocks_in(SegmentId(5)), [(0, 64)]);
+}
+
+#[test]
+fn blocks_on_another_node_are_none_of_the_segment_of_the_same_number_here() {
+    let mut bench = Bench::new();
+    let location = Location { node: NodeKey(77), segment: SegmentId(5), lessee: WORKER, offset: 0, len: 64 };
+    bench.owner.put(Value::Stored { location, refs: vec![] });
+    assert_eq!(bench.owner.blocks_in(SegmentId(5)), []);
 }

@@ -142,11 +142,12 @@ impl NodeCore {
     fn poll<'py>(&self, py: Python<'py>, timeout: Option<f64>) -> PyResult<Bound<'py, PyList>> {
         let deadline = deadline(timeout)?;
         self.watch_anew()?;
-        let waited = waiting(py, || match self.transport.drive(&|| !self.queue.events.events.lock().is_empty(), deadline) {
-            Driven::Done | Driven::TimedOut => Ok(()),
-            Driven::Interrupted => Err(CoreError::Interrupted),
-            Driven::Closed => Err(CoreError::Closed("the transport was closed".into())),
-        });
+        let waited =
+            waiting(py, || match self.transport.drive(&|| !self.queue.events.events.lock().is_empty(), deadline) {
+                Driven::Done | Driven::TimedOut => Ok(()),
+                Driven::Interrupted => Err(CoreError::Interrupted),
+                Driven::Closed => Err(CoreError::Closed("the transport was closed".into())),
+            });
         waited?;
         let events = std::mem::take(&mut *self.queue.events.events.lock());
         let list = PyList::empty(py);

@@ -24,7 +24,7 @@ pub(super) struct Shell(pub(super) Weak<Core>);
 
 impl Core {
     pub(super) fn handle_core_message(&self, state: &mut State, from: ProcId, msg: Msg, now: u64) {
-        let State { owner, executor, out, .. } = state;
+        let State { owner, executor, out, copies, .. } = state;
         match msg {
             // Of an owner whose end is known nothing more is learned: it would never be forgotten.
             Msg::Define { id, def, blob } if !owner.objects.is_dead(from) => {
@@ -35,6 +35,7 @@ impl Core {
             Msg::Push(push) => {
                 owner.objects.arrive(&Executor::counted(&push.args, &push.deps));
                 let counted = Executor::counted(&push.args, &push.deps);
+                self.prefetch(copies, &push.deps);
                 match executor.handle_push(from, push, out) {
                     Some(_) => self.work_arrived(state),
                     None => owner.release_all(&counted, out),
@@ -114,7 +115,14 @@ impl Core {
                 };
                 self.answered(state, corr, answer);
             }
-            FromNode::SegmentDenied { message } => self.answered(state, corr, Answer::Denied(message)),
+            FromNode::Pulled { segment, size, offset } => {
+                let answer = match fd {
+                    Some(fd) => Answer::Copy { segment, size, offset, fd },
+                    None => Answer::NoDescriptor,
+                };
+                self.answered(state, corr, answer);
+            }
+            FromNode::SegmentDenied { message, kept } => self.answered(state, corr, Answer::Denied { message, kept }),
             FromNode::Reply { ok, body } => self.answered(state, corr, Answer::Reply { ok, body }),
             FromNode::SegmentTrim { bytes } => self.release_segments(&self.store.take_empty(bytes)),
             // Results of the dead lessee may be on their way still: they are claims, too.
