@@ -297,16 +297,16 @@ class NodeCore:
     def backlog(self, proc: int) -> int:
         """Bytes that wait to be read by a process."""
     def disconnect(self, proc: int) -> None: ...
-    def offer_segment(self, segment: int, fd: int, size: int) -> None:
-        """Sends blocks of this segment to other nodes that ask."""
+    def offer_segment(self, segment: int, fd: int, size: int, filled: int) -> None:
+        """Sends blocks of this segment to other nodes that ask; what is not `filled` comes by a pull."""
     def withdraw_segment(self, segment: int) -> bool:
         """Sends no more of a segment; True if nothing of it is on its way, so that its memory may be used anew."""
     def pull(
         self,
         ticket: int,
         sources: Sequence[tuple[int, str, int, int]],  # node, ip:port or path, segment, offset; asked in order
-        len: int,
-        segment: int,  # of this node; offered from now on as far as it is filled
+        length: int,
+        segment: int,  # of this node; offered as far as it is filled
         fd: int,
         offset: int,
     ) -> None:

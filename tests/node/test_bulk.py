@@ -43,7 +43,7 @@ def outcome(core: NodeCore) -> tuple[Any, ...]:
 def test_a_block_is_pulled_from_the_first_node_that_has_it(tmp_path):
     content = os.urandom(300_000)
     with closing(node(tmp_path / "a", 1)) as a, closing(node(tmp_path / "b", 2)) as b, segment(content) as source:
-        a.offer_segment(7, source, len(content))
+        a.offer_segment(7, source, len(content), len(content))
         with segment(200_000) as destination:
             sources = [(1, str(tmp_path / "a"), 8, 0), (1, str(tmp_path / "a"), 7, 50_000)]
             b.pull(5, sources, 200_000, 9, destination, 0)
@@ -56,7 +56,10 @@ def test_a_block_is_pulled_from_the_first_node_that_has_it(tmp_path):
                 a.pull(6, [(2, str(tmp_path / "b"), 9, 0)], 200_000, 10, second, 0)
                 assert outcome(a)[2] == ""
                 assert os.pread(second, 200_000, 0) == content[50_000:250_000]
-        assert b.withdraw_segment(9)
+                b.withdraw_segment(9)
+                a.pull(7, [(2, str(tmp_path / "b"), 9, 0)], 200_000, 10, second, 0)
+                assert "does not have the segment" in outcome(a)[2]
+        assert a.withdraw_segment(4), "nothing is offered under that number"
 
 
 def test_a_pull_that_nobody_can_serve_ends_with_every_reason(tmp_path):
@@ -74,7 +77,7 @@ def test_a_node_that_closes_ends_its_pulls_and_threads(tmp_path):
     before = set(os.listdir("/proc/self/task"))
     with closing(node(tmp_path / "a", 1)) as a, closing(node(tmp_path / "b", 2)) as b:
         with segment(b"x" * 1000) as source, segment(1000) as destination:
-            a.offer_segment(1, source, 1000)
+            a.offer_segment(1, source, 1000, 1000)
             b.pull(1, [(1, str(tmp_path / "a"), 1, 0)], 1000, 9, destination, 0)
             assert outcome(b)[2] == ""
             b.cancel_pull(1)

@@ -88,7 +88,8 @@ impl Bench {
         std::fs::create_dir_all(&directory).unwrap();
         let address = Address::Unix(directory.join("node.sock"));
         let listener = Listener::bind_unix(&directory.join("node.sock")).unwrap();
-        let handler = Arc::new(NodeHandler { answers: Mutex::new(answers.into_iter().collect()), ..Default::default() });
+        let handler =
+            Arc::new(NodeHandler { answers: Mutex::new(answers.into_iter().collect()), ..Default::default() });
         let node = Transport::start(
             config(NODE, Role::Node, address.clone(), vec![listener]),
             Arc::clone(&handler) as Arc<dyn Handler>,
@@ -146,7 +147,8 @@ fn a_value_of_another_node_is_copied_once_and_held_until_its_object_goes() {
         check(&fetched[0]);
         bench.core.release(id);
     }
-    let pull = wire::pull(id, &Location { node: ELSEWHERE, segment: SegmentId(3), lessee: A, offset: 4096, len: LEN }, false);
+    let pull =
+        wire::pull(id, &Location { node: ELSEWHERE, segment: SegmentId(3), lessee: A, offset: 4096, len: LEN }, false);
     assert!(bench.handler.heard.lock().contains(&(wire::PULL, pull)));
     assert_eq!((bench.count(wire::PULL), bench.count(wire::PULL_RELEASED), bench.copied()), (1, 0, 1));
     bench.core.release(id);

@@ -87,7 +87,7 @@ impl Node {
     /// Offers a segment that holds `bytes` from its start.
     fn offer(&self, segment: u64, bytes: &[u8]) -> Source {
         let fd = segment_of(bytes);
-        self.bulk().offer(SegmentId(segment), fd, bytes.len() as u64);
+        self.bulk().offer(SegmentId(segment), fd, bytes.len() as u64, bytes.len() as u64);
         self.source(segment, 0)
     }
 
@@ -488,6 +488,25 @@ fn a_block_is_passed_on_while_it_comes_in() {
     assert!(got == bytes);
     assert_eq!((a.outcome(1).error, b.outcome(2).error), (String::new(), String::new()));
     assert!(contents(&file, bytes.len()) == bytes && contents(&second, bytes.len()) == bytes);
+}
+
+#[test]
+fn who_asks_before_the_pull_has_begun_waits_for_its_first_byte() {
+    let _shared = ALONE.read();
+    let (a, b, c) = (Node::new(), Node::new(), Node::new());
+    let bytes = pattern(300_000);
+    let source = a.offer(1, &bytes);
+    let fd = create_segment("destination", 400_000).unwrap();
+    b.bulk().offer(HERE, fd.try_clone().unwrap(), 400_000, 0);
+    let file = c.pull(2, 300_000, &[b.source(HERE.0, 0)]);
+    wait_for("the request", || b.connections() == 1);
+    b.bulk().pull(Pull { ticket: 1, sources: vec![source], len: 300_000, segment: HERE, fd, offset: 0 });
+    let outcome = c.outcome(2);
+    assert_eq!((outcome.error.as_str(), outcome.failures.len()), ("", 0));
+    assert!(contents(&file, 300_000) == bytes);
+    let mut stream = b.connect();
+    ask(&mut stream, HERE.0, 300_000, 1);
+    assert_eq!(read_answer(&mut stream), Err(Refusal::OutOfBounds), "the block ends before its segment does");
 }
 
 #[test]

@@ -206,11 +206,12 @@ impl NodeCore {
         self.transport.disconnect(ProcId(proc));
     }
 
-    /// Sends blocks of this segment to other nodes that ask. The descriptor is duplicated.
-    fn offer_segment(&self, segment: u64, fd: i32, size: u64) -> PyResult<()> {
+    /// Sends blocks of this segment to other nodes that ask; what is not `filled` comes by a pull. The descriptor is
+    /// duplicated.
+    fn offer_segment(&self, segment: u64, fd: i32, size: u64, filled: u64) -> PyResult<()> {
         // SAFETY: as for `send_fd`.
         let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-        self.queue.bulk().offer(SegmentId(segment), fd.try_clone_to_owned()?, size);
+        self.queue.bulk().offer(SegmentId(segment), fd.try_clone_to_owned()?, size, filled);
         Ok(())
     }
 
@@ -225,7 +226,7 @@ impl NodeCore {
         &self,
         ticket: u64,
         sources: Vec<(u64, String, u64, u64)>,
-        len: u64,
+        length: u64,
         segment: u64,
         fd: i32,
         offset: u64,
@@ -239,7 +240,7 @@ impl NodeCore {
         let sources = sources.into_iter().map(read).collect::<PyResult<_>>()?;
         // SAFETY: as for `send_fd`.
         let fd = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()?;
-        self.queue.bulk().pull(Pull { ticket, sources, len, segment: SegmentId(segment), fd, offset });
+        self.queue.bulk().pull(Pull { ticket, sources, len: length, segment: SegmentId(segment), fd, offset });
         Ok(())
     }
 

@@ -4,11 +4,10 @@ Owns, for every block of which copies exist or are being made elsewhere, the nod
 pulls. Does not know what the copies are for, nor whether the block itself still exists: a source that does not have
 it says so to whoever asks.
 
-A node that begins to pull is a source at once, because what has arrived is passed on. With at most `SERVES_MAX`
-pullers at each source a broadcast is a tree of that width, in which every edge is busy all the time: each node
-gives `SERVES_MAX` times what it gets, so all have the block after about `SERVES_MAX` times one transfer, however
-many they are. A chain (width 1) would take half of that on a network, but one slow or dying node in it holds up all
-behind it.
+A node that begins to pull is a source at once, because what has arrived is passed on. So a broadcast is first of all a
+chain: each gives what it gets, once, and all have the block after little more than one transfer. A chain of
+`DEPTH_MAX` is not made longer, since each of its nodes may be slow or die; then sources are used twice, the nearest to
+the origin first, which halves the speed of each, and so on: the tree becomes wider only as it has to.
 
 Invariants: a source's `load` is the number of unfinished holders that name it as theirs; a holder's source is nearer
 to the origin than the holder, so there is no circle; an entry exists while somebody elsewhere holds or pulls.
@@ -23,8 +22,8 @@ import msgspec
 if TYPE_CHECKING:
     from ray._node.peer_protocol import Copied, Dropped, Locate, Uncopied
 
-SERVES_MAX: Final = 2
-"""Nodes that pull one block from one source at a time, while another source has room."""
+DEPTH_MAX: Final = 8
+"""Growing copies between a node and a whole one. More only where it could not be helped: after losses."""
 
 SOURCES_MAX: Final = 4
 """Sources named to a puller. The first is meant for it, the others are for when that one fails."""
@@ -34,7 +33,7 @@ Block: TypeAlias = "tuple[bytes, int, int]"
 
 
 class Holder(msgspec.Struct):
-    """A node with a copy of a block, whole or growing. `source` is whence it grows; `depth` how far from a whole one."""
+    """A node with a copy of a block, whole or growing: from `source`, at `depth` steps from a whole one."""
 
     node: int
     segment: int
@@ -80,14 +79,9 @@ class Directory:
         return [(holder.node, holder.segment, holder.offset) for holder in named]
 
     def _best(self, whole: list[Holder], growing: list[Holder]) -> Holder:
-        """Whole copies before growing ones, those near a whole one before others; if all are busy, the least busy.
-
-        `whole` is sorted by load, and has the origin.
-        """
-        if whole[0].load < SERVES_MAX:
-            return whole[0]
-        free = [holder for holder in growing if holder.load < SERVES_MAX]
-        return min(free, key=lambda holder: (holder.depth, holder.load), default=whole[0])
+        """The least busy source; of several, the nearest to a whole copy. The origin is always among them."""
+        near = [holder for holder in growing if holder.depth < DEPTH_MAX]
+        return min([*whole, *near], key=lambda holder: (holder.load, holder.depth))
 
     def copied(self, node: int, message: Copied) -> None:
         """The node has the whole block."""

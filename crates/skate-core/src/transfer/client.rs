@@ -170,7 +170,7 @@ impl Client {
             Ok(copy) => copy,
             Err(error) => return (shared.tell)(failed(format!("no descriptor is left for the destination: {error}"))),
         };
-        let offer = shared.offers.offer(pull.segment, copy, end, pull.offset);
+        let offer = shared.offers.grow(pull.segment, copy, pull.offset, end);
         let streams = streams_for(pull.len);
         let missing = spans(pull.len).collect();
         let progress = Progress { missing, streams, ..Progress::default() };
@@ -447,7 +447,7 @@ fn describe(failed: &[(usize, Failure)]) -> String {
 fn streams_for(len: u64) -> usize {
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     let worth = usize::try_from(len / STREAM_BYTES_MIN).unwrap_or(usize::MAX);
-    worth.min(cores).clamp(1, STREAMS_MAX)
+    worth.min(cores / 2).clamp(1, STREAMS_MAX)
 }
 
 fn spans(len: u64) -> impl Iterator<Item = Span> {

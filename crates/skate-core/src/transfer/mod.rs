@@ -47,8 +47,10 @@ pub const SENDERS_MAX: usize = 8;
 pub const CONNECTIONS_MAX: usize = 256;
 /// Threads that pull. Streams beyond wait in order.
 pub const PULLERS_MAX: usize = 16;
-/// Connections for one object.
-pub const STREAMS_MAX: usize = 1;
+/// Connections for one object; at most one for every two processors, since each keeps one busy here, and on a machine
+/// with several nodes one at its source. (On two processors, two connections into memory that was touched before are a
+/// third slower than one; into new memory, half as fast again.)
+pub const STREAMS_MAX: usize = 4;
 /// A further connection is worth its handshake and its thread from so many bytes on.
 pub const STREAM_BYTES_MIN: u64 = 32 << 20;
 /// What one request asks for. A source that dies costs the client no more than what is on its way; a stream pauses
@@ -80,8 +82,8 @@ pub struct Pull {
     /// Asked in this order; the next one when one fails.
     pub sources: Vec<Source>,
     pub len: u64,
-    /// The destination: a segment of this node that is not offered yet. It is, as far as it has arrived, from now on;
-    /// not any more if the pull fails.
+    /// The destination: a segment of this node of which nothing is there yet. What has arrived is offered; nothing any
+    /// more if the pull fails.
     pub segment: SegmentId,
     pub fd: OwnedFd,
     pub offset: u64,
@@ -138,9 +140,10 @@ impl Bulk {
         self.server.accept(socket);
     }
 
-    /// Sends blocks of this segment to whoever asks.
-    pub fn offer(&self, segment: SegmentId, fd: OwnedFd, size: u64) {
-        self.offers.offer(segment, fd, size, size);
+    /// Sends blocks of this segment to whoever asks. Its first `filled` bytes are there; who asks for others waits until
+    /// a pull has brought them.
+    pub fn offer(&self, segment: SegmentId, fd: OwnedFd, size: u64, filled: u64) {
+        self.offers.offer(segment, fd, size, filled.min(size));
     }
 
     /// Sends nothing more of a segment; what is being sent of it is cut off. True if nothing of it is on its way any

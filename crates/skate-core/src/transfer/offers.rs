@@ -21,16 +21,22 @@ use super::server::Job;
 
 pub(super) struct Offer {
     pub(super) fd: OwnedFd,
-    pub(super) size: u64,
+    /// How much there will be, and may be asked for.
+    size: AtomicU64,
     filled: AtomicU64,
     withdrawn: AtomicBool,
-    /// Ranges that were begun, and that their receivers have not said to have taken.
+    /// Ranges that were begun, and that their receivers have not said to have taken. Counts for ever a range whose
+    /// connection was closed from here: the receiver may read what lies in its socket at any time.
     under_way: AtomicUsize,
     /// Its lock also guards the decision to park, so that no bytes arrive in between unnoticed.
     parked: Mutex<Vec<Job>>,
 }
 
 impl Offer {
+    pub(super) fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
     pub(super) fn filled(&self) -> u64 {
         self.filled.load(Ordering::Acquire)
     }
@@ -52,7 +58,7 @@ impl Offer {
     /// Bytes up to `to` are there. Returns the jobs that can go on.
     #[must_use]
     pub(super) fn advance(&self, to: u64) -> Vec<Job> {
-        debug_assert!(to <= self.size);
+        debug_assert!(to <= self.size());
         let mut parked = self.parked.lock();
         self.filled.fetch_max(to, Ordering::AcqRel);
         parked.extract_if(.., |job| job.next_byte() < to).collect()
@@ -60,7 +66,7 @@ impl Offer {
 }
 
 /// A range of a segment that was begun to be sent: its memory may be in a socket.
-pub(super) struct UnderWay(pub(super) Arc<Offer>);
+pub(super) struct UnderWay(Arc<Offer>);
 
 impl UnderWay {
     /// `None` if the segment was withdrawn meanwhile. Under the lock, so that a withdrawal either sees it or is seen.
@@ -75,8 +81,9 @@ impl UnderWay {
     }
 }
 
-impl Drop for UnderWay {
-    fn drop(&mut self) {
+impl UnderWay {
+    /// The receiver has read everything, or has closed its socket and reads nothing more.
+    pub(super) fn taken(self) {
         self.0.under_way.fetch_sub(1, Ordering::AcqRel);
     }
 }
@@ -91,7 +98,7 @@ impl Offers {
     pub(super) fn offer(&self, segment: SegmentId, fd: OwnedFd, size: u64, filled: u64) -> Arc<Offer> {
         let offer = Arc::new(Offer {
             fd,
-            size,
+            size: AtomicU64::new(size),
             filled: AtomicU64::new(filled),
             withdrawn: AtomicBool::new(false),
             under_way: AtomicUsize::new(0),
@@ -102,6 +109,19 @@ impl Offers {
             retract(&before);
         }
         offer
+    }
+
+    /// The offer of a segment that is about to be filled from `start` to `end`: the one that is there, with those who
+    /// wait for its first byte already, or a new one.
+    pub(super) fn grow(&self, segment: SegmentId, fd: OwnedFd, start: u64, end: u64) -> Arc<Offer> {
+        if let Some(offer) = self.get(segment)
+            && offer.filled() == start
+            && end <= offer.size()
+        {
+            offer.size.store(end, Ordering::Release);
+            return offer;
+        }
+        self.offer(segment, fd, end, start)
     }
 
     pub(super) fn withdraw(&self, segment: SegmentId) -> bool {
