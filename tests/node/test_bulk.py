@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,7 +13,6 @@ from ray._core import NodeCore, memfd
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 @contextmanager
@@ -29,6 +29,10 @@ def segment(content: bytes | int) -> Iterator[int]:
 
 def node(path: Path, key: int) -> NodeCore:
     return NodeCore(path=str(path), session=b"s" * 16, token=b"t" * 32, node=key)
+
+
+def threads() -> set[str]:
+    return {task.name for task in Path("/proc/self/task").iterdir()}
 
 
 def outcome(core: NodeCore) -> tuple[Any, ...]:
@@ -74,11 +78,12 @@ def test_a_pull_that_nobody_can_serve_ends_with_every_reason(tmp_path):
 
 
 def test_a_node_that_closes_ends_its_pulls_and_threads(tmp_path):
-    before = set(os.listdir("/proc/self/task"))
-    with closing(node(tmp_path / "a", 1)) as a, closing(node(tmp_path / "b", 2)) as b:
-        with segment(b"x" * 1000) as source, segment(1000) as destination:
-            a.offer_segment(1, source, 1000, 1000)
-            b.pull(1, [(1, str(tmp_path / "a"), 1, 0)], 1000, 9, destination, 0)
-            assert outcome(b)[2] == ""
-            b.cancel_pull(1)
-    assert set(os.listdir("/proc/self/task")) == before
+    before = threads()
+    nodes = closing(node(tmp_path / "a", 1)), closing(node(tmp_path / "b", 2))
+    with nodes[0] as a, nodes[1] as b, segment(b"x" * 1000) as source, segment(1000) as destination:
+        a.offer_segment(1, source, 1000, 1000)
+        b.pull(1, [(1, str(tmp_path / "a"), 1, 0)], 1000, 9, destination, 0)
+        assert outcome(b)[2] == ""
+        b.cancel_pull(1)
+        assert len(threads() - before) > 2
+    assert threads() == before

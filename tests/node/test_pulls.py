@@ -426,8 +426,8 @@ def test_what_lies_here_is_not_copied(pair):
 
 
 def broadcast_time(count: int) -> float:
-    """Transfers until `count` nodes that ask at one moment have a block, when each node sends one block per unit of time
-    and no faster than it gets it itself.
+    """Transfers until `count` nodes that ask at one moment have a block, if each sends one block per unit of time, and no
+    faster than it gets it itself.
     """
     tree = directory.Directory(1)
     source = {node: tree.locate(node, Locate(b"a", 5, 0, node))[0][0] for node in range(2, count + 2)}

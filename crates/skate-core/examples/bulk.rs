@@ -99,7 +99,8 @@ fn take_part(words: &[String]) -> Option<()> {
                 offset: 0,
             };
             node.bulk.wait().offer(SegmentId(9), file.try_clone().ok()?.into(), len, 0);
-            // The first line of input is the start, so that many may start together.
+            // Once all are ready, a line of input is the start, so that many may start together.
+            println!("ready");
             std::io::stdin().read_line(&mut String::new()).ok()?;
             let begun = Instant::now();
             let (sources, segment) = (vec![source], SegmentId(9));

@@ -251,7 +251,8 @@ class Disconnect(Effect, frozen=True):
 class GrantSegment(Effect, frozen=True):
     """Create the memory file (unless it is recycled from `recycled`), and send it as `SegmentGranted`.
 
-    With `to` 0 it is for the node itself: nothing is sent, and other nodes see of it what is pulled into it. A failure comes back as `SegmentFailed`; nothing was sent then.
+    With `to` 0 it is for the node itself: nothing is sent, and other nodes see of it what is pulled into it. A failure
+    comes back as `SegmentFailed`; nothing was sent then.
     """
 
     to: int
@@ -289,7 +290,7 @@ class DropSegment(Effect, frozen=True):
 
 
 class RoomWanted(Event, frozen=True):
-    """Pulls needs a segment for a copy of `size` bytes. Answered by `RoomGranted` or `RoomDenied` with the same ticket."""
+    """Pulls needs a segment for a copy of `size` bytes. Answered by `RoomGranted` or `RoomDenied` with the ticket."""
 
     ticket: int
     node: int

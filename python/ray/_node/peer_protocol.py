@@ -50,7 +50,7 @@ class Copied(PeerMessage, frozen=True):
 
 
 class Uncopied(PeerMessage, frozen=True):
-    """The pull has ended without a copy. `refused` are nodes that said that they do not have what they were named for."""
+    """The pull has ended without a copy. `refused` are nodes that said that they have not what they were named for."""
 
     object: bytes
     segment: int

@@ -17,8 +17,8 @@ Copies of what lies on other nodes have a segment each, lent to the node itself 
 nobody holds is *idle*: a cache that counts as free, evicted oldest first when room is needed.
 
 Invariants: the sizes of all segments add up to `used`, which is at most `capacity`; warm segments are at
-most an eighth of it; only copies are idle; who waits has a deadline; nothing that fits waits behind less than `OVERTAKES`
-grants that overtook it.
+most an eighth of it; only copies are idle; who waits has a deadline; nothing that fits waits behind less than
+`OVERTAKES` grants that overtook it.
 """
 
 from __future__ import annotations
