@@ -173,6 +173,8 @@ def test_a_dead_lessee_s_segment_lives_until_its_last_block_is_freed():
     assert world.segments == {1: 4 * MIB}
     world.send(other, p.SegmentMap(1), 3)
     assert world.replies[other].pop(3) == p.SegmentMapped(1, 4 * MIB, 0)
+    world.send(driver, p.BlocksFreed(1, [64], node=4242))
+    assert world.segments == {1: 4 * MIB}, "that was a segment of another node"
     world.send(driver, p.BlocksFreed(1, [64]))
     assert world.segments == {}
     assert world.node.segments.used == 0

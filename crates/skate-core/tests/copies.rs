@@ -96,6 +96,7 @@ impl Bench {
         )
         .unwrap();
         let core = Core::start(address, [1; 16], [2; 32], NODE, A, Role::Driver, 11).unwrap();
+        wait_for("the node to notice", || node.peer_info(A).is_some());
         Self { directory, node, handler, core }
     }
 

@@ -197,8 +197,10 @@ impl FakeSource {
 
 impl Drop for FakeSource {
     fn drop(&mut self) {
-        let ended = self.thread.take().unwrap().join();
-        assert!(ended.is_ok() || std::thread::panicking());
+        // After a failure it may wait for a connection for ever.
+        if !std::thread::panicking() {
+            self.thread.take().unwrap().join().unwrap();
+        }
     }
 }
 
@@ -609,6 +611,7 @@ fn nothing_is_left_after_a_shutdown_in_the_middle() {
         feed.send(Some(vec![5; 1000])).unwrap();
         ask(&mut idle, HERE.0, 0, 10);
         assert_eq!(read_answer(&mut idle), Ok(10));
+        idle.read_exact(&mut [0; 10]).unwrap();
         drop((a, b));
         feed.send(None).unwrap();
     }

@@ -399,6 +399,8 @@ class SegmentTable(Machine):
         self._grant_waiting()
 
     def _on_freed(self, event: Received, message: BlocksFreed, now: float) -> None:
+        if message.node:
+            return  # it lies on another node, which numbers its segments by itself
         adoption = self._adoptions.get(message.segment)
         claims = adoption.claims.get(event.sender) if adoption is not None else None
         if adoption is None or claims is None:
