@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from ray import _protocol as p
 from ray._node import directory, events, peer_protocol, pulls
+from ray._node.manager import CoreJoined
 from ray._node.peer_protocol import Copied, Dropped, Locate, Uncopied
 from tests.node.simulated import World
 
@@ -39,6 +40,7 @@ class Cluster:
     def introduce(self, node: int) -> None:
         for other, world in self.worlds.items():
             if other != node:
+                world.feed(CoreJoined(node, p.ROLE_NODE, 0))
                 world.feed(events.PeerJoined(node, f"10.0.0.{node - 1000}:1"))
 
     def __getitem__(self, node: int) -> World:
@@ -389,6 +391,7 @@ def test_a_node_that_was_not_heard_of_is_waited_for():
     first = cluster.ask(1001, reader, pull)
     cluster.worlds[1002] = World(node=1002, first_proc=500)
     cluster.put(1002, b"a")
+    cluster.introduce(1001)
     cluster.introduce(1002)
     cluster.settle()
     cluster.finish(1001)

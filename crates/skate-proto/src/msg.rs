@@ -194,3 +194,19 @@ pub enum Msg {
         blocks: Vec<(SegmentId, u64)>,
     },
 }
+
+impl Msg {
+    /// The object whose owner this message is for. Its id says on which node the owner lives.
+    #[must_use]
+    pub fn for_owner_of(&self) -> Option<ObjectId> {
+        match self {
+            Self::AddBorrower { object, .. }
+            | Self::Release { object, .. }
+            | Self::Resolve { object }
+            | Self::CancelObject { object, .. }
+            | Self::Missing { object, .. }
+            | Self::Why { object, .. } => Some(*object),
+            _ => None,
+        }
+    }
+}

@@ -19,7 +19,7 @@ use skate_proto::actors::{ActorState, Creation};
 use skate_proto::executor::{Executor, Work, WorkKind};
 use skate_proto::ids::TaskId;
 use skate_proto::ids::{ActorId, FunctionId, LeaseId, NodeKey, ObjectId, ProcId, SegmentId};
-use skate_proto::leases::{ClassId, ClassSpec};
+use skate_proto::leases::{ClassId, ClassSpec, Death};
 use skate_proto::location::Location;
 use skate_proto::msg::{ActorSpec, CallDef, Msg, Returns, Slot};
 use skate_proto::objects::WaiterId;
@@ -68,7 +68,12 @@ struct Process {
 impl Process {
     fn new(number: u64) -> Self {
         let mut owner = Owner::new(ProcId(number), NodeKey(NODE));
-        let class = owner.class(ClassSpec { demand: vec![("CPU".into(), 10_000)], env: vec![], strategy: vec![] });
+        let class = owner.class(ClassSpec {
+            demand: vec![("CPU".into(), 10_000)],
+            env: vec![],
+            strategy: vec![],
+            retriable: true,
+        });
         let mut define = |returns, backpressure, retries| {
             let call = CallDef { returns, backpressure, ..call(None) };
             owner.define(call, Blob::new(b"f"), Some(class), retries)
@@ -221,7 +226,7 @@ impl World {
             let Process { owner, executor, out, .. } = process;
             match packet {
                 Packet::Gone(dead) => {
-                    owner.handle_process_gone(dead, "killed", false, now, out);
+                    owner.handle_process_gone(dead, "killed", Death::Crashed, now, out);
                     let (counted, interrupted) = executor.handle_process_gone(dead);
                     owner.release_all(&counted, out);
                     for task in interrupted {
@@ -229,7 +234,7 @@ impl World {
                     }
                 }
                 Packet::Granted(class, lease, worker) => {
-                    owner.handle_lease_granted(class, lease, worker, 1, vec![], now, out)
+                    owner.handle_lease_granted(class, lease, worker, NodeKey(NODE), 1, vec![], now, out)
                 }
                 Packet::Actor(actor, state) => owner.handle_actor_state(actor, state, now, out),
                 Packet::Core(Msg::Define { id, def, blob }) => executor.handle_define(from, id, def, blob),
@@ -281,7 +286,7 @@ impl World {
                     self.demands.push_back((me, class, count));
                 }
             }
-            ToNode::LeaseReturn { lease, reusable } => {
+            ToNode::LeaseReturn { lease, reusable, .. } => {
                 if let Some((_, worker)) = self.leases.remove(&lease)
                     && !reusable
                 {
@@ -627,7 +632,7 @@ impl World {
                 let record = &self.actors[&actor];
                 if record.host == Some(me) {
                     let incarnation = record.incarnation;
-                    self.publish(actor, ActorState::Alive { proc: me, incarnation });
+                    self.publish(actor, ActorState::Alive { proc: me, node: NodeKey(NODE), incarnation });
                 }
             } else {
                 self.process(me).running = Some(Running { work, sent: 0, blocked: false });

@@ -40,6 +40,7 @@ from ray._node.events import (
     CopyHeld,
     CopyIdle,
     FromPeer,
+    LinkLost,
     PeerJoined,
     PeerLeft,
     PullDone,
@@ -132,6 +133,7 @@ class PullTable(Machine):
             CopyEvicted: self._on_evicted,
             PeerJoined: self._on_peer_joined,
             PeerLeft: self._on_peer_left,
+            LinkLost: self._on_link_lost,
             FromPeer: self._on_from_peer,
             Tick: self._on_tick,
         }
@@ -415,7 +417,16 @@ class PullTable(Machine):
             self._lose(copy, _gone_text(event.node))
         self._admit()
 
+    def _on_link_lost(self, event: LinkLost, now: float) -> None:
+        """What was said last may not have come: neither what this node asked, nor what the other one copied."""
+        self.directory.peer_left(event.node)
+        for copy in [x for x in self._tickets.values() if x.key[1] == event.node and x.state == "locating"]:
+            self._fail(copy, "the connection to it was lost", [], now)
+        self._admit()
+
     def _on_from_peer(self, event: FromPeer, now: float) -> None:
+        if event.node in self._dead:
+            return  # it does not know yet that it was given up
         self._peer_messages[type(event.message)](event.node, event.message, now)
 
     def _on_locate(self, node: int, message: Locate, now: float) -> None:

@@ -7,14 +7,19 @@ The life of a segment:
 
     lent -> warm -> recycled under a new id    returned empty: its pages are touched already, which is worth
                                                seven copies
-    lent -> adopted -> dropped                 its lessee has died: every core says which blocks it owns, and
-                                               the segment goes when the last of these is freed or its owner dies
+    lent -> adopted -> dropped                 its lessee has died: every core of the cluster says which blocks it
+                                               owns, and the segment goes when the last of these is freed or its owner
+                                               dies
 
 A recycled segment gets a new id, so that a late message about the old one finds nothing. An adopted one
 is never recycled, because readers may still have views on it; the kernel keeps its pages for them.
 
 Copies of what lies on other nodes have a segment each, lent to the node itself (`pulls` decides about them). One that
 nobody holds is *idle*: a cache that counts as free, evicted oldest first when room is needed.
+
+Members of other nodes are asked by the control service, and it says whom it has asked before they answer. What can have
+been lost on the way is asked again: when this node or theirs has come back from a broken link. So an adopted segment is
+kept for members that live and own a block in it, or have not answered yet, and for nothing else.
 
 Invariants: the sizes of all segments add up to `used`, which is at most `capacity`; warm segments are at
 most an eighth of it; only copies are idle; who waits has a deadline; nothing that fits waits behind less than
@@ -37,12 +42,17 @@ from ray._control.machine import (
     Send,
     Tick,
 )
+from ray._control.shown import show_bytes
+from ray._control.messages import SegmentOrphaned
 from ray._node.events import (
+    Company,
     CopyEvicted,
     CopyHeld,
     CopyIdle,
     DropSegment,
     GrantSegment,
+    MayHaveMissed,
+    OwnersAsked,
     RoomDenied,
     RoomGranted,
     RoomReturned,
@@ -50,8 +60,8 @@ from ray._node.events import (
     RoomWanted,
     SegmentFailed,
     ShareSegment,
+    ToControl,
 )
-from ray._node.resources import show_bytes
 from ray._protocol import (
     ROLE_DRIVER,
     BlocksFreed,
@@ -106,10 +116,25 @@ class Segment(msgspec.Struct):
 class Adoption(msgspec.Struct):
     """Who owns what in a segment whose lessee has died."""
 
+    lessee: int
     awaited: dict[int, None]
     """Cores that have not said yet what they own."""
     claims: dict[int, dict[int, None]]
     """Offsets of blocks that are alive, by owner."""
+    asking: bool = False
+    """The control service has not said yet whom it has asked."""
+    elsewhere: dict[int, None] = {}
+    """Members of other nodes that were asked and live."""
+
+    @property
+    def is_needed(self) -> bool:
+        return bool(self.awaited or self.claims or self.asking)
+
+    def forget(self, proc: int) -> None:
+        """A member has ended."""
+        self.awaited.pop(proc, None)
+        self.claims.pop(proc, None)
+        self.elsewhere.pop(proc, None)
 
 
 class Waiting(msgspec.Struct):
@@ -132,11 +157,13 @@ class SegmentTable(Machine):
     """See the module's docstring.
 
     Args:
+        node: This node.
         capacity: Bytes that all segments together may have.
     """
 
-    def __init__(self, *, capacity: int, validate: bool = False) -> None:
+    def __init__(self, *, node: int, capacity: int, validate: bool = False) -> None:
         super().__init__(validate=validate)
+        self._node = node
         self.capacity = capacity
         self.used = 0
         self._serial = 0
@@ -148,6 +175,8 @@ class SegmentTable(Machine):
         """Size of copies that nobody holds, by id, idle for longest first."""
         self._queue: dict[tuple[int, int], Waiting] = {}
         self._processes: dict[int, str] = {}
+        self._is_alone = True
+        """There are no other nodes."""
         self._deadlines: Deadlines[tuple[int, int]] = Deadlines()
         self._events = {
             ProcessJoined: self._on_joined,
@@ -158,6 +187,9 @@ class SegmentTable(Machine):
             RoomReturned: self._on_room_returned,
             CopyIdle: self._on_copy_idle,
             CopyHeld: self._on_copy_held,
+            OwnersAsked: self._on_owners_asked,
+            MayHaveMissed: self._on_may_have_missed,
+            Company: self._on_company,
             Tick: self._on_tick,
         }
         self._messages = {
@@ -373,34 +405,73 @@ class SegmentTable(Machine):
             del self._queue[key]
             self._deadlines.clear(key)
         for segment, adoption in list(self._adoptions.items()):
-            adoption.awaited.pop(event.proc, None)
-            adoption.claims.pop(event.proc, None)
+            adoption.forget(event.proc)
             self._drop_if_unclaimed(segment)
         for held in [x for x in self._segments.values() if x.lessee == event.proc]:
             self._adopt(held)
         self._grant_waiting()
 
     def _adopt(self, segment: Segment) -> None:
-        segment.lessee = 0
+        lessee, segment.lessee = segment.lessee, 0
         cores = tuple(self._processes)
-        self._adoptions[segment.id] = Adoption(dict.fromkeys(cores), {})
+        self._adoptions[segment.id] = Adoption(lessee, dict.fromkeys(cores), {})
         if cores:
-            self._emit(Multicast(cores, SegmentAdopted(segment.id)))
+            self._emit(Multicast(cores, SegmentAdopted(segment.id, self._node, lessee)))
+        if not self._is_alone:
+            self._ask_elsewhere(segment.id)
         self._drop_if_unclaimed(segment.id)
+
+    def _ask_elsewhere(self, segment: int) -> None:
+        adoption = self._adoptions[segment]
+        adoption.asking = True
+        self._emit(ToControl(SegmentOrphaned(segment, adoption.lessee)))
+
+    def ask_again(self) -> None:
+        """What members of other nodes have said to this one may have been lost."""
+        if not self._is_alone:
+            for segment in self._adoptions:
+                self._ask_elsewhere(segment)
+
+    def _on_owners_asked(self, event: OwnersAsked, now: float) -> None:
+        adoption = self._adoptions.get(event.segment)
+        if adoption is None:
+            return
+        adoption.asking = False
+        asked = dict.fromkeys(event.procs)
+        for proc in [proc for proc in adoption.elsewhere if proc not in asked]:
+            adoption.forget(proc)
+        adoption.elsewhere = asked
+        adoption.awaited |= asked
+        self._drop_if_unclaimed(event.segment)
+        self._grant_waiting()
+
+    def _on_may_have_missed(self, event: MayHaveMissed, now: float) -> None:
+        for segment, adoption in self._adoptions.items():
+            if any(proc in adoption.elsewhere for proc in event.procs):
+                self._ask_elsewhere(segment)
+
+    def _on_company(self, event: Company, now: float) -> None:
+        self._is_alone = event.alone
+        if event.alone:
+            for segment, adoption in list(self._adoptions.items()):
+                adoption.asking = False
+                for proc in list(adoption.elsewhere):
+                    adoption.forget(proc)
+                self._drop_if_unclaimed(segment)
+            self._grant_waiting()
 
     def _on_claims(self, event: Received, message: SegmentClaims, now: float) -> None:
         adoption = self._adoptions.get(message.segment)
         if adoption is None or event.sender not in adoption.awaited:
             return  # nobody asked, or it is answered already
         del adoption.awaited[event.sender]
+        adoption.claims.pop(event.sender, None)
         if message.blocks:
             adoption.claims[event.sender] = dict.fromkeys(offset for offset, _ in message.blocks)
         self._drop_if_unclaimed(message.segment)
         self._grant_waiting()
 
     def _on_freed(self, event: Received, message: BlocksFreed, now: float) -> None:
-        if message.node:
-            return  # it lies on another node, which numbers its segments by itself
         adoption = self._adoptions.get(message.segment)
         claims = adoption.claims.get(event.sender) if adoption is not None else None
         if adoption is None or claims is None:
@@ -413,8 +484,7 @@ class SegmentTable(Machine):
         self._grant_waiting()
 
     def _drop_if_unclaimed(self, segment: int) -> None:
-        adoption = self._adoptions[segment]
-        if adoption.awaited or adoption.claims:
+        if self._adoptions[segment].is_needed:
             return
         del self._adoptions[segment]
         self.used -= self._segments.pop(segment).size
@@ -424,7 +494,7 @@ class SegmentTable(Machine):
         """For tests of what readers do then: drop every adopted segment, as if its memory were lost."""
         lost = list(self._adoptions)
         for segment in lost:
-            self._adoptions[segment] = Adoption({}, {})
+            self._adoptions[segment] = Adoption(0, {}, {})
             self._drop_if_unclaimed(segment)
         return len(lost)
 
@@ -447,9 +517,10 @@ class SegmentTable(Machine):
             self._require(key in self._deadlines, f"{waiting} may wait for ever")
             self._require(waiting.is_copy or key[0] in self._processes, f"{waiting} has died")
         for segment_id, adoption in self._adoptions.items():
-            self._require(adoption.awaited or adoption.claims, f"segment {segment_id} is kept for nobody")
+            self._require(adoption.is_needed, f"segment {segment_id} is kept for nobody")
             for proc in (*adoption.awaited, *adoption.claims):
-                self._require(proc in self._processes, f"segment {segment_id} is kept for the dead")
+                known = proc in self._processes or proc in adoption.elsewhere
+                self._require(known, f"segment {segment_id} is kept for the dead")
         held_up = False
         for waiting in self._queue.values():
             fits = self.used - warm - sum(self._idle.values()) + waiting.least <= self.capacity
