@@ -122,6 +122,8 @@ class PullTable(Machine):
         self._prefetches: dict[Key, None] = {}
         self._in_flight = 0
         self._running = 0
+        self._finished = self._failed = 0
+        """Attempts, ever since the node started."""
         self._peers: dict[int, str] = {}
         self._dead: dict[int, None] = {}
         self._deadlines: Deadlines[Key] = Deadlines()
@@ -163,6 +165,8 @@ class PullTable(Machine):
             "pulls_running": self._running,
             "pulls_waiting": len(self._gets) + len(self._prefetches),
             "pull_bytes_in_flight": self._in_flight,
+            "pulls_finished": self._finished,
+            "pulls_failed": self._failed,
             "blocks_copied_elsewhere": len(self.directory),
         }
 
@@ -334,6 +338,7 @@ class PullTable(Machine):
         if not event.error:
             self._finish(copy)
         else:
+            self._failed += 1
             refused = [node for node, did_refuse, _ in event.failures if did_refuse]
             self._tell_origin(copy, Uncopied(*_block(copy), refused=refused))
             if not copy.wants:
@@ -348,6 +353,7 @@ class PullTable(Machine):
     def _finish(self, copy: Copy) -> None:
         self._in_flight -= copy.len
         self._running -= 1
+        self._finished += 1
         copy.state = "here"
         del self._tickets[copy.ticket]
         self._by_segment[copy.segment] = copy

@@ -15,7 +15,8 @@ A recycled segment gets a new id, so that a late message about the old one finds
 is never recycled, because readers may still have views on it; the kernel keeps its pages for them.
 
 Copies of what lies on other nodes have a segment each, lent to the node itself (`pulls` decides about them). One that
-nobody holds is *idle*: a cache that counts as free, evicted oldest first when room is needed.
+nobody holds is *idle*: a cache that counts as free, evicted oldest first when room is needed, and after `IDLE_S` in any
+case, because the object may be gone.
 
 Members of other nodes are asked by the control service, and it says whom it has asked before they answer. What can have
 been lost on the way is asked again: when this node or theirs has come back from a broken link. So an adopted segment is
@@ -91,6 +92,9 @@ WARM_SHARE: Final = 8
 
 WAIT_S: Final = 10.0
 """How long a request waits for room before it is denied."""
+
+IDLE_S: Final = 10.0
+"""How long a copy that nobody holds is kept for the next reader."""
 
 WISH_SHARE: Final = 4
 """What a process wishes for beyond its need is at most one part in this many of what is free: segments become smaller
@@ -303,9 +307,13 @@ class SegmentTable(Machine):
 
     def _on_tick(self, event: Tick, now: float) -> None:
         for key in self._deadlines.due(now):
-            waiting = self._queue.pop(key)
-            self._deny(waiting, self._full_text(waiting.need))
+            if key[1] in self._idle and not key[0]:
+                self._evict(key[1])
+            else:
+                waiting = self._queue.pop(key)
+                self._deny(waiting, self._full_text(waiting.need))
         self._grant_waiting()
+        self._trim_warm()
 
     def _full_text(self, need: int) -> str:
         by_lessee: dict[int, int] = {}
@@ -356,6 +364,9 @@ class SegmentTable(Machine):
         del self._segments[segment.id]
         self._warm[segment.id] = segment.size
         self._grant_waiting()
+        self._trim_warm()
+
+    def _trim_warm(self) -> None:
         while self._warm and sum(self._warm.values()) > self.capacity // WARM_SHARE:
             self._drop_warm(next(iter(self._warm)))
 
@@ -383,14 +394,17 @@ class SegmentTable(Machine):
 
     def _on_copy_idle(self, event: CopyIdle, now: float) -> None:
         self._idle[event.segment] = self._segments[event.segment].size
+        self._deadlines.set((0, event.segment), now + IDLE_S)
         self._grant_waiting()
 
     def _on_copy_held(self, event: CopyHeld, now: float) -> None:
-        self._idle.pop(event.segment, None)
+        if self._idle.pop(event.segment, None) is not None:
+            self._deadlines.clear((0, event.segment))
 
     def _evict(self, segment: int) -> None:
         del self._segments[segment]
         self._warm[segment] = self._idle.pop(segment)
+        self._deadlines.clear((0, segment))
         self._emit(CopyEvicted(segment))
 
     # ------------------------------------------------------------------ the lessee's death
@@ -512,6 +526,7 @@ class SegmentTable(Machine):
             known = adopted or segment.is_copy or segment.lessee in self._processes
             self._require(known, f"{segment} is lent to the dead")
         for idle in self._idle:
+            self._require((0, idle) in self._deadlines, f"copy {idle} may be kept for ever")
             self._require(idle in self._segments and self._segments[idle].is_copy, f"segment {idle} is no idle copy")
         for key, waiting in self._queue.items():
             self._require(key in self._deadlines, f"{waiting} may wait for ever")
