@@ -22,7 +22,7 @@ TOO_LONG = {
 
 MACHINES = re.compile(
     r"python/ray/_control/\w+\.py"
-    r"|python/ray/_node/(directory|events|exits|fairness|lease_records|leases|manager|memory|memory_victims|peer_protocol"
+    r"|python/ray/_node/(adoptions|directory|events|exits|fairness|lease_records|leases|manager|memory|memory_victims|peer_protocol"
     r"|processes|pulls|requests|resources|segments|worker_records|workers)\.py"
 )
 IMPURE_MODULES = {

@@ -230,7 +230,7 @@ def test_what_cannot_be_made_again_is_lost_with_its_node_in_words(start_cluster)
     ray.wait([made], fetch_local=False)
     cluster.remove_node(lost, allow_graceful=False)
     cluster.wait_for_nodes()
-    with pytest.raises(ObjectLostError, match="was lost with its node .*basement") as caught:
+    with pytest.raises(ObjectLostError, match=r"was lost with its node .*basement") as caught:
         ray.get(made, timeout=20)
     assert not isinstance(caught.value, OwnerDiedError)
     with pytest.raises(OwnerDiedError, match="its node was lost"):

@@ -22,7 +22,7 @@ from ray._control.service import ControlService
 from ray._node import events, peer_protocol
 from ray._node.config import MemorySettings
 from ray._node.manager import CoreJoined, CoreLeft, FrameCame, NodeFacts, NodeManager, Shutdown
-from ray._node.membership import HeadNode, Membership, WorkerNode
+from ray._node.membership import Found, HeadNode, Membership, Seek, WorkerNode
 from ray._protocol import UNIT
 
 NODE = 1 << 40
@@ -53,7 +53,9 @@ class World:
         self.node = NodeManager(facts, new_id=lambda: next(ids), validate=True)
         self.control = head.control if head is not None else ControlService(head=key, validate=True)
         self.head: Membership = (
-            WorkerNode(self.node, head.node.facts.node, ("head",)) if head is not None else HeadNode(self.node, self.control)
+            WorkerNode(self.node, head.node.facts.node, ("head",))
+            if head is not None
+            else HeadNode(self.node, self.control)
         )
         self.wire: deque[tuple[World, FrameCame]] = head.wire if head is not None else deque()
         self.said: list[tuple[int, int, p.Message]] = []
@@ -72,6 +74,7 @@ class World:
         self.killed: dict[int, None] = {}
         self.exits: list[int] = []
         self.logs: list[str] = []
+        self.disconnected: list[int] = []
         self.tails: dict[int, tuple[str, ...]] = {}
         self.segments: dict[int, int] = {}
         self.descriptors: dict[int, events.DescriptorUsage] = {}
@@ -185,6 +188,18 @@ class World:
             for proc in list(self.joinable):
                 self.join(proc)
 
+    def cut(self) -> None:
+        """The link with the head breaks, which both sides see."""
+        head = self.peers[0]
+        self.feed(CoreLeft(head.node.facts.node, "reset", ended=False))
+        head.feed(CoreLeft(self.node.facts.node, "reset", ended=False))
+
+    def come_back(self) -> None:
+        """The node finds its head again."""
+        head = self.peers[0]
+        head.feed(CoreJoined(self.node.facts.node, p.ROLE_NODE, 0))
+        self.feed(Found(head.node.facts.node, "head"))
+
     # ------------------------------------------------------------------ what the node does
 
     def _perform(self, effect: Effect) -> None:
@@ -257,6 +272,7 @@ class World:
                 else:
                     self.to_peers.append(effect)
             case events.Disconnect():
+                self.disconnected.append(effect.proc)
                 if self.inbox.pop(effect.proc, None) is not None:
                     self.feed(CoreLeft(effect.proc, "disconnected"))
             case Log():
@@ -265,7 +281,7 @@ class World:
                 self.shutdown = effect.reason
             case ToNode():
                 self._say(effect)
-            case events.Labelled() | events.KnowNode() | events.ForgetNode():
+            case events.Labelled() | Seek() | events.KnowNode() | events.ForgetNode():
                 pass
             case _:
                 raise AssertionError(f"unknown effect {effect}")

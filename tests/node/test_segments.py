@@ -166,9 +166,13 @@ def test_a_dead_lessee_s_segment_lives_until_its_last_block_is_freed():
     (grant,) = world.take(driver, p.LeaseGranted)
     ask(world, grant.proc, 4 * MIB)  # type: ignore[attr-defined]
     world.die(grant.proc)  # type: ignore[attr-defined]
-    assert world.take(driver, p.SegmentAdopted) == world.take(other, p.SegmentAdopted) == [
-        p.SegmentAdopted(1, NODE, grant.proc)  # type: ignore[attr-defined]
-    ]
+    assert (
+        world.take(driver, p.SegmentAdopted)
+        == world.take(other, p.SegmentAdopted)
+        == [
+            p.SegmentAdopted(1, NODE, grant.proc)  # type: ignore[attr-defined]
+        ]
+    )
     world.send(driver, p.SegmentClaims(1, [(0, 64), (64, 64)]))
     world.send(driver, p.BlocksFreed(1, [0]))
     world.send(other, p.SegmentClaims(1, []))

@@ -31,8 +31,8 @@ from ray._control.messages import (
     Deliver,
     FromMember,
     GiveUpMember,
-    MemberGone,
     MayHaveMissed,
+    MemberGone,
     MemberJoined,
     OwnersAsked,
     SegmentOrphaned,
@@ -146,8 +146,8 @@ class MemberTable(Machine):
 
     def _on_joined(self, event: FromNode, message: MemberJoined, now: float) -> None:
         self._unconfirmed.get(event.node, {}).pop(message.proc, None)
-        if event.node not in self._by_node or message.proc in self._members:
-            return
+        if event.node not in self._by_node or message.proc in self._members or message.proc in self._deaths:
+            return  # said again by a node that came back, maybe of one that has ended since
         member = Member(message.proc, event.node, message.role, message.pid, message.job)
         self._members[member.proc] = self._by_node[event.node][member.proc] = member
         self._emit(ProcessJoined(member.proc, member.role, member.pid, member.job))

@@ -239,7 +239,7 @@ class Nodes(Message, frozen=True):
     """Other nodes that have joined, and those that have gone, with why.
 
     To a node that joins it is the first message. `durable`: the control service comes back when it dies, so the node
-    stays and waits for it. `whole`: these are all that there are, because the receiver may have missed that others went.
+    stays and waits for it. `whole`: there are no others, because the receiver may have missed that they went.
     """
 
     joined: list[NodeEntry]

@@ -492,7 +492,7 @@ class NodeManager:
         return [*said, messages.Announced()]
 
     def say_demands_again(self, now: float) -> list[Effect]:
-        """What the control service knew of demands and resources here, and what members elsewhere may not have heard."""
+        """What the control service knew of this node, and what may have been lost between members and this node."""
         self.leases.say_again(now)
         self._queue.extend(self.leases.take_effects())
         self.segments.ask_again()

@@ -150,7 +150,7 @@ class HeadNode:
                 if isinstance(effect, events.ToControl):
                     self._to_control(self._key, effect.message, now)
                 elif isinstance(effect, events.ToPeer) and effect.node not in self._links:
-                    # It is away. The head makes no connections to nodes: those that come back greet on one of their own.
+                    # It is away. The head makes no connections to nodes: who comes back greets on one of its own.
                     self._heard.append(events.LinkLost(effect.node))
                 else:
                     self._out.append(effect)

@@ -1,7 +1,7 @@
 """The segments of one node: shared memory lent to processes, within a capacity.
 
-Owns which segment is lent to whom, what waits for room, and the claims on segments whose lessee has died.
-The memory files themselves belong to the shell.
+Owns which segment is lent to whom, and what waits for room; by `adoptions`, who owns what in those whose lessee has
+died. The memory files themselves belong to the shell.
 
 The life of a segment:
 
@@ -18,10 +18,6 @@ Copies of what lies on other nodes have a segment each, lent to the node itself 
 nobody holds is *idle*: a cache that counts as free, evicted oldest first when room is needed, and after `IDLE_S` in any
 case, because the object may be gone.
 
-Members of other nodes are asked by the control service, and it says whom it has asked before they answer. What can have
-been lost on the way is asked again: when this node or theirs has come back from a broken link. So an adopted segment is
-kept for members that live and own a block in it, or have not answered yet, and for nothing else.
-
 Invariants: the sizes of all segments add up to `used`, which is at most `capacity`; warm segments are at
 most an eighth of it; only copies are idle; who waits has a deadline; nothing that fits waits behind less than
 `OVERTAKES` grants that overtook it.
@@ -29,7 +25,7 @@ most an eighth of it; only copies are idle; who waits has a deadline; nothing th
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -44,7 +40,7 @@ from ray._control.machine import (
     Tick,
 )
 from ray._control.shown import show_bytes
-from ray._control.messages import SegmentOrphaned
+from ray._node.adoptions import Adoptions
 from ray._node.events import (
     Company,
     CopyEvicted,
@@ -74,6 +70,9 @@ from ray._protocol import (
     SegmentRequest,
     SegmentTrim,
 )
+
+if TYPE_CHECKING:
+    from ray._control.messages import SegmentOrphaned
 
 MIN_SEGMENT_BYTES: Final = 1 << 20
 """Smaller requests are rounded up to this: a descriptor and a mapping each cost more than the memory."""
@@ -117,30 +116,6 @@ class Segment(msgspec.Struct):
         return self.ticket != 0
 
 
-class Adoption(msgspec.Struct):
-    """Who owns what in a segment whose lessee has died."""
-
-    lessee: int
-    awaited: dict[int, None]
-    """Cores that have not said yet what they own."""
-    claims: dict[int, dict[int, None]]
-    """Offsets of blocks that are alive, by owner."""
-    asking: bool = False
-    """The control service has not said yet whom it has asked."""
-    elsewhere: dict[int, None] = {}
-    """Members of other nodes that were asked and live."""
-
-    @property
-    def is_needed(self) -> bool:
-        return bool(self.awaited or self.claims or self.asking)
-
-    def forget(self, proc: int) -> None:
-        """A member has ended."""
-        self.awaited.pop(proc, None)
-        self.claims.pop(proc, None)
-        self.elsewhere.pop(proc, None)
-
-
 class Waiting(msgspec.Struct):
     """A request without room; for a copy, of the node's own, whose corr is the ticket."""
 
@@ -172,15 +147,13 @@ class SegmentTable(Machine):
         self.used = 0
         self._serial = 0
         self._segments: dict[int, Segment] = {}
-        self._adoptions: dict[int, Adoption] = {}
+        self._adoptions = Adoptions()
         self._warm: dict[int, int] = {}
         """Size by former id, oldest first."""
         self._idle: dict[int, int] = {}
         """Size of copies that nobody holds, by id, idle for longest first."""
         self._queue: dict[tuple[int, int], Waiting] = {}
         self._processes: dict[int, str] = {}
-        self._is_alone = True
-        """There are no other nodes."""
         self._deadlines: Deadlines[tuple[int, int]] = Deadlines()
         self._events = {
             ProcessJoined: self._on_joined,
@@ -418,98 +391,58 @@ class SegmentTable(Machine):
         for key in [key for key in self._queue if key[0] == event.proc]:
             del self._queue[key]
             self._deadlines.clear(key)
-        for segment, adoption in list(self._adoptions.items()):
-            adoption.forget(event.proc)
-            self._drop_if_unclaimed(segment)
+        self._adoptions.forget_member(event.proc)
         for held in [x for x in self._segments.values() if x.lessee == event.proc]:
             self._adopt(held)
-        self._grant_waiting()
+        self._drop_unneeded()
 
     def _adopt(self, segment: Segment) -> None:
         lessee, segment.lessee = segment.lessee, 0
         cores = tuple(self._processes)
-        self._adoptions[segment.id] = Adoption(lessee, dict.fromkeys(cores), {})
         if cores:
             self._emit(Multicast(cores, SegmentAdopted(segment.id, self._node, lessee)))
-        if not self._is_alone:
-            self._ask_elsewhere(segment.id)
-        self._drop_if_unclaimed(segment.id)
+        self._ask_elsewhere(self._adoptions.begin(segment.id, lessee, cores))
 
-    def _ask_elsewhere(self, segment: int) -> None:
-        adoption = self._adoptions[segment]
-        adoption.asking = True
-        self._emit(ToControl(SegmentOrphaned(segment, adoption.lessee)))
+    def _ask_elsewhere(self, questions: list[SegmentOrphaned]) -> None:
+        for question in questions:
+            self._emit(ToControl(question))
 
     def ask_again(self) -> None:
         """What members of other nodes have said to this one may have been lost."""
-        if not self._is_alone:
-            for segment in self._adoptions:
-                self._ask_elsewhere(segment)
+        self._ask_elsewhere(self._adoptions.ask(self._adoptions))
 
     def _on_owners_asked(self, event: OwnersAsked, now: float) -> None:
-        adoption = self._adoptions.get(event.segment)
-        if adoption is None:
-            return
-        adoption.asking = False
-        asked = dict.fromkeys(event.procs)
-        for proc in [proc for proc in adoption.elsewhere if proc not in asked]:
-            adoption.forget(proc)
-        adoption.elsewhere = asked
-        adoption.awaited |= asked
-        self._drop_if_unclaimed(event.segment)
-        self._grant_waiting()
+        self._adoptions.asked(event.segment, event.procs)
+        self._drop_unneeded(event.segment)
 
     def _on_may_have_missed(self, event: MayHaveMissed, now: float) -> None:
-        for segment, adoption in self._adoptions.items():
-            if any(proc in adoption.elsewhere for proc in event.procs):
-                self._ask_elsewhere(segment)
+        self._ask_elsewhere(self._adoptions.ask(self._adoptions.concerning(event.procs)))
 
     def _on_company(self, event: Company, now: float) -> None:
-        self._is_alone = event.alone
-        if event.alone:
-            for segment, adoption in list(self._adoptions.items()):
-                adoption.asking = False
-                for proc in list(adoption.elsewhere):
-                    adoption.forget(proc)
-                self._drop_if_unclaimed(segment)
-            self._grant_waiting()
+        self._adoptions.set_alone(alone=event.alone)
+        self._drop_unneeded()
 
     def _on_claims(self, event: Received, message: SegmentClaims, now: float) -> None:
-        adoption = self._adoptions.get(message.segment)
-        if adoption is None or event.sender not in adoption.awaited:
-            return  # nobody asked, or it is answered already
-        del adoption.awaited[event.sender]
-        adoption.claims.pop(event.sender, None)
-        if message.blocks:
-            adoption.claims[event.sender] = dict.fromkeys(offset for offset, _ in message.blocks)
-        self._drop_if_unclaimed(message.segment)
-        self._grant_waiting()
+        self._adoptions.claim(message.segment, event.sender, [offset for offset, _ in message.blocks])
+        self._drop_unneeded(message.segment)
 
     def _on_freed(self, event: Received, message: BlocksFreed, now: float) -> None:
-        adoption = self._adoptions.get(message.segment)
-        claims = adoption.claims.get(event.sender) if adoption is not None else None
-        if adoption is None or claims is None:
-            return
-        for offset in message.offsets:
-            claims.pop(offset, None)
-        if not claims:
-            del adoption.claims[event.sender]
-        self._drop_if_unclaimed(message.segment)
-        self._grant_waiting()
+        self._adoptions.free(message.segment, event.sender, message.offsets)
+        self._drop_unneeded(message.segment)
 
-    def _drop_if_unclaimed(self, segment: int) -> None:
-        if self._adoptions[segment].is_needed:
-            return
-        del self._adoptions[segment]
-        self.used -= self._segments.pop(segment).size
-        self._emit(DropSegment(segment))
+    def _drop_unneeded(self, segment: int | None = None) -> None:
+        self._drop(self._adoptions.unneeded(segment))
+
+    def _drop(self, segments: list[int]) -> None:
+        for segment in segments:
+            self.used -= self._segments.pop(segment).size
+            self._emit(DropSegment(segment))
+        self._grant_waiting()
 
     def lose_adopted(self) -> int:
         """For tests of what readers do then: drop every adopted segment, as if its memory were lost."""
-        lost = list(self._adoptions)
-        for segment in lost:
-            self._adoptions[segment] = Adoption(0, {}, {})
-            self._drop_if_unclaimed(segment)
+        lost = self._adoptions.lose_all()
+        self._drop(lost)
         return len(lost)
 
     # ------------------------------------------------------------------ invariants
@@ -531,11 +464,7 @@ class SegmentTable(Machine):
         for key, waiting in self._queue.items():
             self._require(key in self._deadlines, f"{waiting} may wait for ever")
             self._require(waiting.is_copy or key[0] in self._processes, f"{waiting} has died")
-        for segment_id, adoption in self._adoptions.items():
-            self._require(adoption.is_needed, f"segment {segment_id} is kept for nobody")
-            for proc in (*adoption.awaited, *adoption.claims):
-                known = proc in self._processes or proc in adoption.elsewhere
-                self._require(known, f"segment {segment_id} is kept for the dead")
+        self._require(not (wrong := self._adoptions.violation(self._processes)), wrong)
         held_up = False
         for waiting in self._queue.values():
             fits = self.used - warm - sum(self._idle.values()) + waiting.least <= self.capacity
