@@ -2,81 +2,23 @@
 
 import os
 import signal
-import socket
 import threading
 
 import pytest
 
 import ray
-from ray._runtime import nodes
-from ray._runtime.resources import node_resources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from tests.cluster.durable import durable_cluster
 from tests.core.helpers import wait_until
 
 pytestmark = [pytest.mark.skate, pytest.mark.slow]  # nodes of a cluster are processes that take a moment to start
 
 
-def free_ports(count):
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
-class Durable:
-    """A head that keeps records, without CPUs, and worker nodes beside it; this process is a driver on the first."""
-
-    def __init__(self, directory):
-        self.token = os.urandom(32)
-        self.records = f"sqlite://{directory}/records.db"
-        self.addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
-        self.heads = []
-        self.workers = []
-        self.start_head()
-
-    def start(self, cpus, **arguments):
-        amounts = node_resources(cpus, 0, None, 80 << 20, 1 << 30)
-        return nodes.start(
-            token=self.token, amounts=amounts, ip="127.0.0.1", findable=True, private=True, **arguments
-        )  # fmt: skip
-
-    def start_head(self, place=0, **arguments):
-        self.heads.append(self.start(0, listen=self.addresses[place], records=self.records, **arguments))
-
-    def add(self, cpus=2):
-        head = nodes.HeadFacts(self.heads[-1].node, ",".join(self.addresses))
-        self.workers.append(self.start(cpus, listen="127.0.0.1:0", head=head))
-        return self.workers[-1]
-
-    def kill_head(self):
-        os.kill(self.heads[-1].pid, signal.SIGKILL)
-        self.heads[-1].close()
-
-    def close(self):
-        from ray._node import registry, session
-
-        for node in (*self.workers, *self.heads):
-            node.close()
-            session.remove(node.session_dir)
-        registry.running()
-
-
 @pytest.fixture
 def durable(cluster_keeper, belongings, tmp_path):
     cluster_keeper.stop()
-    before = belongings.now()
-    cluster = Durable(tmp_path)
-    first = cluster.add()
-    cluster.add()
-    ray.init(first.tcp_address, namespace="n", logging_level="ERROR", log_to_driver=False)
-    wait_until(lambda: len(ray.nodes()) == 3, what="all nodes")
-    yield cluster
-    ray.shutdown()
-    cluster.close()
-    before.expect_nothing_more()
+    with durable_cluster(tmp_path, belongings) as cluster:
+        yield cluster
 
 
 @ray.remote

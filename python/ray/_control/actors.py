@@ -481,17 +481,21 @@ class ActorTable(Machine):
     def _on_member_subscribes(self, event: FromNode, message: MemberSubscribes, now: float) -> None:
         for actor_id in message.actors:
             actor = self._actors.get(actor_id)
-            if actor is None or actor.state == "dead":
-                cause = actor.cause if actor is not None else b"the actor is not known: it ended long ago"
-                kind = actor.cause_kind if actor is not None else CAUSE_TEXT
-                self._emit(Send(message.proc, ActorState(actor_id, ACTOR_DEAD, 0, 0, 0, kind, cause, 0, 0)))
-                continue
-            self._subscribers.setdefault(actor_id, {})[message.proc] = None
-            if actor.state == "alive":
+            if actor is not None and actor.state in ("alive", "dead"):
                 self._emit(Send(message.proc, self._state(actor)))
+            if actor is None or actor.state != "dead":
+                # Of one that is not known the creation may be among what is said again: see `give_up_unknown`.
+                self._subscribers.setdefault(actor_id, {})[message.proc] = None
+
+    def give_up_unknown(self) -> None:
+        """All has been said again: actors that are not known by now, and whose creators have gone, will never be."""
+        for actor in list(self._subscribers):
+            if actor not in self._actors and int.from_bytes(actor[:8], "big") not in self._connected:
+                self._never_created(actor)
 
     def give_up_missing(self) -> None:
         """Nodes have had their time to come back: what did not come with them has ended, or was never placed."""
+        self.give_up_unknown()
         for name in self.names.release_reservations_but(self._connected):
             self._save_name(name.name, name.namespace)
         for actor in list(self._actors.values()):

@@ -236,6 +236,9 @@ class ControlService:
                 if self.is_returning and not self.nodes.expected():
                     # Everybody is back. What was said meanwhile and not heard is on its way right behind.
                     self._deadlines.set("return", now + RETURNED_S)
+                elif not self.is_returning:
+                    self.actors.give_up_unknown()
+                    self._queue.extend(self.actors.take_effects())
             case messages.SegmentOrphaned() if self.is_returning:
                 self._orphans[event.node, message.segment] = event
             case messages.NoticeRaised():
