@@ -305,7 +305,8 @@ class NodeCore:
     ) -> None: ...
     def poll(self, timeout: float | None) -> list[tuple[Any, ...]]:
         """Waits for events, at most `timeout` seconds. Each is one of
-        ("frame", proc, kind, corr, body), ("joined", proc, role, pid), ("left", proc, reason, ended), ("fd", token).
+        ("frame", proc, kind, corr, body), ("joined", proc, role, pid), ("left", proc, reason, ended), ("fd", token),
+        ("pulled", ticket, error or "", [(node, refused, error) of each source that failed], bytes).
         `ended`: the peer closed the connection, as the end of its process does; otherwise it broke.
         """
     def address(self) -> str | None:
@@ -322,6 +323,22 @@ class NodeCore:
     def backlog(self, proc: int) -> int:
         """Bytes that wait to be read by a process."""
     def disconnect(self, proc: int) -> None: ...
+    def offer_segment(self, segment: int, fd: int, size: int, filled: int) -> None:
+        """Sends blocks of this segment to other nodes that ask; what is not `filled` comes by a pull."""
+    def withdraw_segment(self, segment: int) -> bool:
+        """Sends no more of a segment; True if nothing of it is on its way, so that its memory may be used anew."""
+    def pull(
+        self,
+        ticket: int,
+        sources: Sequence[tuple[int, str, int, int]],  # node, ip:port or path, segment, offset; asked in order
+        length: int,
+        segment: int,  # of this node; offered as far as it is filled
+        fd: int,
+        offset: int,
+    ) -> None:
+        """Begins to pull a block; its end is an event of `poll`. ValueError for an address that is none."""
+    def cancel_pull(self, ticket: int) -> None:
+        """Ends a pull soon; its event still comes."""
     def close(self) -> None: ...
 
 def discover(address: str, token: bytes, timeout_s: float) -> tuple[int, int, int]:

@@ -18,10 +18,10 @@ from ray import _protocol as p
 from ray._control import messages
 from ray._control.machine import Effect, Log, Multicast, Send, Tick, ToNode
 from ray._control.service import ControlService
-from ray._node import events
+from ray._node import events, peer_protocol
 from ray._node.config import MemorySettings
 from ray._node.manager import CoreJoined, CoreLeft, FrameCame, NodeFacts, NodeManager, Shutdown
-from ray._node.membership import HeadNode, Membership, WorkerNode
+from ray._node.membership import Found, HeadNode, Membership, Seek, WorkerNode
 from ray._protocol import UNIT
 
 NODE = 1 << 40
@@ -47,6 +47,8 @@ class World:
         *,
         store: int = 64 << 20,
         auto: bool = True,
+        node: int = 0,
+        first_proc: int = 0,
         memory: MemorySettings = MemorySettings(look_s_max=0),  # noqa: B008  (frozen)
         head: World | None = None,
         key: int = NODE,
@@ -56,14 +58,16 @@ class World:
         wire = {name: round(amount * UNIT) for name, amount in (resources or {"CPU": 2}).items()}
         gpus = tuple(range(wire.get("GPU", 0) // UNIT))
         self.peers: list[World] = head.peers if head is not None else []
-        key += len(self.peers)
+        key = node or key + len(self.peers)
         ids = numbers or itertools.count(1000 + (len(self.peers) << 20))
         name = f"n{len(self.peers)}" if head is not None else ""
         facts = NodeFacts(key, wire, gpus, store, name=name, memory=memory)
         self.node = NodeManager(facts, new_id=lambda: next(ids), validate=True)
-        self.control = head.control if head is not None else ControlService(head=NODE, validate=True)
+        self.control = head.control if head is not None else ControlService(head=key, validate=True)
         self.head: Membership = (
-            HeadNode(self.node, self.control) if key == NODE else WorkerNode(self.node, NODE, ("head",))
+            WorkerNode(self.node, head.node.facts.node if head is not None else NODE, ("head",))
+            if head is not None or (key != NODE and not node)
+            else HeadNode(self.node, self.control)
         )
         self.wire: deque[tuple[World, FrameCame]] = head.wire if head is not None else deque()
         self.said: list[tuple[int, int, p.Message]] = []
@@ -84,6 +88,7 @@ class World:
         self.killed: dict[int, None] = {}
         self.exits: list[int] = []
         self.logs: list[str] = []
+        self.disconnected: list[int] = []
         self.tails: dict[int, tuple[str, ...]] = {}
         self.segments: dict[int, int] = {}
         self.descriptors: dict[int, events.DescriptorUsage] = {}
@@ -95,9 +100,15 @@ class World:
         self.looks = 0
         self.oom_kill = ""
         """Who says that the kernel has ended processes; it does so for any that this node did not kill."""
+        self.pulls: dict[int, events.StartPull] = {}
+        """What the bulk client is doing, by ticket; tests end it."""
+        self.cancelled: list[int] = []
+        self.to_peers: list[events.ToPeer] = []
         self.shutdown = ""
+        self._late: list[events.SegmentFailed] = []
+        """What the shell hears only after it has performed everything else."""
         self._pids = itertools.count(1 + 10_000 * len(self.peers))
-        self._procs = numbers or itertools.count(1 + (len(self.peers) << 16))
+        self._procs = numbers or itertools.count(first_proc or 1 + (len(self.peers) << 16))
         self._corr = itertools.count(1)
         self.peers.append(self)
         if head is not None:
@@ -117,6 +128,8 @@ class World:
             for effect in self.head.handle(self._happening[0], self.now):  # type: ignore[arg-type]
                 self._perform(effect)
             self._happening.pop(0)
+            if not self._happening and self._late:
+                self._happening.append(self._late.pop(0))
         self._pump()
 
     def _pump(self) -> None:
@@ -193,6 +206,18 @@ class World:
             for proc in list(self.joinable):
                 self.join(proc)
 
+    def cut(self) -> None:
+        """The link with the head breaks, which both sides see."""
+        head = self.peers[0]
+        self.feed(CoreLeft(head.node.facts.node, "reset", ended=False))
+        head.feed(CoreLeft(self.node.facts.node, "reset", ended=False))
+
+    def come_back(self) -> None:
+        """The node finds its head again."""
+        head = self.peers[0]
+        head.feed(CoreJoined(self.node.facts.node, p.ROLE_NODE, 0))
+        self.feed(Found(head.node.facts.node, "head"))
+
     # ------------------------------------------------------------------ what the node does
 
     def _perform(self, effect: Effect) -> None:
@@ -234,19 +259,38 @@ class World:
                 self.feed(self._memory(detailed=effect.detailed))
             case events.GrantSegment():
                 if self.refuse_memory and not effect.recycled:
-                    self.feed(events.SegmentFailed(effect.segment, effect.corr, "Cannot allocate memory"))
+                    self._late.append(events.SegmentFailed(effect.segment, effect.corr, "Cannot allocate memory"))
                     return
                 if effect.recycled:
                     del self.segments[effect.recycled]
                 self.segments[effect.segment] = effect.size
-                self._deliver(effect.to, p.SegmentGranted(effect.segment, effect.size), effect.corr)
+                if effect.to:
+                    self._deliver(effect.to, p.SegmentGranted(effect.segment, effect.size), effect.corr)
             case events.ShareSegment():
                 assert effect.segment in self.segments
                 message = p.SegmentMapped(effect.segment, effect.size, effect.lessee)
                 self._deliver(effect.to, message, effect.corr)
             case events.DropSegment():
+                assert all(pull.segment != effect.segment for pull in self.pulls.values()), "it is being written"
                 del self.segments[effect.segment]
+            case events.StartPull():
+                assert effect.ticket not in self.pulls
+                assert self.segments[effect.segment] >= effect.len
+                self.pulls[effect.ticket] = effect
+            case events.CancelPull():
+                assert effect.ticket in self.pulls
+                self.cancelled.append(effect.ticket)
+            case events.ShareCopy():
+                assert self.segments[effect.segment] == effect.size
+                self._deliver(effect.to, p.Pulled(effect.segment, effect.size, effect.offset), effect.corr)
+            case events.ToPeer():
+                if any(world.node.facts.node == effect.node for world in self.peers):
+                    kind = peer_protocol.PEER_KINDS[type(effect.message)]
+                    self._put_on_wire(effect.node, kind, peer_protocol.encode(effect.message))
+                else:
+                    self.to_peers.append(effect)
             case events.Disconnect():
+                self.disconnected.append(effect.proc)
                 if self.inbox.pop(effect.proc, None) is not None:
                     self.feed(CoreLeft(effect.proc, "disconnected"))
             case Log():
@@ -257,19 +301,20 @@ class World:
                 self._say(effect)
             case ToNode():
                 self.sent.append(effect)
-            case events.Labelled() | events.KnowNode() | events.ForgetNode():
+            case events.Labelled() | Seek() | events.KnowNode() | events.ForgetNode():
                 pass
             case _:
                 raise AssertionError(f"unknown effect {effect}")
 
     def _say(self, effect: ToNode) -> None:
-        key, message = self.node.facts.node, effect.message
-        kind = messages.KINDS[type(message)]
-        frame = FrameCame(key, kind, 0, p.encode(message))
-        for world in self.peers:
-            if world.node.facts.node == effect.node:
-                self.said.append((key, effect.node, messages.decode(kind, frame.body)))
-                self.wire.append((world, frame))
+        kind, body = messages.KINDS[type(effect.message)], p.encode(effect.message)
+        if self._put_on_wire(effect.node, kind, body):
+            self.said.append((self.node.facts.node, effect.node, messages.decode(kind, body)))
+
+    def _put_on_wire(self, node: int, kind: int, body: bytes) -> bool:
+        there = [world for world in self.peers if world.node.facts.node == node]
+        self.wire.extend((world, FrameCame(self.node.facts.node, kind, 0, body)) for world in there)
+        return bool(there)
 
     def _memory(self, *, detailed: bool) -> events.MemoryRead:
         alive = {pid: held for pid, held in self.memory_of.items() if pid in self.running or pid > 80_000}

@@ -31,14 +31,28 @@ from ray._control.messages import (
     Deliver,
     FromMember,
     GiveUpMember,
+    MayHaveMissed,
     MemberGone,
     MemberJoined,
+    OwnersAsked,
+    SegmentOrphaned,
     ToMembers,
     ToOtherNode,
     WhoIs,
 )
 from ray._control.node_records import NodeCame, NodeLost
-from ray._protocol import KIND_LEASE_GRANTED, ROLE_DRIVER, ROLE_WORKER, LeaseGranted, WorkerDied, decode
+from ray._protocol import (
+    KIND_LEASE_GRANTED,
+    KIND_SEGMENT_ADOPTED,
+    ROLE_DRIVER,
+    ROLE_TOOL,
+    ROLE_WORKER,
+    LeaseGranted,
+    SegmentAdopted,
+    WorkerDied,
+    decode,
+    encode,
+)
 
 TELL_ALL_AFTER_S: Final = 0.1
 """How long the news of a death may wait for others, to reach every node in one message."""
@@ -94,6 +108,7 @@ class MemberTable(Machine):
             ToMembers: self._on_to_members,
             ToOtherNode: self._on_to_other_node,
             WhoIs: self._on_who_is,
+            SegmentOrphaned: self._on_orphaned,
         }
 
     # ------------------------------------------------------------------ queries
@@ -131,8 +146,8 @@ class MemberTable(Machine):
 
     def _on_joined(self, event: FromNode, message: MemberJoined, now: float) -> None:
         self._unconfirmed.get(event.node, {}).pop(message.proc, None)
-        if event.node not in self._by_node or message.proc in self._members:
-            return
+        if event.node not in self._by_node or message.proc in self._members or message.proc in self._deaths:
+            return  # said again by a node that came back, maybe of one that has ended since
         member = Member(message.proc, event.node, message.role, message.pid, message.job)
         self._members[member.proc] = self._by_node[event.node][member.proc] = member
         self._emit(ProcessJoined(member.proc, member.role, member.pid, member.job))
@@ -140,6 +155,10 @@ class MemberTable(Machine):
     def expect_again(self, node: int) -> None:
         """The node has come back: who is not announced again has gone meanwhile."""
         self._unconfirmed[node] = dict(self._by_node[node])
+        if procs := tuple(self._by_node[node]):
+            for other in self._by_node:
+                if other != node:
+                    self._emit(ToNode(other, MayHaveMissed(procs)))
 
     def _on_announced(self, event: FromNode, message: Announced, now: float) -> None:
         for member in self._unconfirmed.pop(event.node, {}).values():
@@ -217,6 +236,19 @@ class MemberTable(Machine):
     def _on_to_other_node(self, event: FromNode, message: ToOtherNode, now: float) -> None:
         if message.node in self._by_node:
             self._emit(ToNode(message.node, FromMember(message.proc, message.kind, message.corr, message.body)))
+
+    def _on_orphaned(self, event: FromNode, message: SegmentOrphaned, now: float) -> None:
+        body = encode(SegmentAdopted(message.segment, event.node, message.lessee))
+        by_node = {
+            node: tuple(proc for proc, member in members.items() if member.role != ROLE_TOOL)
+            for node, members in self._by_node.items()
+            if node != event.node
+        }
+        asked = tuple(proc for procs in by_node.values() for proc in procs)
+        self._emit(ToNode(event.node, OwnersAsked(message.segment, asked)))
+        for node, procs in by_node.items():
+            if procs:
+                self._emit(ToNode(node, Deliver(procs, KIND_SEGMENT_ADOPTED, 0, body)))
 
     def _on_who_is(self, event: FromNode, message: WhoIs, now: float) -> None:
         asker, member = self._members.get(message.asker), self._members.get(message.proc)

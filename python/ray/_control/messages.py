@@ -69,6 +69,16 @@ class MemberSubscribes(Message, frozen=True):
     actors: list[bytes]
 
 
+class SegmentOrphaned(Message, frozen=True):
+    """The lessee of this segment has died: members of other nodes are to be asked which blocks in it are theirs.
+
+    Answered by `OwnersAsked`, before any of them answers. Said again when answers may have been lost.
+    """
+
+    segment: int
+    lessee: int
+
+
 class Announced(Message, frozen=True):
     """The node that returns has said all; what it had said before and was not heard follows."""
 
@@ -245,12 +255,13 @@ class Nodes(Message, frozen=True):
     """Other nodes that have joined, and those that have gone, with why.
 
     To a node that joins it is the first message. `durable`: the control service comes back when it dies, so the node
-    stays and waits for it.
+    stays and waits for it. `whole`: there are no others, because the receiver may have missed that they went.
     """
 
     joined: list[NodeEntry]
     gone: list[tuple[int, str]]
     durable: bool = False
+    whole: bool = False
 
 
 class Heard(Message, frozen=True):
@@ -437,6 +448,19 @@ class ReleaseBundles(Message, frozen=True):
     reason: str
 
 
+class OwnersAsked(Message, frozen=True):
+    """Answer to `SegmentOrphaned`: all members of other nodes, each of which has been sent `SegmentAdopted`."""
+
+    segment: int
+    procs: tuple[int, ...]
+
+
+class MayHaveMissed(Message, frozen=True):
+    """These members' node was away: what was said to them meanwhile, they have not heard."""
+
+    procs: tuple[int, ...]
+
+
 class AskFree(Message, frozen=True):
     """Somebody wants to know what is free. Answered by `FreeIs` when leases that nobody uses have come back."""
 
@@ -477,6 +501,7 @@ TO_CONTROL: Final[dict[int, type[Message]]] = {
     210: Announced,
     192: BundlesPrepared,
     193: BundlesRefused,
+    211: SegmentOrphaned,
 }
 
 FROM_CONTROL: Final[dict[int, type[Message]]] = {
@@ -503,6 +528,8 @@ FROM_CONTROL: Final[dict[int, type[Message]]] = {
     200: PrepareBundles,
     201: CommitBundles,
     202: ReleaseBundles,
+    180: OwnersAsked,
+    181: MayHaveMissed,
 }
 
 NEWS: Final = frozenset(
@@ -517,6 +544,7 @@ NEWS: Final = frozenset(
         ActorHosted,
         MemberSubscribes,
         Announced,
+        SegmentOrphaned,
     )
 )
 """Messages to the control service that need not be repeated to a new one: it hears of the state anew."""

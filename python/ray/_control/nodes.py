@@ -46,7 +46,7 @@ AWAY_S: Final = 2.0
 TABLE: Final = "nodes"
 
 LOST_REMEMBERED: Final = 1000
-"""Lost nodes that can still be listed; older ones are forgotten."""
+"""Lost nodes that can still be listed, and of which nodes that join are told; older ones are forgotten."""
 
 
 class NodeTable(Machine):
@@ -130,7 +130,7 @@ class NodeTable(Machine):
         node.free, node.assumed = {}, []
         self._deadlines.clear(node.key)
         others = [_entry(other) for other in self._nodes.values() if other is not node]
-        self._emit(ToNode(node.key, Nodes(others, [], self._durable)))
+        self._emit(ToNode(node.key, Nodes(others, [], self._durable, whole=True)))
         self._emit(Log(f"{node} has come back"))
         self._emit(NodeReturned(node.key))
 
@@ -164,7 +164,9 @@ class NodeTable(Machine):
         if self._expected.pop(new.key, None) is None and new.key != self.head:
             self._emit(Save(TABLE, _key(new.key), msgspec.msgpack.encode(message)))
         if others:
-            self._emit(ToNode(new.key, Nodes([_entry(node) for node in others], [], self._durable)))
+            # Values may be sought by their old places: it must know which of them it need not wait for.
+            gone = [(node.key, _loss(node)) for node in self._lost.values()]
+            self._emit(ToNode(new.key, Nodes([_entry(node) for node in others], gone, self._durable)))
             for node in others:
                 self._emit(ToNode(node.key, Nodes([_entry(new)], [], self._durable)))
             self._emit(Log(f"{new} has {'come back' if message.returns else 'joined'}"))
@@ -210,8 +212,7 @@ class NodeTable(Machine):
         self._emit(ToNode(node.key, Leave(f"it was taken to be lost: {event.reason}")))
         self._emit(DisconnectNode(node.key))
         for other in self._nodes.values():
-            gone = [(node.key, f"{node} is lost: {event.reason}")]
-            self._emit(ToNode(other.key, Nodes([], gone, self._durable)))
+            self._emit(ToNode(other.key, Nodes([], [(node.key, _loss(node))], self._durable)))
 
     # ------------------------------------------------------------------ what they say
 
@@ -256,6 +257,10 @@ class NodeTable(Machine):
 
 def _key(node: int) -> bytes:
     return node.to_bytes(8, "big")
+
+
+def _loss(node: Node) -> str:
+    return f"{node} is lost: {node.reason}"
 
 
 def _entry(node: Node) -> NodeEntry:

@@ -97,6 +97,8 @@ class ControlService:
         self._heard: dict[int, int] = {}
         """Messages of each node that it must not repeat, and which of them it knows of."""
         self._told_heard: dict[int, int] = {}
+        self._orphans: dict[tuple[int, int], FromNode] = {}
+        """By node and segment, what is asked of members once all are known that have come back."""
         self._deadlines: Deadlines[str] = Deadlines()
 
     def restore(self, records: Iterable[tuple[str, bytes, bytes]], now: float) -> None:
@@ -201,6 +203,7 @@ class ControlService:
                 self._tell(self.placement, event, now)
             case NodeReturned():
                 self.members.expect_again(event.node)
+                self._queue.extend(self.members.take_effects())
                 for job in self.jobs.running():
                     self._out.append(ToNode(event.node, messages.JobChanged(job.number, job.driver, job.config)))
             case NodeFreed():
@@ -256,6 +259,8 @@ class ControlService:
                 elif not self.is_returning:
                     self.actors.give_up_unknown()
                     self._queue.extend(self.actors.take_effects())
+            case messages.SegmentOrphaned() if self.is_returning:
+                self._orphans[event.node, message.segment] = event
             case messages.NoticeRaised():
                 self._queue.append(Notify(message.job, message.level, message.text))
             case _:
@@ -333,6 +338,8 @@ class ControlService:
                 self._end_job(self.jobs.end(job.driver, now), now)
         self.actors.give_up_missing()
         self._queue.extend(self.actors.take_effects())
+        orphans, self._orphans = self._orphans, {}
+        self._queue.extend(orphans.values())
 
     def _tell_heard(self) -> None:
         """Let nodes forget what they keep for a next control service."""

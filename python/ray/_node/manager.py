@@ -38,6 +38,7 @@ from ray._node.leases import LeaseTable
 from ray._node.memory import MemoryWatch
 from ray._node.memory_victims import Tenant
 from ray._node.processes import DiedElsewhere, ProcessEnded, ProcessTable
+from ray._node.pulls import PullTable
 from ray._node.resources import Ledger
 from ray._node.segments import SegmentTable
 from ray._node.workers import WorkerPool
@@ -57,10 +58,12 @@ from ray._protocol import (
     ActorCreate,
     ActorState,
     ActorSubscribe,
+    BlocksFreed,
     LeaseKept,
     LeaseReturn,
     NodeAddress,
     Request,
+    SegmentClaims,
     WhereIsNode,
     decode,
     encode,
@@ -177,7 +180,8 @@ class NodeManager:
         cpus = facts.resources.get("CPU", 0) // UNIT
         self.leases = LeaseTable(node=facts.node, ledger=ledger, new_id=new_id, validate=validate)
         self.pool = WorkerPool(new_id=new_id, idle_limit=max(cpus, 1), validate=validate)
-        self.segments = SegmentTable(capacity=facts.object_store_memory, validate=validate)
+        self.segments = SegmentTable(node=facts.node, capacity=facts.object_store_memory, validate=validate)
+        self.pulls = PullTable(node=facts.node, validate=validate)
         self.processes = ProcessTable(validate=validate)
         self.requests = requests.RequestTable(self)
         self.memory = MemoryWatch(
@@ -199,6 +203,7 @@ class NodeManager:
             self.pool,
             self.leases,
             self.segments,
+            self.pulls,
             self.processes,
             self.requests,
             self.memory,
@@ -226,6 +231,8 @@ class NodeManager:
             messages.DeathsElsewhere: self._on_deaths_elsewhere,
             messages.GiveUpMember: lambda m, now: self._tell(self.processes, events.GivenUp(m.proc, m.by), now),
             messages.AskFree: self._on_ask_free,
+            messages.OwnersAsked: lambda m, now: self._queue.append(events.OwnersAsked(m.segment, m.procs)),
+            messages.MayHaveMissed: lambda m, now: self._queue.append(events.MayHaveMissed(m.procs)),
             messages.AreYouAlive: lambda m, now: self._out.append(events.ToControl(messages.Alive(m.serial))),
             messages.Leave: lambda m, now: self._out.append(Shutdown(m.reason, wanted=False)),
         }
@@ -282,7 +289,7 @@ class NodeManager:
             case events.Forward():
                 self._on_send(Send(event.proc, event.message))
             case events.Company():
-                for machine in (self.processes, self.leases):
+                for machine in (self.processes, self.leases, self.segments):
                     self._tell(machine, event, now)
             case Notify():
                 self._to_control(messages.NoticeRaised(event.job, event.level, event.text))
@@ -336,12 +343,15 @@ class NodeManager:
                 self._breach(frame.proc, f"sent a frame of unknown kind {frame.kind}")
             case Request():
                 self._on_request(frame, message)
-            case LeaseReturn() | LeaseKept() if message.node not in (0, self.facts.node):
+            case LeaseReturn() | LeaseKept() | SegmentClaims() | BlocksFreed() if self._is_for_other(message.node):
                 self._to_control(messages.ToOtherNode(message.node, frame.proc, frame.kind, frame.corr, frame.body))
             case WhereIsNode():
                 self._on_where_is(frame, message)
             case _:
                 self._queue.append(Received(frame.proc, message, frame.corr))
+
+    def _is_for_other(self, node: int) -> bool:
+        return node not in (0, self.facts.node)
 
     def _on_request(self, frame: FrameCame, request: Request) -> None:
         """What is not about this node alone is the control service's to answer."""
@@ -375,7 +385,7 @@ class NodeManager:
 
     def _counts(self) -> dict[str, int]:
         counts: dict[str, int] = {}
-        for table in (self.pool, self.leases, self.segments, self.processes, self.memory):
+        for table in (self.pool, self.leases, self.segments, self.pulls, self.processes, self.memory):
             counts.update(table.statistics())
         return counts
 
@@ -452,7 +462,7 @@ class NodeManager:
     def _process_left(self, proc: int, now: float) -> None:
         self._subscribed.pop(proc, None)
         left = ProcessLeft(proc)
-        for machine in (self.leases, self.segments, self.processes, self.requests):
+        for machine in (self.leases, self.segments, self.pulls, self.processes, self.requests):
             self._tell(machine, left, now)
 
     # ------------------------------------------------------------------ for a control service that knows nothing yet
@@ -485,9 +495,11 @@ class NodeManager:
         return [*said, messages.Announced()]
 
     def say_demands_again(self, now: float) -> list[Effect]:
-        """What the control service knew of demands and resources here."""
+        """What the control service knew of this node, and what may have been lost between members and this node."""
         self.leases.say_again(now)
         self._queue.extend(self.leases.take_effects())
+        self.segments.ask_again()
+        self._queue.extend(self.segments.take_effects())
         return self.handle(Tick(), now)
 
     # ------------------------------------------------------------------ what the control service says
@@ -497,8 +509,15 @@ class NodeManager:
         for entry in message.joined:
             self.nodes[entry.node] = entry
             self._out.append(events.KnowNode(entry.node, entry.address))
-        for node, reason in message.gone:
+            self._tell(self.pulls, events.PeerJoined(entry.node, entry.address), now)
+        gone = list(message.gone)
+        if message.whole:
+            listed = {entry.node: None for entry in message.joined}
+            reason = "it was lost while this node had no connection to the head"
+            gone += [(node, f"node {node:016x} is lost: {reason}") for node in self.nodes if node not in listed]
+        for node, reason in gone:
             self.nodes.pop(node, None)
+            self._tell(self.pulls, events.PeerLeft(node), now)
             self._lost_nodes[node] = reason
             if len(self._lost_nodes) > LOST_NODES_MAX:
                 del self._lost_nodes[next(iter(self._lost_nodes))]
@@ -559,7 +578,8 @@ class NodeManager:
     def _on_deaths_elsewhere(self, message: messages.DeathsElsewhere, now: float) -> None:
         self._tell(self.processes, DiedElsewhere(message.dead), now)
         for proc, _ in message.dead:
-            self._tell(self.leases, ProcessLeft(proc), now)
+            for machine in (self.leases, self.segments):
+                self._tell(machine, ProcessLeft(proc), now)
 
     def _on_ask_free(self, message: messages.AskFree, now: float) -> None:
         self.requests.ask_free(message, now)

@@ -20,7 +20,7 @@ import msgspec
 from ray._control import messages
 from ray._control.machine import Effect, Event, Log, Save, Tick, ToNode, earliest
 from ray._control.node_records import DisconnectNode
-from ray._node import events
+from ray._node import events, peer_protocol
 from ray._node.manager import CoreJoined, CoreLeft, FrameCame, Shutdown
 from ray._protocol import ROLE_NODE
 
@@ -77,6 +77,15 @@ class NotFound(Event, frozen=True):
     addresses: tuple[str, ...]
     why: str
     refused: bool
+
+
+def hear_peer(frame: FrameCame) -> tuple[list[Event], list[Effect]]:
+    """What another node says to this one as a peer; who does not speak the protocol loses this link, and no more."""
+    try:
+        return [events.FromPeer(frame.proc, peer_protocol.decode(frame.kind, frame.body))], []
+    except msgspec.MsgspecError as error:
+        text = f"node {frame.proc:016x} sent a malformed message to this one: {error}; closing the link"
+        return [], [Log(text), events.Disconnect(frame.proc)]
 
 
 class HeadNode:
@@ -140,6 +149,9 @@ class HeadNode:
             for effect in self.manager.handle(self._heard.popleft(), now):
                 if isinstance(effect, events.ToControl):
                     self._to_control(self._key, effect.message, now)
+                elif isinstance(effect, events.ToPeer) and effect.node not in self._links:
+                    # It is away. The head makes no connections to nodes: who comes back greets on one of its own.
+                    self._heard.append(events.LinkLost(effect.node))
                 else:
                     self._out.append(effect)
         if self._records:
@@ -182,6 +194,7 @@ class HeadNode:
 
     def _on_link_lost(self, left: CoreLeft, now: float) -> None:
         del self._links[left.proc]
+        self._heard.append(events.LinkLost(left.proc))
         node = self.control.nodes.get(left.proc)
         if node is not None and node.address and not left.ended:
             # A process that was killed may leave like a broken link; but then nobody listens at its address.
@@ -195,6 +208,11 @@ class HeadNode:
             self._perform(self.control.node_left(node.key, event.why, now, ended=True))
 
     def _on_node_frame(self, frame: FrameCame, now: float) -> None:
+        if frame.kind in peer_protocol.PEER_MESSAGES:
+            heard, wrong = hear_peer(frame)
+            self._heard.extend(heard)
+            self._out.extend(wrong)
+            return
         try:
             message = messages.decode(frame.kind, frame.body) if frame.kind in messages.TO_CONTROL else None
         except msgspec.MsgspecError as error:
@@ -236,6 +254,8 @@ class WorkerNode:
         """What was said and not heard, in order."""
         self._kept_from = 0
         """How much of what was said since the last greeting was heard."""
+        self._links: dict[int, None] = {}
+        """Other nodes that are connected, for what nodes say to each other. Their loss is the head's to notice."""
 
     def start(self, now: float) -> list[Effect]:
         """Introduce the node."""
@@ -243,14 +263,22 @@ class WorkerNode:
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         match event:
+            case FrameCame(kind=kind) if kind in peer_protocol.PEER_MESSAGES and self._is_node(event.proc):
+                heard, wrong = hear_peer(event)
+                return [*wrong, *(effect for said in heard for effect in self._manage(said, now))]
             case FrameCame(proc=proc, kind=kind, body=body) if proc == self.head:
                 if kind not in messages.FROM_CONTROL:
                     return [Log(f"the head sent a message of unknown kind {kind}; ignored")]
                 return self._on_control(messages.decode(kind, body), now)
             case CoreLeft(proc=proc) if proc == self.head:
-                return self._on_head_lost(event, now)
-            case CoreJoined(role=role) if role == ROLE_NODE:
+                self._links.pop(proc, None)
+                return [*self._manage(events.LinkLost(proc), now), *self._on_head_lost(event, now)]
+            case CoreJoined(proc=proc, role=role) if role == ROLE_NODE:
+                self._links[proc] = None
                 return []
+            case CoreLeft(proc=proc) if self._is_node(proc):
+                self._links.pop(proc, None)
+                return self._manage(events.LinkLost(proc), now)
             case Found(node=node, address=address) if self._seeking:
                 return self._on_found(node, address, now)
             case NotFound(why=why) if self._seeking:
@@ -264,6 +292,10 @@ class WorkerNode:
 
     def next_deadline(self) -> float | None:
         return earliest(self._seek_at, self.manager.next_deadline())
+
+    def _is_node(self, proc: int) -> bool:
+        """Whether that is another node: one that has connected to this one, or that this one may have connected to."""
+        return proc in self._links or proc in self.manager.nodes
 
     # ------------------------------------------------------------------ with a head
 

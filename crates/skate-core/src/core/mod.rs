@@ -6,6 +6,7 @@
 //! it. Nothing here knows Python.
 
 mod calls;
+mod copies;
 mod executing;
 mod incoming;
 mod logs;
@@ -89,8 +90,10 @@ struct State {
     /// What the node said about processes whose last words are still being read.
     deferred: Map<ProcId, Vec<FromNode>>,
     waiting_adoptions: Vec<FromNode>,
-    /// Segments of dead lessees in which owned values lie, and how many: the node frees their blocks.
-    adopted: Map<SegmentId, usize>,
+    /// Segments of dead lessees in which owned values lie, and how many: their node frees their blocks.
+    adopted: Map<(NodeKey, SegmentId), usize>,
+    /// Copies of values that lie on other nodes, by object.
+    copies: copies::Copies,
     /// The actor that this process is, and which of its lives.
     actor: Option<(ActorId, u32)>,
     closed: Option<String>,
@@ -157,6 +160,7 @@ impl Core {
             deferred: Map::default(),
             waiting_adoptions: Vec::new(),
             adopted: Map::default(),
+            copies: copies::Copies::default(),
             actor: None,
             closed: None,
             timer_armed: false,
@@ -169,7 +173,7 @@ impl Core {
             role,
             start: Instant::now(),
             transport: OnceLock::new(),
-            store: Store::new(me),
+            store: Store::new(me, NodeKey(node.0)),
             state: Mutex::new(state),
             logs: Mutex::new(VecDeque::new()),
             logs_changed: Condvar::new(),
@@ -290,6 +294,7 @@ impl Core {
                     Effect::Node(msg) => self.send_node(state, msg),
                     Effect::Notify { waiter, failed } => woken |= Self::notify(state, waiter, failed),
                     Effect::Free(location) => self.free(state, location),
+                    Effect::ReleaseCopies(object) => self.release_copies(state, object),
                     Effect::Unread(error) if self.role == Role::Driver => self.add_log(Log::Unhandled(error)),
                     Effect::Unread(_) => {}
                 }
@@ -388,6 +393,7 @@ impl Core {
         all.push(("watches", state.watches.len() as u64));
         all.push(("answers", (state.answers.len() + state.promises.len()) as u64));
         all.push(("deferred", (state.deferred.len() + state.waiting_adoptions.len()) as u64));
+        all.push(("copied_objects", state.copies.len() as u64));
         all.push(("adopted_segments", state.adopted.len() as u64));
         let (definitions, functions) = state.executor.known();
         all.push(("known_definitions", definitions as u64));

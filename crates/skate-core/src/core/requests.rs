@@ -25,7 +25,18 @@ pub(super) enum Answer {
         size: u64,
         fd: OwnedFd,
     },
-    Denied(String),
+    /// The block of another node, copied to a segment of this one.
+    Copy {
+        segment: SegmentId,
+        size: u64,
+        offset: u64,
+        fd: OwnedFd,
+    },
+    /// `kept`: a value that was to be copied is still where it was.
+    Denied {
+        message: String,
+        kept: bool,
+    },
     /// Of another member.
     Reason(Reason),
     /// This process can open no more descriptors.
@@ -77,14 +88,15 @@ impl Core {
         deadline: Option<Instant>,
         interruptible: bool,
     ) -> Result<Answer, CoreError> {
-        self.ask_with(|corr| self.tell_node(kind, corr, body), deadline, interruptible)
+        let wait = Wait { blocks: false, hears: interruptible };
+        self.ask_with(|corr| self.tell_node(kind, corr, body), deadline, wait)
     }
 
     pub(super) fn ask_with(
         &self,
         ask: impl FnOnce(u64),
         deadline: Option<Instant>,
-        interruptible: bool,
+        wait: Wait,
     ) -> Result<Answer, CoreError> {
         let (corr, waiter) = {
             let mut state = self.state.lock();
@@ -100,8 +112,8 @@ impl Core {
         };
         ask(corr);
         let result = loop {
-            match self.wait_for(&|| waiter.is_done(), deadline, Wait { blocks: false, hears: interruptible }) {
-                Err(CoreError::Interrupted) if !interruptible => {}
+            match self.wait_for(&|| waiter.is_done(), deadline, wait) {
+                Err(CoreError::Interrupted) if !wait.hears => {}
                 other => break other,
             }
         };
@@ -118,7 +130,8 @@ impl Core {
     }
 
     pub(super) fn answered(&self, state: &mut State, corr: u64, answer: Answer) {
-        // Nobody waits any more: a granted segment goes back, anything else is dropped.
+        // Nobody waits any more: a granted segment goes back, anything else is dropped. (Who gave up waiting for a copy
+        // has told the node already.)
         match state.answers.get_mut(&corr) {
             Some(slot) => *slot = answer,
             None => {
