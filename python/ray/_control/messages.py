@@ -284,7 +284,8 @@ class PlaceActor(Message, frozen=True):
     """Start a worker for this incarnation. Answered by `ActorPlaced`, `ActorUnplaceable` or `ActorRefused`.
 
     With `queue` it waits on this node for what it lacks, instead of being refused. `owner` is the process whose actor
-    it is, and `retriable` whether it may be restarted once more: the node asks both when memory runs short.
+    it is, and `retriable` whether it may be restarted once more: the node asks both when memory runs short, and does not
+    let such an actor run on when the head may have started it anew elsewhere (`_node.fence`).
     """
 
     actor: bytes
@@ -444,9 +445,10 @@ class AskFree(Message, frozen=True):
 
 
 class AreYouAlive(Message, frozen=True):
-    """To be answered at once by `Alive`."""
+    """To be answered at once by `Alive`. `heard` is the last question whose answer has come; 0 if none has."""
 
     serial: int
+    heard: int = 0
 
 
 class Leave(Message, frozen=True):

@@ -38,7 +38,8 @@ ASK_S: Final = 2.0
 
 UNANSWERED_MAX: Final = 4
 """A node that has left so many questions in a row unanswered is lost, after 8 to 10 seconds. Questions are counted, not
-seconds, so that a head which was stopped for a while does not take everybody for lost."""
+seconds, so that a head which was stopped for a while does not take everybody for lost. Nodes rely on so much patience:
+see `_node.fence`."""
 
 AWAY_S: Final = 2.0
 """How long a node may be away whose connection broke."""
@@ -225,6 +226,7 @@ class NodeTable(Machine):
         node = self._nodes.get(event.node)
         if node is not None:
             node.unanswered = 0
+            node.answered = message.serial
 
     def _on_tick(self, event: Tick, now: float) -> None:
         for key in self._deadlines.due(now):
@@ -243,7 +245,7 @@ class NodeTable(Machine):
                 self._emit(NodeLost(node.key, f"it has not answered for {UNANSWERED_MAX * ASK_S:.0f} seconds"))
             else:
                 node.unanswered += 1
-                self._emit(ToNode(node.key, AreYouAlive(self._serial)))
+                self._emit(ToNode(node.key, AreYouAlive(self._serial, node.answered)))
         if not self.is_alone:
             self._deadlines.set(self.head, now + ASK_S)
 

@@ -239,6 +239,7 @@ class WorkerNode:
 
     def start(self, now: float) -> list[Effect]:
         """Introduce the node."""
+        self.manager.fence.arm(now)
         return [ToNode(self.head, self.manager.facts.hello())]
 
     def handle(self, event: Event, now: float) -> list[Effect]:
