@@ -200,6 +200,8 @@ class HostCluster:
         self.token = os.urandom(32).hex()
         self.nodes: list[NodeOnHost] = []
         self.drivers: list[Driver] = []
+        self._programs: list[Program] = []
+        """Others."""
         # A socket's path must be short.
         self._sessions = Path(tempfile.mkdtemp(prefix="sk-", dir="/tmp"))
 
@@ -246,11 +248,17 @@ class HostCluster:
         driver(f"ray.init({self.head.address!r}, logging_level='ERROR', log_to_driver=False) and None", START_S)
         return driver
 
-    def delay(self, host: Host, address: str, delay_s: float) -> tuple[Program, str]:
-        """Start a proxy in a host that leads to `address`, later; returns it and where it listens."""
+    def run(self, host: Host, file: str, *arguments: object) -> Program:
+        """Start a program of this directory in a host."""
+        program = self._program(host, file, *arguments)
+        self._programs.append(program)
+        return program
+
+    def delay(self, host: Host, address: str, delay_s: float) -> str:
+        """Start a proxy in a host that leads to `address`, later; returns where it listens."""
         target, _, port = address.rpartition(":")
-        program = self._program(host, "delay_program.py", host.ip, target, port, delay_s)
-        return program, f"{host.ip}:{program.read_line(START_S)}"
+        program = self.run(host, "delay_program.py", host.ip, target, port, delay_s)
+        return f"{host.ip}:{program.read_line(START_S)}"
 
     def close(self) -> None:
         """End everything, the head last."""
@@ -258,4 +266,6 @@ class HostCluster:
             driver.close()
         for node in reversed(self.nodes):
             node.close()
+        for program in self._programs:
+            program.close()
         shutil.rmtree(self._sessions, ignore_errors=True)

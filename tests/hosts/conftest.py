@@ -37,8 +37,8 @@ def hosts(_available):
 def host_cluster(hosts, belongings, tmp_path):
     """A function that makes hosts and a cluster with a head on the first and a node on each other one.
 
-    It takes a dictionary of `HostCluster.add_node`'s arguments for each host, None for a host without a node, and returns
-    the cluster. Nothing of it is left after the test.
+    It takes a dictionary of `HostCluster.add_node`'s arguments for each host, None for a host without a node, and
+    returns the cluster. Nothing of it is left after the test.
     """
     before = belongings.now()
     started = []

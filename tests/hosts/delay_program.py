@@ -5,6 +5,7 @@ missing from many kernels.
 """
 
 import asyncio
+import os
 import sys
 
 CHUNK_BYTES = 65536
@@ -49,6 +50,7 @@ async def main(listen, target, port, delay_s):
 
     server = await asyncio.start_server(accept, listen, 0)
     print(server.sockets[0].getsockname()[1], flush=True)
+    asyncio.get_running_loop().add_reader(0, os._exit, 0)  # the end of its input is the only thing that comes there
     await server.serve_forever()
 
 

@@ -23,15 +23,15 @@ def node_id():
 
 @ray.remote
 class Writer:
-    """Writes to a file all the time, whether anybody calls it or not: "TIME PID" for each time that it has an effect."""
+    """Writes to a file all the time, whether anybody calls it or not: "TIME PID" for each effect that it has."""
 
     def __init__(self, path):
-        self._path = path
+        self._path = Path(path)
         self._calls = 0
         threading.Thread(target=self._write, daemon=True).start()
 
     def _write(self):
-        with open(self._path, "a", buffering=1) as file:
+        with self._path.open("a", buffering=1) as file:
             while True:
                 file.write(f"{time.monotonic():.4f} {os.getpid()}\n")
                 time.sleep(WRITE_EVERY_S)

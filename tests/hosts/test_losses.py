@@ -52,7 +52,7 @@ def expect_work_elsewhere(driver, node, tmp_path):
     wait_until(lambda: has_written(tmp_path / "w", pid), what="the first write of the new writer")
     assert driver("ray.get(task, timeout=30)") != node.id
     assert len((tmp_path / "held").read_text().splitlines()) == 2
-    with pytest.raises(DriverError, match="ActorDiedError.*its node was lost"):
+    with pytest.raises(DriverError, match=r"ActorDiedError.*its node was lost"):
         driver("ray.get(mortal.where.remote(), timeout=30)")
     return pid
 

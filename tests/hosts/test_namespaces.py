@@ -13,6 +13,7 @@ from tests.hosts.clusters import ROOT
 
 pytestmark = [pytest.mark.skate, pytest.mark.slow]  # a namespace takes a tenth of a second to make
 
+
 def reaches(one, other):
     """Whether the kernel of one answers another; ping is not everywhere."""
     program = f"import socket; socket.create_connection(({other.ip!r}, 9), timeout=0.5)"
@@ -44,7 +45,11 @@ def test_two_hosts_can_lose_each_other_alone(hosts, packet_filter):
 
 def test_the_machine_s_own_network_is_not_touched(hosts):
     def network():
-        return netns.command("ip", "-o", "link"), netns.command("ip", "-4", "route"), netns.command("ip", "-o", "address")
+        return (
+            netns.command("ip", "-o", "link"),
+            netns.command("ip", "-4", "route"),
+            netns.command("ip", "-o", "address"),
+        )
 
     before = network()
     hosts(2)
@@ -56,7 +61,7 @@ def test_what_a_killed_run_has_left_is_removed_by_the_next(hosts):
         import subprocess
         from tests.hosts import netns
         net = netns.Net(2)
-        sleeper = subprocess.Popen(net.hosts[0].argv("sleep", "1000"), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        sleeper = subprocess.Popen(net.hosts[0].argv("sleep", "1000"), stdout=subprocess.DEVNULL)
         print(net.name, sleeper.pid, flush=True)
         input()
     """)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,8 +21,7 @@ def lives(path: Path) -> list[tuple[int, float, float]]:
 
 def expect_one_at_a_time(path: Path) -> None:
     """Fail if two processes have written in the same time."""
-    known = lives(path)
-    for (one, _, last), (other, first, _) in zip(known, known[1:], strict=False):
+    for (one, _, last), (other, first, _) in itertools.pairwise(lives(path)):
         assert last < first, f"process {one} wrote until {last:.3f}, and {other} from {first:.3f}: two copies lived"
 
 

@@ -284,8 +284,8 @@ class PlaceActor(Message, frozen=True):
     """Start a worker for this incarnation. Answered by `ActorPlaced`, `ActorUnplaceable` or `ActorRefused`.
 
     With `queue` it waits on this node for what it lacks, instead of being refused. `owner` is the process whose actor
-    it is, and `retriable` whether it may be restarted once more: the node asks both when memory runs short, and does not
-    let such an actor run on when the head may have started it anew elsewhere (`_node.fence`).
+    it is, and `retriable` whether it may be restarted once more: the node asks both when memory runs short, and such an
+    actor does not run on here when the head may have started it anew elsewhere (`_node.fence`).
     """
 
     actor: bytes
