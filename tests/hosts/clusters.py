@@ -192,12 +192,14 @@ class HostCluster:
     Args:
         hosts: Where they may be.
         directory: For files of the test.
+        validate: Have the nodes' machines check their invariants after each event.
     """
 
-    def __init__(self, hosts: list[Host], directory: Path) -> None:
+    def __init__(self, hosts: list[Host], directory: Path, *, validate: bool = True) -> None:
         self.hosts = hosts
         self.directory = directory
         self.token = os.urandom(32).hex()
+        self._validate = "1" if validate else "0"
         self.nodes: list[NodeOnHost] = []
         self.drivers: list[Driver] = []
         self._programs: list[Program] = []
@@ -213,7 +215,7 @@ class HostCluster:
         sessions = self._sessions / str(host.index)
         sessions.mkdir(mode=0o700, exist_ok=True)
         errors = self.directory / f"errors-of-host-{host.index}"
-        environment = {"RAY_TMPDIR": str(sessions), "RAY_AUTH_TOKEN": self.token, "RAY_VALIDATE": "1", **env}
+        environment = {"RAY_TMPDIR": str(sessions), "RAY_AUTH_TOKEN": self.token, "RAY_VALIDATE": self._validate, **env}
         return Program(host, file, *arguments, env=environment, errors=errors)
 
     def add_node(self, host: Host, *, head_address: str = "", token: str = "", **arguments: object) -> NodeOnHost:
