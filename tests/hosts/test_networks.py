@@ -135,10 +135,6 @@ def test_a_cut_while_actors_are_created_leaves_each_of_them_once(host_cluster, t
 
 
 @pytest.mark.chaos
-@pytest.mark.xfail(
-    strict=True,
-    reason="a node whose connection broke is given up at once, though it may run on for 7 s without knowing",
-)
 def test_a_connection_to_the_head_that_is_reset_never_makes_two_copies(host_cluster, packet_filter, tmp_path):
     """The head is told that the connection is over, and the node is not: it runs on until 7 s of silence."""
     cluster = host_cluster({"num_cpus": 1}, SPOT, SPOT)

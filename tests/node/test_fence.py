@@ -16,16 +16,15 @@ from hypothesis import strategies as st
 from ray import _protocol as p
 from ray._control import messages
 from ray._control.machine import Effect, FromNode, Log, Tick, ToNode
-from ray._control.node_records import NodeLost
-from ray._control.nodes import ASK_S, UNANSWERED_MAX, NodeTable
+from ray._control.node_records import NodeLost, NodeWentAway
+from ray._control.nodes import ASK_S, AWAY_S, PATIENCE_S, NodeTable
 from ray._node import events
-from ray._node.fence import ANSWERS_MAX, FENCE_S, Fence
-from ray._node.manager import CoreJoined, FrameCame, NodeFacts, NodeManager
-from ray._node.membership import WorkerNode
+from ray._node.fence import ABSENT_S, ANSWERS_MAX, FENCE_S, Fence
+from ray._node.manager import CoreJoined, CoreLeft, FrameCame, NodeFacts, NodeManager
+from ray._node.membership import Found, NotFound, WorkerNode
 from ray._protocol import UNIT
 
 HEAD, NODE = 1, 2
-PATIENCE_S = ASK_S * UNANSWERED_MAX
 
 
 def hello(node: int) -> messages.NodeHello:
@@ -35,7 +34,7 @@ def hello(node: int) -> messages.NodeHello:
 def guarded(now: float = 0.0) -> Fence:
     """A fence that was armed just now, with one actor's worker behind it."""
     fence = Fence(validate=True)
-    fence.arm(now)
+    fence.greet(now)
     fence.handle(events.ActorGuarded(7, 70), now)
     return fence
 
@@ -177,7 +176,7 @@ def test_what_comes_late_has_no_effect_before_the_fence_is_closed():
     pid = node.place(1, restarts=True)
     (worker,) = [x.proc for x in node.effects if isinstance(x, events.Fork)]
     node.effects.clear()
-    node.said(messages.Deliver((worker,), p.KIND_ACTOR_STATE, 0, b""), FENCE_S + 30)
+    node.said(messages.Deliver((worker,), p.KIND_ACTOR_INIT, 0, b""), FENCE_S + 30)
     kinds = [type(effect) for effect in node.effects if not isinstance(effect, Log)]
     assert kinds.index(events.Freeze) < kinds.index(events.Pass)
     assert node.frozen() == {pid}
@@ -191,6 +190,76 @@ def test_every_question_is_answered_and_says_what_was_heard():
     assert first == ToNode(NODE, messages.AreYouAlive(1, 0))
     table.handle(FromNode(NODE, messages.Alive(1)), ASK_S)
     assert table.handle(Tick(), 2 * ASK_S) == [ToNode(NODE, messages.AreYouAlive(2, 1))]
+
+
+def headless(*, at: float) -> tuple[LonelyNode, int]:
+    """A node with an actor whose head, which keeps records, dies at this time; and the pid of the actor's worker."""
+    node = LonelyNode()
+    node.said(messages.Nodes([], [], durable=True), 0.0)
+    pid = node.place(1, restarts=True)
+    node.feed(CoreLeft(HEAD, "it has ended", ended=True), at)
+    return node, pid
+
+
+def test_while_no_head_listens_anywhere_actors_run_on():
+    node, pid = headless(at=5.0)
+    for tenth in range(300):
+        now = 5.0 + tenth / 10
+        node.feed(Tick(), now)
+        node.feed(NotFound(("head:1",), "connection refused", refused=True), now)
+        assert not node.frozen()
+    node.feed(Tick(), now + ABSENT_S)
+    assert node.frozen() == {pid}
+
+
+def test_a_head_that_does_not_answer_may_live():
+    node, pid = headless(at=5.0)
+    for tenth in range(21):
+        now = 5.0 + tenth / 10
+        node.feed(Tick(), now)
+        node.feed(NotFound(("head:1",), "timed out", refused=False), now)
+    assert now >= FENCE_S
+    assert node.frozen() == {pid}
+
+
+def test_actors_go_on_when_a_head_welcomes_the_node_back_and_not_before():
+    node, pid = headless(at=5.0)
+    node.feed(Tick(), FENCE_S)
+    node.feed(Found(HEAD, "head:1"), 20.0)
+    node.said(messages.Nodes([messages.NodeEntry(9, "", "other")], []), 20.1)  # said before it heard the greeting
+    assert node.frozen() == {pid}
+    node.said(messages.Nodes([], [], welcome=True), 20.2)
+    assert not node.frozen()
+    assert node.manager.fence.next_deadline() == 20.0 + FENCE_S
+
+
+def test_the_first_question_of_another_head_confirms_nothing_that_its_predecessor_asked():
+    fence = guarded()
+    asked(fence, 1, 0, 2.0)
+    fence.greet(3.0)
+    asked(fence, 2, 1, 4.0)
+    assert fence.next_deadline() == FENCE_S
+
+
+def test_a_node_whose_connection_broke_is_lost_only_when_its_fence_is_closed():
+    table = NodeTable(head=HEAD, validate=True)
+    for key in (HEAD, NODE):
+        table.handle(FromNode(key, hello(key)), 0.0)
+    table.handle(Tick(), ASK_S)
+    table.handle(FromNode(NODE, messages.Alive(1)), ASK_S)
+    table.handle(NodeWentAway(NODE, "it broke"), ASK_S + 0.5)
+    assert not any(isinstance(x, NodeLost) for x in table.handle(Tick(), ASK_S + PATIENCE_S - 0.01))
+    (lost,) = [x for x in table.handle(Tick(), ASK_S + PATIENCE_S) if isinstance(x, NodeLost)]
+    assert "did not come back" in lost.reason
+
+
+def test_a_node_that_had_been_silent_before_its_connection_broke_has_a_moment_to_return():
+    table = NodeTable(head=HEAD, validate=True)
+    for key in (HEAD, NODE):
+        table.handle(FromNode(key, hello(key)), 0.0)
+    table.handle(NodeWentAway(NODE, "it broke"), 7.9)
+    assert not any(isinstance(x, NodeLost) for x in table.handle(Tick(), 7.9 + AWAY_S - 0.01))
+    assert any(isinstance(x, NodeLost) for x in table.handle(Tick(), 7.9 + AWAY_S))
 
 
 # -- Both sides -------------------------------------------------------------------------------

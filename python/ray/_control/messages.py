@@ -244,13 +244,14 @@ class BundlesRefused(Message, frozen=True):
 class Nodes(Message, frozen=True):
     """Other nodes that have joined, and those that have gone, with why.
 
-    To a node that joins it is the first message. `durable`: the control service comes back when it dies, so the node
-    stays and waits for it.
+    `welcome` answers the greeting of a node that joins or comes back. `durable`: the control service comes back when it
+    dies, so the node stays and waits for it.
     """
 
     joined: list[NodeEntry]
     gone: list[tuple[int, str]]
     durable: bool = False
+    welcome: bool = False
 
 
 class Heard(Message, frozen=True):

@@ -91,6 +91,16 @@ class Asked(Event, frozen=True):
 # ------------------------------------------------------------------ the fence
 
 
+class Welcomed(Event, frozen=True):
+    """A head has heard this node's last greeting, and the node is part of its cluster."""
+
+
+class HeadAbsent(Event, frozen=True):
+    """A look for a head that began at `asked_at` found that nobody listens there: none runs."""
+
+    asked_at: float
+
+
 class ActorGuarded(Event, frozen=True):
     """A worker is about to become an actor that the head may start anew elsewhere if this node is lost."""
 

@@ -10,6 +10,12 @@ a second earlier. It counts from R only once a later question has told it that t
 cut in one direction it hears questions for ever, and its time is not prolonged. Clocks are never compared, only lengths
 of time, and no clock is wrong by a second in eight.
 
+A head may also be gone. While nobody listens where heads are found, nobody places anything, and the next one gives
+nodes `RETURN_S` to come back before it does: so each refused look for a head (`HeadAbsent`) prolongs the time as an
+answer does. When the head, or the next one, welcomes a node that has come back, the greeting counts as an answer that
+was heard (`Welcomed`). A broken connection alone prolongs nothing: the head waits for the node's fence before it takes
+the node for lost (`NodeTable`), unless nobody listens at the node's address either, whose process has then ended.
+
 What the argument needs is that somebody of this machine acts on time. If the node itself is stopped or stuck, the
 zygote does (`Guard`), which has the list too. If the whole machine is suspended nobody can, and its actors run on for a
 moment when it wakes: only who receives their effects could refuse these, by the actor's incarnation.
@@ -25,12 +31,25 @@ from __future__ import annotations
 from typing import Final
 
 from ray._control.machine import Log, Machine, Tick
-from ray._control.nodes import ASK_S, UNANSWERED_MAX
-from ray._node.events import ActorGuarded, Asked, Freeze, Guard, Thaw, WorkerGone, ZygoteFenced
+from ray._control.nodes import PATIENCE_S, RETURN_S
+from ray._node.events import (
+    ActorGuarded,
+    Asked,
+    Freeze,
+    Guard,
+    HeadAbsent,
+    Thaw,
+    Welcomed,
+    WorkerGone,
+    ZygoteFenced,
+)
 
-FENCE_S: Final = ASK_S * UNANSWERED_MAX - 1.0
+FENCE_S: Final = PATIENCE_S - 1.0
 """How long after an answer that was heard workers may run. In steady state they are told 2 to 4 s after it, so a head
 may be late by 3 s before anybody notices."""
+
+ABSENT_S: Final = RETURN_S - 1.0
+"""How long after a look at which nobody listened workers may run. Looks are taken ten times a second."""
 
 ANSWERS_MAX: Final = 32
 """Answers of which it is not known whether they were heard; older ones prolong nothing."""
@@ -39,7 +58,7 @@ ANSWERS_MAX: Final = 32
 class Fence(Machine):
     """See the module's docstring.
 
-    It stands open, and nothing is listed, until `arm` is called: the head's own node needs no fence.
+    It stands open, and nothing is listed, until `greet` is called: the head's own node needs no fence.
     """
 
     def __init__(self, *, validate: bool = False) -> None:
@@ -47,22 +66,29 @@ class Fence(Machine):
         self._armed = False
         self._until = 0.0
         self._closed = False
+        self._greeted_at: float | None = None
+        """When the node introduced itself to a head that has not welcomed it yet."""
         self._answers: dict[int, float] = {}
         """When each question was answered, by its number."""
         self._workers: dict[int, int] = {}
         """Processes of actors that may be started anew elsewhere, with their pids."""
         self._events = {
             Asked: self._on_asked,
+            HeadAbsent: self._on_absent,
+            Welcomed: self._on_welcomed,
             ActorGuarded: self._on_guarded,
             WorkerGone: self._on_gone,
             ZygoteFenced: self._on_zygote_fenced,
             Tick: self._on_tick,
         }
 
-    def arm(self, now: float) -> None:
-        """The node introduces itself to its head now, which is as good as an answer."""
-        self._armed = True
-        self._until = max(self._until, now + FENCE_S)
+    def greet(self, now: float) -> None:
+        """The node introduces itself now, to its head or another one. For the first time there are no workers yet."""
+        if not self._armed:
+            self._armed = True
+            self._until = now + FENCE_S
+        self._greeted_at = now
+        self._answers.clear()  # another head counts anew
 
     @property
     def is_closed(self) -> bool:
@@ -88,6 +114,14 @@ class Fence(Machine):
             self._answers = {serial: at for serial, at in self._answers.items() if serial >= event.heard}
             self._prolong(answered_at + FENCE_S, now)
 
+    def _on_welcomed(self, event: Welcomed, now: float) -> None:
+        greeted_at, self._greeted_at = self._greeted_at, None
+        if greeted_at is not None:
+            self._prolong(greeted_at + FENCE_S, now)
+
+    def _on_absent(self, event: HeadAbsent, now: float) -> None:
+        self._prolong(event.asked_at + ABSENT_S, now)
+
     def _prolong(self, until: float, now: float) -> None:
         if not self._armed or until <= self._until:
             return
@@ -96,7 +130,7 @@ class Fence(Machine):
             self._emit(Guard(until, (), ()))
         if self._closed and now < until:
             self._closed = False
-            self._emit(Log(f"the head answers again; {self._described()} go on"))
+            self._emit(Log(f"the head has lost nobody; {self._described()} go on"))
             self._emit(Thaw(tuple(self._workers.values())))
 
     def _on_guarded(self, event: ActorGuarded, now: float) -> None:

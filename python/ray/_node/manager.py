@@ -502,6 +502,8 @@ class NodeManager:
     # ------------------------------------------------------------------ what the control service says
 
     def _on_nodes(self, message: messages.Nodes, now: float) -> None:
+        if message.welcome:
+            self._tell(self.fence, events.Welcomed(), now)
         was_alone = not self.nodes
         for entry in message.joined:
             self.nodes[entry.node] = entry
