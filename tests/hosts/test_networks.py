@@ -135,6 +135,36 @@ def test_a_cut_while_actors_are_created_leaves_each_of_them_once(host_cluster, t
 
 
 @pytest.mark.chaos
+def test_a_cut_while_placement_groups_are_made_leaves_whole_groups_and_nothing_reserved(host_cluster, tmp_path):
+    cluster = host_cluster({"num_cpus": 0}, {"num_cpus": 4}, {"num_cpus": 4}, {"num_cpus": 4})
+    _, node, *others = cluster.nodes
+    driver = cluster.driver(cluster.hosts[0])
+    driver("from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group")
+    made = tmp_path / "made"
+    driver.begin(
+        f"""
+import pathlib
+groups = []
+for n in range(16):
+    groups.append(placement_group([{{'CPU': 0.25}}] * 2, strategy='STRICT_SPREAD'))
+    pathlib.Path({str(made)!r}).touch()
+ray.get([group.ready() for group in groups], timeout=60) and None
+"""
+    )
+    wait_until(made.exists, what="the first group")
+    node.host.cut()
+    driver.end(70)
+    driver.wait_for_loss(node, 20)
+    driver("ray.get([group.ready() for group in groups], timeout=60) and None", 70)
+    places = driver("[list(placement_group_table(group)['bundles_to_node_id'].values()) for group in groups]")
+    assert [sorted(nodes) for nodes in places] == [sorted(other.id for other in others)] * 16
+    node.host.mend()
+    node.wait_until_gone()
+    driver("for group in groups: remove_placement_group(group)")
+    wait_until(lambda: driver("ray.available_resources()['CPU']") == 8, what="what the groups had reserved")
+
+
+@pytest.mark.chaos
 def test_a_connection_to_the_head_that_is_reset_never_makes_two_copies(host_cluster, packet_filter, tmp_path):
     """The head is told that the connection is over, and the node is not: it runs on until 7 s of silence."""
     cluster = host_cluster({"num_cpus": 1}, SPOT, SPOT)

@@ -54,6 +54,6 @@ def test_a_node_with_another_token_does_not_join(host_cluster):
 
 def test_a_driver_with_another_token_is_told_so(host_cluster):
     cluster = host_cluster({"num_cpus": 1}, None)
-    with pytest.raises(Exception, match=r"ConnectionError.*token.*RAY_AUTH_TOKEN"):
+    with pytest.raises(Exception, match=r"RefusedError.*token.*RAY_AUTH_TOKEN"):
         cluster.driver(cluster.hosts[1], RAY_AUTH_TOKEN=os.urandom(32).hex())
     assert cluster.head.is_alive()
