@@ -3,13 +3,17 @@
 import os
 import signal
 import threading
+import time
 
 import pytest
 
 import ray
+from ray._node.fence import ABSENT_S, FENCE_S
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tests.cluster.durable import durable_cluster
 from tests.core.helpers import wait_until
+from tests.hosts.remote import Writer
+from tests.hosts.writers import lives
 
 pytestmark = [pytest.mark.skate, pytest.mark.slow]  # nodes of a cluster are processes that take a moment to start
 
@@ -73,6 +77,20 @@ def test_an_actor_that_ended_without_a_head_is_restarted_by_the_next(durable):
     node.close()
     durable.start_head()
     assert ray.get(counter.increment.remote(), timeout=30) == 1
+
+
+@pytest.mark.chaos  # it takes longer than a node waits for a head that does not answer
+def test_an_actor_that_can_be_restarted_runs_on_while_no_head_does(durable, tmp_path):
+    there = NodeAffinitySchedulingStrategy(node_id(durable.workers[1]), soft=True)
+    writer = Writer.options(max_restarts=1, scheduling_strategy=there).remote(tmp_path / "w")
+    _, pid = ray.get(writer.where.remote())
+    durable.kill_head()
+    silent_until = time.monotonic() + FENCE_S + ABSENT_S
+    wait_until(lambda: lives(tmp_path / "w")[-1][2] > silent_until, FENCE_S + ABSENT_S + 10, "a write after so long")
+    durable.start_head()
+    wait_until(lambda: len([x for x in ray.nodes() if x["Alive"]]) == 3, what="all nodes")
+    assert ray.get(writer.where.remote()) == (node_id(durable.workers[1]), pid)
+    assert [life[0] for life in lives(tmp_path / "w")] == [pid]
 
 
 def test_a_standby_takes_over(durable):

@@ -86,6 +86,10 @@ class World:
         self.forking: dict[int, events.Fork] = {}
         self.joinable: dict[int, None] = {}
         self.killed: dict[int, None] = {}
+        self.frozen: dict[int, None] = {}
+        """Worker processes that are stopped, by pid."""
+        self.guarded: dict[int, None] = {}
+        """Those that the zygote would stop."""
         self.exits: list[int] = []
         self.logs: list[str] = []
         self.disconnected: list[int] = []
@@ -182,6 +186,7 @@ class World:
         pid = self.pid_of[proc]
         del self.running[pid]
         self.killed.pop(pid, None)
+        self.frozen.pop(pid, None)
         self.joinable.pop(proc, None)
         self.tails[proc] = lines
         if self.inbox.pop(proc, None) is not None:
@@ -250,6 +255,16 @@ class World:
                         self.oom_kill if effect.unexplained else "",
                     )
                 )
+            case events.Freeze():
+                assert all(pid in self.running for pid in effect.pids), "a process that was reaped is stopped"
+                self.frozen.update(dict.fromkeys(effect.pids))
+            case events.Thaw():
+                for pid in effect.pids:
+                    self.frozen.pop(pid, None)
+            case events.Guard():
+                self.guarded.update(dict.fromkeys(effect.added))
+                for pid in effect.gone:
+                    del self.guarded[pid]
             case events.LookAtDescriptors():
                 few = events.DescriptorUsage(10, 1024)
                 usage = [self.descriptors.get(pid, few) for pid in (effect.asker_pid, effect.pid, 0)]

@@ -254,14 +254,16 @@ class BundlesRefused(Message, frozen=True):
 class Nodes(Message, frozen=True):
     """Other nodes that have joined, and those that have gone, with why.
 
-    To a node that joins it is the first message. `durable`: the control service comes back when it dies, so the node
-    stays and waits for it. `whole`: there are no others, because the receiver may have missed that they went.
+    `welcome` answers the greeting of a node that joins or comes back. `durable`: the control service comes back when it
+    dies, so the node stays and waits for it. `whole`: there are no others, because the receiver may have missed that
+    they went.
     """
 
     joined: list[NodeEntry]
     gone: list[tuple[int, str]]
     durable: bool = False
     whole: bool = False
+    welcome: bool = False
 
 
 class Heard(Message, frozen=True):
@@ -295,7 +297,8 @@ class PlaceActor(Message, frozen=True):
     """Start a worker for this incarnation. Answered by `ActorPlaced`, `ActorUnplaceable` or `ActorRefused`.
 
     With `queue` it waits on this node for what it lacks, instead of being refused. `owner` is the process whose actor
-    it is, and `retriable` whether it may be restarted once more: the node asks both when memory runs short.
+    it is, and `retriable` whether it may be restarted once more: the node asks both when memory runs short, and such an
+    actor does not run on here when the head may have started it anew elsewhere (`_node.fence`).
     """
 
     actor: bytes
@@ -468,9 +471,10 @@ class AskFree(Message, frozen=True):
 
 
 class AreYouAlive(Message, frozen=True):
-    """To be answered at once by `Alive`."""
+    """To be answered at once by `Alive`. `heard` is the last question whose answer has come; 0 if none has."""
 
     serial: int
+    heard: int = 0
 
 
 class Leave(Message, frozen=True):

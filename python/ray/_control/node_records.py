@@ -69,6 +69,10 @@ class Node(msgspec.Struct):
     """It is only there for a program outside of the cluster, and nobody misses it."""
     unanswered: int = 0
     """Questions whether it lives since it last answered one."""
+    heard_at: float = 0.0
+    """When it last answered a question, or greeted."""
+    answered: int = 0
+    """The last question that it has answered, which the next one tells it."""
     assumed: list[tuple[int, dict[str, int]]] = []
     serial: int = 0
     actors: int = 0

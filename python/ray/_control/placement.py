@@ -5,7 +5,8 @@ that has no room any more refuses, and the demand is placed anew. A demand that 
 stands in line on nodes that could meet it, where it takes part in the sharing out between owners.
 
 How nodes are chosen: of those that are allowed and have room, those that are wished for first; then evenly, the least
-used first. "SPREAD" counts what the same demand has got from each node. Actors prefer the node of their creator while
+used first. Nodes that have lost each other lately (`APART_S`) get nothing from one another as long as there is another
+choice. "SPREAD" counts what the same demand has got from each node. Actors prefer the node of their creator while
 it is less than half used.
 
 Invariants: a demand is placed at most as often as it was asked for; what a lost node had been given and not granted
@@ -32,7 +33,7 @@ from ray._control.machine import (
     ToNode,
     earliest,
 )
-from ray._control.members import GrantPassed
+from ray._control.members import GrantPassed, NodesApart
 from ray._control.messages import (
     ActorPlaced,
     ActorRefused,
@@ -66,6 +67,13 @@ QUEUES_MAX: Final = 4
 NEAR_UTILIZATION: Final = 0.5
 """An actor lives on its creator's node while that is used less than this."""
 
+APART_S: Final = 30.0
+"""How long a node gets no demands of another one's processes after these could not reach it, though the head does: each
+try costs them seconds."""
+
+APART_MAX: Final = 10_000
+"""Pairs of such nodes that are remembered; of more the oldest is forgotten, and tried again."""
+
 SHY_S: Final = 0.05
 """After a refusal the node is not asked again for the same demand so soon: what is free there is about to change."""
 
@@ -97,12 +105,15 @@ class Placement(Machine):
         self._demands: dict[Key, Demand] = {}
         self._hosts: dict[int, int] = {}
         """Nodes of the processes that are actors."""
+        self._apart: dict[tuple[int, int], float] = {}
+        """Nodes that have lost each other, though both are here, and until when they are kept apart; oldest first."""
         self._waits = Waits()
         self._deadlines: Deadlines[str] = Deadlines()
         self._events = {
             ActorWanted: self._on_actor_wanted,
             WithdrawActor: self._on_actor_withdrawn,
             GrantPassed: self._on_grant_passed,
+            NodesApart: self._on_nodes_apart,
             NodeCame: self._on_node_came,
             NodeFreed: self._on_node_freed,
             NodeLost: self._on_node_lost,
@@ -223,6 +234,13 @@ class Placement(Machine):
                 self._leave_queues(demand)
         self._forget_if_done(demand)
 
+    def _on_nodes_apart(self, event: NodesApart, now: float) -> None:
+        for pair in ((event.asker, event.node), (event.node, event.asker)):
+            self._apart.pop(pair, None)
+            self._apart[pair] = now + APART_S
+        while len(self._apart) > APART_MAX or next(iter(self._apart.values())) <= now:
+            del self._apart[next(iter(self._apart))]
+
     def _on_process_left(self, event: ProcessLeft, now: float) -> None:
         for demand in [x for x in self._demands.values() if x.key[0] == event.proc]:
             self._withdraw(demand)
@@ -301,7 +319,7 @@ class Placement(Machine):
             if only.key not in demand.queued:
                 self._give(demand, only, demand.count, queue=True)
             return
-        able = self._able(demand)
+        able = self._able(demand, now)
         if not able and self._is_bound_to_lost(demand):
             self._fail(demand, self._describe_hopeless(demand))
             self._withdraw(demand)
@@ -317,9 +335,13 @@ class Placement(Machine):
             self._leave_queues(demand)
             self._end_wait(demand)
 
-    def _able(self, demand: Demand) -> list[Node]:
-        """Nodes that could meet the demand some time, of which a preference for one that can leaves only that."""
+    def _able(self, demand: Demand, now: float | None = None) -> list[Node]:
+        """Nodes that could meet the demand some time, of which a preference for one that can leaves only that; with
+        `now` those that its home reaches, if there are any.
+        """
         able = [node for node in self._nodes.living() if self._is_able(demand, node)]
+        if self._apart and now is not None:
+            able = [node for node in able if self._apart.get((demand.home, node.key), 0.0) <= now] or able
         if demand.strategy.kind == strategies.NODE:
             return [node for node in able if demand.strategy.wishes(node)] or able
         return able
@@ -440,7 +462,7 @@ class Placement(Machine):
             return
         able = [
             node
-            for node in self._able(demand)
+            for node in self._able(demand, now)
             if node.key not in demand.queued and (demand.is_actor or node.key != demand.home)
         ]
         able.sort(key=lambda node: self._rank(demand, node))

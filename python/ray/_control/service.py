@@ -45,7 +45,7 @@ from ray._control.machine import (
 )
 from ray._control.members import MemberTable
 from ray._control.node_records import DisconnectNode, NodeCame, NodeFreed, NodeLost, NodeReturned, NodeWentAway
-from ray._control.nodes import NodeTable
+from ray._control.nodes import RETURN_S, NodeTable
 from ray._control.placement import Placement
 from ray._control.requests import ControlRequests
 from ray._protocol import KINDS, ROLE_DRIVER, ROLE_TOOL, TO_NODE, Message, Notice, decode, encode
@@ -53,9 +53,6 @@ from ray._protocol import KINDS, ROLE_DRIVER, ROLE_TOOL, TO_NODE, Message, Notic
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-
-RETURN_S: Final = 5.0
-"""How long nodes have to come back after a restart of the head. They try ten times a second."""
 
 RETURNED_S: Final = 0.2
 """How long is waited for members that connect anew, once all nodes are back."""

@@ -85,6 +85,7 @@ class ActorPlaced(Event, frozen=True):
     proc: int
     pid: int
     gpu_ids: list[int]
+    retriable: bool = False
 
 
 class ActorUnplaceable(Event, frozen=True):

@@ -668,7 +668,7 @@ class LeaseTable(Machine):
             self._emit(Labelled(event.proc, lease.label))
         owner, name = lease.key
         if isinstance(name, bytes):
-            self._emit(ActorPlaced(name, want.incarnation, event.proc, event.pid, gpu_ids))
+            self._emit(ActorPlaced(name, want.incarnation, event.proc, event.pid, gpu_ids, want.retriable))
         else:
             if not want.guest:
                 self._granted[lease.key] = self._granted.get(lease.key, 0) + 1
