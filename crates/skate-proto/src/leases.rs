@@ -384,6 +384,17 @@ impl Owner {
             out.node(ToNode::LeaseReturn { lease: id, reusable: true, node });
             return;
         }
+        if self.leases.leases.contains_key(&id) {
+            return; // said twice
+        }
+        let entry = self.leases.class(class);
+        entry.requested = entry.requested.saturating_sub(1);
+        entry.granted += 1;
+        if self.objects.is_dead(worker) {
+            // Whoever is known to have ended is not asked after again: what it was given would wait for ever.
+            self.update_demand(class, out);
+            return;
+        }
         let lease = Lease {
             worker,
             node,
@@ -400,10 +411,7 @@ impl Owner {
         };
         self.leases.leases.insert(id, lease);
         self.leases.by_worker.insert(worker, id);
-        let entry = self.leases.class(class);
-        entry.leases.push(id);
-        entry.requested = entry.requested.saturating_sub(1);
-        entry.granted += 1;
+        self.leases.class(class).leases.push(id);
         self.pump(class, now_ns, out);
     }
 
@@ -421,13 +429,15 @@ impl Owner {
     }
 
     /// Others wait for what this lease holds, or do so no longer. What cannot come back at once is said to be in
-    /// use: the node looks elsewhere meanwhile.
-    pub fn handle_lease_reclaim(&mut self, id: LeaseId, wanted: bool, now_ns: u64, out: &mut Out) {
+    /// use: the node looks elsewhere meanwhile. What is not known here was returned, or its grant was lost on the way.
+    pub fn handle_lease_reclaim(&mut self, id: LeaseId, wanted: bool, node: NodeKey, now_ns: u64, out: &mut Out) {
         let Some(lease) = self.leases.leases.get_mut(&id) else {
+            if wanted {
+                out.node(ToNode::LeaseReturn { lease: id, reusable: true, node });
+            }
             return;
         };
         lease.reclaim = wanted;
-        let node = lease.node;
         if wanted {
             self.pump_lease(id, now_ns, out);
             if self.leases.leases.contains_key(&id) {
