@@ -20,7 +20,7 @@ RUST = re.sub(r"//[^\n]*", "", (ROOT / "crates/skate-core/src/node_wire.rs").rea
 BY_NAME = {message.__name__: message for message in p.KINDS}
 
 ENCODERS = {
-    "segment": ["SegmentMap", "SegmentRelease"],
+    "segment": ["SegmentMap"],
     "actor": ["ActorSubscribe", "ActorRelease"],
     "empty": ["Blocked", "Unblocked", "Retired"],
 }
@@ -32,7 +32,8 @@ OTHER_NAMES = {"class": "class_id", "worker": "proc", "code": "exit_code", "left
 TYPES = {
     "u8": int, "u32": int, "u64": int, "i32": int, "i64": int, "bool": bool, "String": str, "ByteBuf": bytes,
     "Vec<u32>": list[int], "Vec<String>": list[str],
-    "Vec<(u64, String)>": list[tuple[int, str]],
+    "Vec<(u64, String)>": list[tuple[int, str]], "Vec<(u64, u64)>": list[tuple[int, int]],
+    "Vec<ByteBuf>": list[bytes], "Found": list[tuple[bytes, list[int], bytes]],
 }  # fmt: skip
 
 
@@ -64,7 +65,7 @@ def enclosed(text: str, start: int) -> str:
 
 def field(expression: str) -> str:
     """The field that an encoded expression stands for: `Bytes::new(&creation.actor.to_bytes())` is `actor`."""
-    expression = re.sub(r"\b(Bytes::new|Demand)\((.*)\)$", r"\2", expression)
+    expression = re.sub(r"\b(Bytes::new|Demand|ids)\((.*)\)$", r"\2", expression)
     expression = expression.replace(".to_bytes()", "").replace("&", "")
     if expression.endswith("actor.proc.0"):
         return "owner"

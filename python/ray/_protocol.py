@@ -145,9 +145,13 @@ class SegmentMap(Message, frozen=True):
 
 
 class SegmentRelease(Message, frozen=True):
-    """The lessee returns a segment in which no block is allocated. It does not write to it any more."""
+    """The lessee returns a segment in which no block is allocated. It does not write to it any more.
+
+    `discard`: blocks in it are retired (`BlocksRetired`), so it must not be used again.
+    """
 
     segment: int
+    discard: bool = False
 
 
 class SegmentClaims(Message, frozen=True):
@@ -161,6 +165,8 @@ class SegmentClaims(Message, frozen=True):
     blocks: list[tuple[int, int]]
     node: int = 0
     """Where the segment lies; 0 for the node that is told."""
+    more: bool = False
+    """A node's estates have these as well as what was said before."""
 
 
 class BlocksFreed(Message, frozen=True):
@@ -169,6 +175,24 @@ class BlocksFreed(Message, frozen=True):
     segment: int
     offsets: list[int]
     node: int = 0
+
+
+class RegisterOpened(Message, frozen=True):
+    """A worker has a register of what it owns, of so many bytes; its descriptor comes along. Once at most."""
+
+    bytes: int
+
+
+class EstateQuestion(Message, frozen=True):
+    """The sender holds objects whose owners have ended, workers of `node`, and claims them; others it has given up.
+
+    What is given up counts before what is claimed. Each object that is claimed is answered once, by an `EstateAnswer`;
+    from then on it is kept until the sender gives it up or ends.
+    """
+
+    node: int
+    given_up: list[bytes]
+    claimed: list[bytes]
 
 
 class Pull(Message, frozen=True):
@@ -387,6 +411,25 @@ class SegmentTrim(Message, frozen=True):
     bytes: int
 
 
+class EstateAnswer(Message, frozen=True):
+    """What an estate has of objects that were claimed, and what it does not have.
+
+    For each: its id, where the value lies (node, segment, lessee, offset, length; nothing if it lies nowhere), and its
+    deed, a payload in postcard: the references of a value that lies somewhere, else the value itself; b"" is none.
+    """
+
+    found: list[tuple[bytes, list[int], bytes]]
+    absent: list[bytes]
+
+
+class BlocksRetired(Message, frozen=True):
+    """Blocks of the receiver's segments, as (segment, offset), that belonged to an owner that has died, and that nobody
+    needs. They must not be written again: nobody knows who has them mapped.
+    """
+
+    blocks: list[tuple[int, int]]
+
+
 class SegmentAdopted(Message, frozen=True):
     """The segment's lessee has died. Every core answers with `SegmentClaims`; frees go to the node from now on.
 
@@ -511,6 +554,8 @@ KIND_LEASE_KEPT: Final = 83
 KIND_WHERE_IS_NODE: Final = 84
 KIND_PULL: Final = 85
 KIND_PULL_RELEASED: Final = 86
+KIND_REGISTER_OPENED: Final = 92
+KIND_ESTATE_QUESTION: Final = 93
 KIND_LEASE_GRANTED: Final = 96
 KIND_LEASE_RECLAIM: Final = 97
 KIND_WORKER_DIED: Final = 98
@@ -531,6 +576,8 @@ KIND_DEATHS: Final = 112
 KIND_PRESSURE: Final = 113
 KIND_NODE_ADDRESS: Final = 114
 KIND_PULLED: Final = 115
+KIND_ESTATE_ANSWER: Final = 124
+KIND_BLOCKS_RETIRED: Final = 125
 
 TO_NODE: Final[dict[int, type[Message]]] = {
     KIND_LEASE_DEMAND: LeaseDemand,
@@ -556,6 +603,8 @@ TO_NODE: Final[dict[int, type[Message]]] = {
     KIND_WHERE_IS_NODE: WhereIsNode,
     KIND_PULL: Pull,
     KIND_PULL_RELEASED: PullReleased,
+    KIND_REGISTER_OPENED: RegisterOpened,
+    KIND_ESTATE_QUESTION: EstateQuestion,
 }
 
 FROM_NODE: Final[dict[int, type[Message]]] = {
@@ -579,6 +628,8 @@ FROM_NODE: Final[dict[int, type[Message]]] = {
     KIND_PRESSURE: Pressure,
     KIND_NODE_ADDRESS: NodeAddress,
     KIND_PULLED: Pulled,
+    KIND_ESTATE_ANSWER: EstateAnswer,
+    KIND_BLOCKS_RETIRED: BlocksRetired,
 }
 
 KINDS: Final[dict[type[Message], int]] = {

@@ -18,7 +18,7 @@ from ray import _protocol as p
 from ray._control import messages
 from ray._control.machine import Effect, Log, Multicast, Send, Tick, ToNode
 from ray._control.service import ControlService
-from ray._node import events, peer_protocol
+from ray._node import events, peer_protocol, register
 from ray._node.config import MemorySettings
 from ray._node.manager import CoreJoined, CoreLeft, FrameCame, NodeFacts, NodeManager, Shutdown
 from ray._node.membership import Found, HeadNode, Membership, Seek, WorkerNode
@@ -95,6 +95,8 @@ class World:
         self.disconnected: list[int] = []
         self.tails: dict[int, tuple[str, ...]] = {}
         self.segments: dict[int, int] = {}
+        self.registers: dict[int, tuple[register.Record, ...]] = {}
+        """What workers have written down, by process."""
         self.descriptors: dict[int, events.DescriptorUsage] = {}
         """By pid, where they are not few; the node's by 0."""
         self.refuse_memory = False
@@ -255,6 +257,8 @@ class World:
                         self.oom_kill if effect.unexplained else "",
                     )
                 )
+            case events.ReadRegister():
+                self.feed(events.RegisterRead(effect.proc, self.registers.pop(effect.proc, ())))
             case events.Freeze():
                 assert all(pid in self.running for pid in effect.pids), "a process that was reaped is stopped"
                 self.frozen.update(dict.fromkeys(effect.pids))

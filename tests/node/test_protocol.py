@@ -21,8 +21,8 @@ TABLE = """
 67 Unblocked
 68 SegmentRequest min_bytes wish_bytes
 69 SegmentMap segment
-70 SegmentRelease segment
-71 SegmentClaims segment blocks node
+70 SegmentRelease segment discard
+71 SegmentClaims segment blocks node more
 72 BlocksFreed segment offsets node
 73 ActorCreate actor spec place run env strategy name namespace max_restarts detached class_name owner label
 74 ActorReady actor incarnation
@@ -38,6 +38,8 @@ TABLE = """
 84 WhereIsNode node
 85 Pull object node segment offset len prefetch
 86 PullReleased object
+92 RegisterOpened bytes
+93 EstateQuestion node given_up claimed
 96 LeaseGranted class_id lease proc node pid gpu_ids
 97 LeaseReclaim lease wanted node
 98 WorkerDied proc lease cause exit_code intended oom retry
@@ -58,6 +60,8 @@ TABLE = """
 113 Pressure pressed
 114 NodeAddress node address cause
 115 Pulled segment size offset
+124 EstateAnswer found absent
+125 BlocksRetired blocks
 """
 
 

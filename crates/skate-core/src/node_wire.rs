@@ -10,6 +10,7 @@ use skate_proto::ids::{ActorId, LeaseId, NodeKey, ObjectId, ProcId, SegmentId};
 use skate_proto::leases::{ClassSpec, Death};
 use skate_proto::location::Location;
 use skate_proto::msg::ActorSpec;
+use skate_proto::objects::Bequest;
 use skate_proto::payload::{Blob, ErrorCode, Payload};
 
 /// Frames between cores; the body is a postcard `Msg`.
@@ -38,6 +39,8 @@ pub const LEASE_KEPT: u8 = 83;
 pub const WHERE_IS_NODE: u8 = 84;
 pub const PULL: u8 = 85;
 pub const PULL_RELEASED: u8 = 86;
+pub const REGISTER_OPENED: u8 = 92;
+pub const ESTATE_QUESTION: u8 = 93;
 
 pub const LEASE_GRANTED: u8 = 96;
 pub const LEASE_RECLAIM: u8 = 97;
@@ -58,6 +61,8 @@ pub const EXIT: u8 = 111;
 pub const DEATHS: u8 = 112;
 pub const PRESSURE: u8 = 113;
 pub const NODE_ADDRESS: u8 = 114;
+pub const ESTATE_ANSWER: u8 = 124;
+pub const BLOCKS_RETIRED: u8 = 125;
 
 /// `WorkerDied`: a retry is not charged to `max_retries`, or there is none; anything else is charged.
 const RETRY_FREE: u8 = 1;
@@ -110,9 +115,15 @@ pub fn segment(segment: SegmentId) -> Vec<u8> {
     encode(&(segment.0,))
 }
 
+/// `discard`: blocks in it may be read for ever, and it must not be used again.
+pub fn segment_release(segment: SegmentId, discard: bool) -> Vec<u8> {
+    encode(&(segment.0, discard))
+}
+
 /// `node` is where the segment lies: other nodes have segments of the same number.
 pub fn segment_claims(segment: SegmentId, blocks: &[(u64, u64)], node: NodeKey) -> Vec<u8> {
-    encode(&(segment.0, blocks, node.0))
+    let more = false; // a process says all at once
+    encode(&(segment.0, blocks, node.0, more))
 }
 
 /// `node` as in [`segment_claims`].
@@ -133,6 +144,20 @@ pub fn pull(object: ObjectId, location: &Location, prefetch: bool) -> Vec<u8> {
 
 pub fn pull_released(object: ObjectId) -> Vec<u8> {
     encode(&(Bytes::new(&object.to_bytes()),))
+}
+
+/// Goes with the descriptor of the register.
+pub fn register_opened(bytes: u64) -> Vec<u8> {
+    encode(&(bytes,))
+}
+
+/// What the owners' node must hear first is what is given up.
+pub fn estate_question(node: NodeKey, given_up: &[ObjectId], claimed: &[ObjectId]) -> Vec<u8> {
+    encode(&(node.0, ids(given_up), ids(claimed)))
+}
+
+fn ids(objects: &[ObjectId]) -> Vec<ByteBuf> {
+    objects.iter().map(|object| ByteBuf::from(object.to_bytes())).collect()
 }
 
 pub fn actor_create(creation: &Creation, spec: &ActorSpec) -> Vec<u8> {
@@ -231,6 +256,10 @@ pub enum FromNode {
     SegmentTrim {
         bytes: u64,
     },
+    /// Of objects whose owner has died, what its node has; `None` is nothing.
+    EstateAnswer(Vec<(ObjectId, Option<Bequest>)>),
+    /// Nobody needs these blocks of dead owners, but whoever has them mapped may still read them.
+    BlocksRetired(Vec<(SegmentId, u64)>),
     /// `lessee` has died, that had this segment of `node`.
     SegmentAdopted {
         segment: SegmentId,
@@ -320,6 +349,19 @@ pub fn decode(kind: u8, body: &[u8]) -> Option<FromNode> {
             let (segment, size, offset): (u64, u64, u64) = get(body)?;
             FromNode::Pulled { segment: SegmentId(segment), size, offset }
         }
+        ESTATE_ANSWER => {
+            type Found = Vec<(ByteBuf, Vec<u64>, ByteBuf)>;
+            let (found, absent): (Found, Vec<ByteBuf>) = get(body)?;
+            let found = found.iter().map(|(object, location, deed)| {
+                Some((ObjectId::from_bytes(object)?, Some(decode_bequest(location, deed)?)))
+            });
+            let absent = absent.iter().map(|object| Some((ObjectId::from_bytes(object)?, None)));
+            FromNode::EstateAnswer(found.chain(absent).collect::<Option<_>>()?)
+        }
+        BLOCKS_RETIRED => {
+            let blocks = get::<(Vec<(u64, u64)>,)>(body)?.0;
+            FromNode::BlocksRetired(blocks.into_iter().map(|(segment, offset)| (SegmentId(segment), offset)).collect())
+        }
         SEGMENT_TRIM => FromNode::SegmentTrim { bytes: get::<(u64,)>(body)?.0 },
         SEGMENT_ADOPTED => {
             let (segment, node, lessee): (u64, u64, u64) = get(body)?;
@@ -366,6 +408,21 @@ pub fn decode(kind: u8, body: &[u8]) -> Option<FromNode> {
         EXIT => FromNode::Exit,
         _ => return None,
     })
+}
+
+/// A location without numbers and a deed without bytes are none.
+fn decode_bequest(location: &[u64], deed: &[u8]) -> Option<Bequest> {
+    let location = match *location {
+        [] => None,
+        [node, segment, lessee, offset, len] => {
+            let (node, segment, lessee) = (NodeKey(node), SegmentId(segment), ProcId(lessee));
+            Some(Location { node, segment, lessee, offset, len })
+        }
+        _ => return None,
+    };
+    // The dead owner wrote it, and may have been killed by its own broken memory: what cannot be read is not there.
+    let deed = if deed.is_empty() { None } else { postcard::from_bytes(deed).ok() };
+    Some(Bequest { location, deed })
 }
 
 fn decode_actor_state(body: &[u8]) -> Option<FromNode> {

@@ -36,6 +36,7 @@ fn what_is_sent_to_the_node_is_as_agreed() {
         ("WhereIsNode", wire::WHERE_IS_NODE, wire::where_is_node(NodeKey(6))),
         ("Blocked", wire::BLOCKED, wire::empty()),
         ("SegmentRequest", wire::SEGMENT_REQUEST, wire::segment_request(200_000, 4 << 20)),
+        ("SegmentRelease", wire::SEGMENT_RELEASE, wire::segment_release(SegmentId(5), true)),
         (
             "SegmentClaims",
             wire::SEGMENT_CLAIMS,
@@ -43,6 +44,8 @@ fn what_is_sent_to_the_node_is_as_agreed() {
         ),
         ("BlocksFreed", wire::BLOCKS_FREED, wire::blocks_freed(SegmentId(5), &[64, 4096], NodeKey(6))),
         ("Pull", wire::PULL, wire::pull(OBJECT, &LOCATION, true)),
+        ("RegisterOpened", wire::REGISTER_OPENED, wire::register_opened(37_752_832)),
+        ("EstateQuestion", wire::ESTATE_QUESTION, wire::estate_question(NodeKey(6), &[OBJECT], &[OBJECT])),
         ("PullReleased", wire::PULL_RELEASED, wire::pull_released(OBJECT)),
         ("ActorKill", wire::ACTOR_KILL, wire::actor_kill(ACTOR, true)),
         ("ActorExit", wire::ACTOR_EXIT, wire::actor_exit(ACTOR, 2, "bye")),
@@ -64,6 +67,11 @@ fn what_comes_from_the_node_is_understood() {
         ("SegmentGranted", "SegmentGranted { segment: SegmentId(5), size: 4194304 }"),
         ("SegmentDenied", "SegmentDenied { message: \"full\", kept: true }"),
         ("Pulled", "Pulled { segment: SegmentId(5), size: 4194304, offset: 64 }"),
+        (
+            "EstateAnswer",
+            "EstateAnswer([(ObjectId { task: TaskId { node: NodeKey(1), proc: ProcId(2), seq: 3 }, index: 4 }, Some(Bequest { location: Some(Location { node: NodeKey(6), segment: SegmentId(5), lessee: ProcId(2), offset: 64, len: 200000 }), deed: Some(Payload { data: Blob(0 bytes), refs: [] }) })), (ObjectId { task: TaskId { node: NodeKey(1), proc: ProcId(2), seq: 3 }, index: 4 }, Some(Bequest { location: None, deed: Some(Payload { data: Blob(1 bytes), refs: [] }) })), (ObjectId { task: TaskId { node: NodeKey(1), proc: ProcId(2), seq: 3 }, index: 4 }, None)])",
+        ),
+        ("BlocksRetired", "BlocksRetired([(SegmentId(5), 64)])"),
         ("SegmentAdopted", "SegmentAdopted { segment: SegmentId(5), node: NodeKey(6), lessee: ProcId(11) }"),
         ("SegmentMapped", "SegmentMapped { segment: SegmentId(5), size: 4194304 }"),
         (

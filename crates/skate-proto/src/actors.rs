@@ -180,6 +180,14 @@ impl Owner {
             is_async: creation.is_async,
             groups: creation.groups.clone(),
         };
+        for id in spec.args.refs.iter().chain(spec.deps.iter().flat_map(|(_, _, value)| value.refs())) {
+            self.objects.give_away(*id, out);
+        }
+        for (_, id, value) in &spec.deps {
+            if matches!(value, Value::Stored { .. }) {
+                self.objects.give_away(*id, out);
+            }
+        }
         let creation = Box::new(creation.clone());
         out.node(ToNode::ActorCreate { creation, spec: Box::new(spec) });
         self.subscribe(actor, out);

@@ -19,8 +19,13 @@
 //! Local counts are taken by Python references, by payloads that contain the reference, by arguments
 //! of unfinished tasks, and by live views on shared memory: one protocol, no second way to pin.
 //!
+//! What happens when an owner dies is in `objects/estate.rs`: what it had given away is recorded before it leaves,
+//! and its node answers for it afterwards.
+//!
 //! Invariants: an entry exists exactly while something counts it; the references inside a value are
 //! counted while the value is kept; a freed block is freed once.
+
+mod estate;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -31,6 +36,9 @@ use crate::location::Location;
 use crate::msg::Msg;
 use crate::owner::{Effect, Out};
 use crate::payload::{ErrorCode, Payload, Value};
+
+pub use estate::{Bequest, Question};
+use estate::Claim;
 
 /// A local party that waits for objects; numbered by the shell.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -56,6 +64,10 @@ pub(crate) struct Entry {
     pub(crate) lineage: Option<TaskId>,
     /// The shell holds copies of values of this object that lie on other nodes.
     copied: bool,
+    /// Owner: a reference has left this process, or may have.
+    given_away: bool,
+    /// Borrower: what the estate of the dead owner has been told, and has said.
+    claim: Claim,
 }
 
 #[derive(Debug)]
@@ -69,6 +81,11 @@ pub struct Objects {
     /// Results that were read before they were there, and dropped: should they be failures, somebody who waited for
     /// several has had another one. As many as there are unfinished tasks at most.
     awaited: HashSet<ObjectId, foldhash::fast::RandomState>,
+    /// For the nodes of dead owners; see [`Objects::take_questions`].
+    to_claim: Vec<ObjectId>,
+    to_give_up: Vec<ObjectId>,
+    /// Where values of dead owners were looked for in vain.
+    missed: HashMap<ObjectId, (NodeKey, SegmentId), foldhash::fast::RandomState>,
 }
 
 /// As many as the node remembers.
@@ -92,6 +109,9 @@ impl Objects {
             dead: HashMap::default(),
             dead_order: VecDeque::new(),
             awaited: HashSet::default(),
+            to_claim: Vec::new(),
+            to_give_up: Vec::new(),
+            missed: HashMap::default(),
         }
     }
 
@@ -176,6 +196,7 @@ impl Objects {
     /// not know of it, and its value comes from asking.
     pub fn retain(&mut self, id: ObjectId) {
         self.entries.entry(id).or_default().local += 1;
+        self.claim(id);
     }
 
     /// The shell took a copy of a value that lies on another node, and holds it until [`Effect::ReleaseCopies`]: as
@@ -200,6 +221,7 @@ impl Objects {
             let entry = self.entries.entry(id).or_default();
             entry.local += 1;
             entry.tokens += token;
+            self.claim(id);
         }
     }
 
@@ -212,6 +234,7 @@ impl Objects {
             if self.is_owned(id) {
                 let entry = self.entries.entry(id).or_default();
                 add(&mut entry.borrowers, to, 1);
+                self.give_away(id, out);
             } else {
                 out.send(id.owner(), Msg::AddBorrower { object: id, proc: to });
             }
@@ -270,6 +293,10 @@ impl Objects {
             if id.index == ObjectId::ACTOR_INDEX {
                 gone.actors.push(id);
             }
+            if matches!(entry.claim, Claim::Asked | Claim::Held) {
+                self.to_give_up.push(id);
+                self.missed.remove(&id);
+            }
             gone.lineage.extend(entry.lineage);
             if entry.copied {
                 out.push(Effect::ReleaseCopies(id));
@@ -278,6 +305,9 @@ impl Objects {
                 self.awaited.insert(id);
             }
             if let Some(value) = entry.value {
+                if is_recorded(&value, entry.given_away, id, self.me) {
+                    out.push(Effect::Unrecord(id));
+                }
                 match &value {
                     Value::Stored { location, .. } if id.owner() == self.me => out.push(Effect::Free(*location)),
                     Value::Inline(payload) if id.owner() == self.me && !entry.read && payload.is_failure() => {
@@ -346,6 +376,7 @@ impl Objects {
             return SmallVec::new();
         }
         let failed = value.is_error();
+        let recorded = is_recorded(&value, entry.given_away, id, self.me);
         entry.value = Some(value);
         entry.resolving = false;
         for waiter in entry.waiters.drain(..) {
@@ -353,6 +384,9 @@ impl Objects {
         }
         let dependents = std::mem::take(&mut entry.dependents);
         let resolvers = std::mem::take(&mut entry.resolvers);
+        if recorded {
+            self.note_value(id, out);
+        }
         for to in resolvers {
             self.send_value(id, to, out);
         }
@@ -363,27 +397,20 @@ impl Objects {
     pub(crate) fn forget_value(&mut self, id: ObjectId, gone: &mut Gone, out: &mut Out) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         if let Some(value) = entry.value.take() {
+            if is_recorded(&value, entry.given_away, id, self.me) {
+                out.push(Effect::Unrecord(id));
+            }
             for &inner in value.refs() {
                 self.release(inner, gone, out);
             }
         }
     }
 
-    /// Gives an object whose owner has ended, and which came here since, its last value.
-    pub(crate) fn doom(&mut self, id: ObjectId) {
-        let Some(cause) = self.dead.get(&id.owner()) else {
-            return;
-        };
-        let error = owner_died(id, cause);
-        if let Some(entry) = self.entries.get_mut(&id) {
-            entry.value.get_or_insert(error);
-        }
-    }
-
     /// Adds a waiter; true if the value is there already (then nothing was added).
     pub fn watch(&mut self, id: ObjectId, waiter: WaiterId, out: &mut Out) -> bool {
         let owned = self.is_owned(id);
-        self.doom(id);
+        self.entries.entry(id).or_default();
+        self.claim(id);
         let entry = self.entries.entry(id).or_default();
         if entry.value.is_some() {
             return true;
@@ -404,7 +431,7 @@ impl Objects {
     /// Asks the owner for a borrowed object's value, once.
     pub(crate) fn resolve(&mut self, id: ObjectId, out: &mut Out) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
-        if entry.value.is_none() && !entry.resolving {
+        if entry.value.is_none() && !entry.resolving && entry.claim == Claim::None {
             entry.resolving = true;
             out.send(id.owner(), Msg::Resolve { object: id });
         }
@@ -412,11 +439,15 @@ impl Objects {
 
     pub(crate) fn handle_resolve(&mut self, from: ProcId, id: ObjectId, out: &mut Out) {
         match self.entries.get_mut(&id) {
-            Some(entry) if entry.value.is_some() => self.send_value(id, from, out),
+            Some(entry) if entry.value.is_some() => {
+                self.give_away(id, out);
+                self.send_value(id, from, out);
+            }
             Some(entry) => {
                 if !entry.resolvers.contains(&from) {
                     entry.resolvers.push(from);
                 }
+                self.give_away(id, out);
             }
             None => {
                 let text = format!(
@@ -435,9 +466,9 @@ impl Objects {
         out.send(to, Msg::Resolved { object: id, value });
     }
 
-    /// A process is gone: its tokens are void, what it owned will not come.
+    /// A process is gone: its tokens are void, and what it owned is claimed from its estate.
     ///
-    /// Returns borrowed objects that will never have a value.
+    /// Returns counts of its actors' handles, which have no value there either.
     pub(crate) fn handle_process_gone(
         &mut self,
         proc: ProcId,
@@ -459,6 +490,7 @@ impl Objects {
         }
         let mut swept = Vec::new();
         let mut orphans = Vec::new();
+        let mut claimed = Vec::new();
         #[expect(clippy::iter_over_hash_type, reason = "what is collected is sorted below")]
         for (&id, entry) in &mut self.entries {
             let before = entry.borrowers.len();
@@ -469,13 +501,19 @@ impl Objects {
             }
             if id.owner() == proc {
                 entry.tokens = 0;
-                if entry.value.is_none() {
+                if id.index != ObjectId::ACTOR_INDEX {
+                    claimed.push(id);
+                } else if entry.value.is_none() {
                     orphans.push(id);
                 }
             }
         }
         swept.sort_unstable();
         orphans.sort_unstable();
+        claimed.sort_unstable();
+        for id in claimed {
+            self.claim(id);
+        }
         for id in swept {
             self.sweep(id, gone, out);
         }
@@ -535,13 +573,11 @@ impl Objects {
     }
 }
 
-/// What readers get of an object whose owner ended before the value was known here.
-pub(crate) fn owner_died(id: ObjectId, cause: &str) -> Value {
-    let text = format!(
-        "Object {id} will never have a value here: the process that owned it has ended ({cause}). Create the object in a \
-         process that outlives its readers, such as the driver or a detached actor."
-    );
-    Value::Inline(Payload::error(ErrorCode::OwnerDied, &text))
+/// Whether the value of an object is, or should be, in the register of its owner.
+fn is_recorded(value: &Value, given_away: bool, id: ObjectId, me: ProcId) -> bool {
+    // The block of another process, which must get it back should this one die.
+    let is_lent = matches!(value, Value::Stored { location, .. } if location.lessee != me);
+    id.owner() == me && (given_away || is_lent)
 }
 
 fn add(borrowers: &mut SmallVec<[(ProcId, i32); 1]>, proc: ProcId, tokens: i32) {

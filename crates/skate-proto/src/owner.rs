@@ -13,7 +13,7 @@ use crate::ids::{ActorId, LeaseId, NodeKey, ObjectId, ProcId, TaskId};
 use crate::leases::{ClassId, Death, Leases};
 use crate::location::Location;
 use crate::msg::{ActorSpec, Msg};
-use crate::objects::{Gone, Objects, WaiterId, owner_died};
+use crate::objects::{Bequest, Gone, Objects, WaiterId};
 use crate::payload::{Blob, Payload, Value};
 use crate::streams::Stream;
 use crate::tasks::{Definitions, TaskEntry};
@@ -36,6 +36,11 @@ pub enum Effect {
     Free(Location),
     /// Copies of this object from other nodes are not read any more; see [`Objects::mark_copied`].
     ReleaseCopies(ObjectId),
+    /// The value that this owned object has now is to be found by the node should this process die; what follows may
+    /// give the object away.
+    Record(ObjectId),
+    /// The same is not so any more; what follows may free the value. Harmless for what was not recorded.
+    Unrecord(ObjectId),
 }
 
 /// Messages to the node manager; the shell encodes them.
@@ -268,7 +273,17 @@ impl Owner {
         let orphans = self.objects.handle_process_gone(proc, cause, &mut gone, out);
         self.settle(gone, out);
         for id in orphans {
-            self.fulfil(id, owner_died(id, cause), now_ns, out);
+            let value = self.objects.no_bequest(id);
+            self.fulfil(id, value, now_ns, out);
+        }
+    }
+
+    /// What the node of a dead owner says about objects that were claimed: `None` is what its estate does not have.
+    pub fn handle_bequests(&mut self, said: Vec<(ObjectId, Option<Bequest>)>, now_ns: u64, out: &mut Out) {
+        for (id, bequest) in said {
+            if let Some(value) = self.objects.inherit(id, bequest, out) {
+                self.fulfil(id, value, now_ns, out);
+            }
         }
     }
 

@@ -115,6 +115,7 @@ impl Owner {
             out.push(Effect::Notify { waiter, failed: false });
         }
         self.objects.create(id, Some(value), None);
+        self.objects.note_value(id, out);
     }
 
     /// The task ended; `items` is how many it sent in all.

@@ -291,7 +291,7 @@ impl Owner {
 
     pub(crate) fn watch_dependency(&mut self, task: TaskId, id: ObjectId, out: &mut Out) -> bool {
         let owned = self.objects.is_owned(id);
-        self.objects.doom(id);
+        self.objects.claim(id);
         let Some(entry) = self.objects.entry(id) else {
             return false;
         };
@@ -601,7 +601,11 @@ impl Owner {
             self.objects.forget_value(object, &mut gone, out);
             self.settle(gone, out);
         }
-        out.send(object.owner(), Msg::Missing { object, node, segment });
+        if self.objects.is_dead(object.owner()) {
+            self.objects.claim_again(object, node, segment);
+        } else {
+            out.send(object.owner(), Msg::Missing { object, node, segment });
+        }
     }
 
     /// A stored value is not where it was: it is made again if its task is known.

@@ -209,7 +209,7 @@ impl World {
                             self.blocks.remove(&location.segment).is_some() || self.lost.remove(&location.segment);
                         assert!(known, "{me:?} frees a block that is not in use: {location:?}");
                     }
-                    Effect::Notify { .. } | Effect::Unread(_) => {}
+                    Effect::Notify { .. } | Effect::Unread(_) | Effect::Record(_) | Effect::Unrecord(_) => {}
                 }
             }
         }

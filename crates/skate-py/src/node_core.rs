@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -21,7 +21,7 @@ use crate::core::{deadline, waiting};
 use crate::errors::to_py;
 
 enum Event {
-    Frame { from: u64, kind: u8, corr: u64, body: Vec<u8> },
+    Frame { from: u64, kind: u8, corr: u64, body: Vec<u8>, fd: Option<OwnedFd> },
     Joined { proc: u64, role: u8, pid: u32 },
     Left { proc: u64, reason: String, ended: bool },
     Fd(u64),
@@ -61,8 +61,8 @@ impl Queue {
 }
 
 impl Handler for Queue {
-    fn on_frame(&self, from: ProcId, frame: Frame<'_>, _fd: Option<OwnedFd>) {
-        self.add(Event::Frame { from: from.0, kind: frame.kind, corr: frame.corr, body: frame.body.to_vec() });
+    fn on_frame(&self, from: ProcId, frame: Frame<'_>, fd: Option<OwnedFd>) {
+        self.add(Event::Frame { from: from.0, kind: frame.kind, corr: frame.corr, body: frame.body.to_vec(), fd });
     }
 
     fn on_started(&self, transport: &Arc<Transport>) {
@@ -204,8 +204,13 @@ impl NodeCore {
         let list = PyList::empty(py);
         for event in events {
             let item = match event {
-                Event::Frame { from, kind, corr, body } => {
+                Event::Frame { from, kind, corr, body, fd: None } => {
                     ("frame", from, kind, corr, PyBytes::new(py, &body)).into_pyobject(py)?.into_any()
+                }
+                // The descriptor is Python's from here on.
+                Event::Frame { from, kind, corr, body, fd: Some(fd) } => {
+                    let fd = fd.into_raw_fd();
+                    ("frame_fd", from, kind, corr, PyBytes::new(py, &body), fd).into_pyobject(py)?.into_any()
                 }
                 Event::Joined { proc, role, pid } => ("joined", proc, role, pid).into_pyobject(py)?.into_any(),
                 Event::Left { proc, reason, ended } => ("left", proc, reason, ended).into_pyobject(py)?.into_any(),

@@ -5,7 +5,10 @@ Does not own the segments, nor decides what becomes of one that nobody needs.
 
 Members of other nodes are asked by the control service, and it says whom it has asked before they answer. What can have
 been lost on the way is asked again: when this node or theirs has come back from a broken link. So a segment is needed
-by members that live and own a block in it, or have not answered yet, and by nobody else.
+by members that live and own a block in it, or have not answered yet, by estates (`estates`) that hold one, and by
+nobody else. The estates of another node are asked like a member of it, whose number is the node's.
+
+Knows as well which blocks the estates of this node hold in segments whose lessees live, for the time when they do not.
 
 Invariants: an adoption exists as long as somebody needs its segment; who is not of this node was asked by the control
 service.
@@ -13,7 +16,7 @@ service.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -21,6 +24,10 @@ from ray._control.messages import SegmentOrphaned
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+
+
+ESTATES: Final = 0
+"""Who owns what the estates of this node hold."""
 
 
 class Adoption(msgspec.Struct):
@@ -52,6 +59,8 @@ class Adoptions:
 
     def __init__(self) -> None:
         self._by_segment: dict[int, Adoption] = {}
+        self._held: dict[int, dict[int, None]] = {}
+        """Blocks that estates of this node hold in segments that are not adopted."""
         self._is_alone = True
         """There are no other nodes."""
 
@@ -66,8 +75,30 @@ class Adoptions:
 
     def begin(self, segment: int, lessee: int, cores: Iterable[int]) -> list[SegmentOrphaned]:
         """The lessee has died: these cores of this node are asked by the caller, the others by what is returned."""
-        self._by_segment[segment] = Adoption(lessee, dict.fromkeys(cores))
+        adoption = self._by_segment[segment] = Adoption(lessee, dict.fromkeys(cores))
+        if held := self._held.pop(segment, {}):
+            adoption.claims[ESTATES] = held
         return self.ask([segment])
+
+    def hold(self, segment: int, offsets: Iterable[int], proc: int = ESTATES) -> None:
+        """Estates of this node, or of another one that was asked before, have blocks in the segment."""
+        adoption = self._by_segment.get(segment)
+        if adoption is not None and (proc == ESTATES or proc in adoption.elsewhere):
+            adoption.claims[proc] = adoption.claims.get(proc, {}) | dict.fromkeys(offsets)
+        elif proc == ESTATES:
+            self._held[segment] = self._held.get(segment, {}) | dict.fromkeys(offsets)
+
+    def let_go(self, segment: int, offset: int) -> None:
+        """No estate of this node needs the block any more."""
+        held = self._held.get(segment, {})
+        held.pop(offset, None)
+        if not held:
+            self._held.pop(segment, None)
+        self.free(segment, ESTATES, [offset])
+
+    def forget_segment(self, segment: int) -> None:
+        """It has gone without having been adopted."""
+        self._held.pop(segment, None)
 
     def ask(self, segments: Iterable[int]) -> list[SegmentOrphaned]:
         """For the control service, to ask members of other nodes, or to ask them again."""
@@ -153,9 +184,11 @@ class Adoptions:
         """What is wrong with the state, if anything; `processes` are the members of this node."""
         here = dict.fromkeys(processes)
         for segment, adoption in self._by_segment.items():
+            if segment in self._held:
+                return f"what estates hold in segment {segment} is known twice"
             if not adoption.is_needed:
                 return f"segment {segment} is kept for nobody"
             for proc in (*adoption.awaited, *adoption.claims):
-                if proc not in here and proc not in adoption.elsewhere:
+                if proc != ESTATES and proc not in here and proc not in adoption.elsewhere:
                     return f"segment {segment} is kept for the dead"
         return ""

@@ -11,6 +11,7 @@ import msgspec
 
 from ray._control.machine import Effect, Event
 from ray._node.peer_protocol import PeerMessage  # noqa: TC001  (msgspec reads the annotation)
+from ray._node.register import Record  # noqa: TC001  (msgspec reads the annotation)
 from ray._protocol import RETRY_CHARGED, Message
 
 # ------------------------------------------------------------------ node <-> control service
@@ -431,6 +432,60 @@ class DropSegment(Effect, frozen=True):
     """Close the node's descriptor; the memory goes when the last mapping goes."""
 
     segment: int
+
+
+# ------------------------------------------------------------------ estates <-> shell, segments, other nodes
+
+
+class ReadRegister(Effect, frozen=True):
+    """Read and close the register of a worker that has ended; answered by `RegisterRead` before anything else happens."""
+
+    proc: int
+
+
+class RegisterRead(Event, frozen=True):
+    """Outcome of `ReadRegister`; no records if there is no register, or nothing in it."""
+
+    proc: int
+    records: tuple[Record, ...]
+
+
+class Departed(Event, frozen=True):
+    """What the worker left is known: others may hear of its end."""
+
+    gone: WorkerGone
+
+
+class BlocksHeld(Event, frozen=True):
+    """Blocks of this node's segments belong to estates of this node."""
+
+    segment: int
+    offsets: tuple[int, ...]
+
+
+class BlockUnneeded(Event, frozen=True):
+    """A block of this node is needed by no estate any more. Somebody may still have it mapped."""
+
+    segment: int
+    offset: int
+
+
+class EstatesAsked(Event, frozen=True):
+    """Another node asks which blocks of one of its segments belong to estates of this node."""
+
+    node: int
+    segment: int
+
+
+class RoomShort(Event, frozen=True):
+    """Somebody waits for room in the store: what is kept on suspicion should go."""
+
+
+class ToManager(Effect, frozen=True):
+    """A message of this node for the manager of another one, in the order of what both tell the control service."""
+
+    node: int
+    message: Message
 
 
 # ------------------------------------------------------------------ pulls <-> segments

@@ -34,6 +34,7 @@ from ray._control.machine import (
 )
 from ray._node import events, lease_records, requests
 from ray._node.config import MemorySettings
+from ray._node.estates import Estates
 from ray._node.fence import Fence
 from ray._node.leases import LeaseTable
 from ray._node.memory import MemoryWatch
@@ -183,6 +184,7 @@ class NodeManager:
         self.leases = LeaseTable(node=facts.node, ledger=ledger, new_id=new_id, validate=validate)
         self.pool = WorkerPool(new_id=new_id, idle_limit=max(cpus, 1), validate=validate)
         self.segments = SegmentTable(node=facts.node, capacity=facts.object_store_memory, validate=validate)
+        self.estates = Estates(node=facts.node, validate=validate)
         self.pulls = PullTable(node=facts.node, validate=validate)
         self.processes = ProcessTable(validate=validate)
         self.requests = requests.RequestTable(self)
@@ -207,6 +209,7 @@ class NodeManager:
             self.pool,
             self.leases,
             self.segments,
+            self.estates,
             self.pulls,
             self.processes,
             self.requests,
@@ -289,7 +292,9 @@ class NodeManager:
             case CoreLeft():
                 self._on_core_left(event, now)
             case events.WorkerGone():
-                self._on_worker_gone(event, now)
+                self._tell(self.estates, event, now)
+            case events.Departed():
+                self._on_worker_gone(event.gone, now)
             case Tick():
                 self._on_tick(event, now)
             case Send():
@@ -301,6 +306,9 @@ class NodeManager:
                     self._tell(machine, event, now)
             case Notify():
                 self._to_control(messages.NoticeRaised(event.job, event.level, event.text))
+            case events.ToManager():
+                kind, body = KINDS[type(event.message)], encode(event.message)
+                self._to_control(self.relay.to_node(event.node, self.facts.node, kind, 0, body))
             case lease_records.ActorPlaced():
                 self._hosted[event.proc] = Hosted(event.actor, event.incarnation, event.pid)
                 if event.retriable:
@@ -395,7 +403,7 @@ class NodeManager:
 
     def _counts(self) -> dict[str, int]:
         counts: dict[str, int] = {}
-        for table in (self.pool, self.leases, self.segments, self.pulls, self.processes, self.fence, self.memory):
+        for table in (self.pool, self.leases, self.segments, self.estates, self.pulls, self.processes, self.fence, self.memory):
             counts.update(table.statistics())
         return counts
 
@@ -431,7 +439,7 @@ class NodeManager:
         self._to_control(messages.MemberJoined(event.proc, event.role, event.pid, job))
         if event.role == ROLE_TOOL:
             return  # it asks and looks, but owns nothing
-        for machine in (self.segments, self.leases, self.pool):
+        for machine in (self.segments, self.estates, self.leases, self.pool):
             self._tell(machine, joined, now)
 
     def _on_core_left(self, event: CoreLeft, now: float) -> None:
@@ -473,7 +481,7 @@ class NodeManager:
     def _process_left(self, proc: int, now: float) -> None:
         self._subscribed.pop(proc, None)
         left = ProcessLeft(proc)
-        for machine in (self.leases, self.segments, self.pulls, self.processes, self.requests):
+        for machine in (self.leases, self.segments, self.estates, self.pulls, self.processes, self.requests):
             self._tell(machine, left, now)
 
     # ------------------------------------------------------------------ for a control service that knows nothing yet
@@ -532,6 +540,7 @@ class NodeManager:
         for node, reason in gone:
             self.nodes.pop(node, None)
             self._tell(self.pulls, events.PeerLeft(node), now)
+            self._tell(self.segments, ProcessLeft(node), now)  # with its estates, which may have held blocks here
             self._lost_nodes[node] = reason
             if len(self._lost_nodes) > LOST_NODES_MAX:
                 del self._lost_nodes[next(iter(self._lost_nodes))]
@@ -590,12 +599,13 @@ class NodeManager:
         ended = [number for number, job in self.jobs.items() if not job.driver]
         for number in ended[:-ENDED_JOBS_MAX]:
             del self.jobs[number]
+        self._tell(self.estates, events.JobEnded(message.job), now)
         self._queue.append(events.JobEnded(message.job))
 
     def _on_deaths_elsewhere(self, message: messages.DeathsElsewhere, now: float) -> None:
         self._tell(self.processes, DiedElsewhere(message.dead), now)
         for proc, _ in message.dead:
-            for machine in (self.leases, self.segments):
+            for machine in (self.leases, self.segments, self.estates):
                 self._tell(machine, ProcessLeft(proc), now)
 
     def _on_are_you_alive(self, message: messages.AreYouAlive, now: float) -> None:

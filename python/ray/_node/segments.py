@@ -42,6 +42,8 @@ from ray._control.machine import (
 from ray._control.shown import show_bytes
 from ray._node.adoptions import Adoptions
 from ray._node.events import (
+    BlocksHeld,
+    BlockUnneeded,
     Company,
     CopyEvicted,
     CopyHeld,
@@ -53,6 +55,7 @@ from ray._node.events import (
     RoomDenied,
     RoomGranted,
     RoomReturned,
+    RoomShort,
     RoomUnwanted,
     RoomWanted,
     SegmentFailed,
@@ -62,6 +65,7 @@ from ray._node.events import (
 from ray._protocol import (
     ROLE_DRIVER,
     BlocksFreed,
+    BlocksRetired,
     SegmentAdopted,
     SegmentClaims,
     SegmentDenied,
@@ -167,6 +171,8 @@ class SegmentTable(Machine):
             OwnersAsked: self._on_owners_asked,
             MayHaveMissed: self._on_may_have_missed,
             Company: self._on_company,
+            BlocksHeld: self._on_blocks_held,
+            BlockUnneeded: self._on_block_unneeded,
             Tick: self._on_tick,
         }
         self._messages = {
@@ -218,6 +224,7 @@ class SegmentTable(Machine):
         if key in self._queue:
             self._deadlines.set(key, now + WAIT_S)
             self._ask_to_trim(waiting.least)
+            self._emit(RoomShort())
 
     def _deny(self, waiting: Waiting, text: str) -> None:
         if waiting.is_copy:
@@ -335,7 +342,12 @@ class SegmentTable(Machine):
         if segment is None or segment.lessee != event.sender or segment.is_copy:
             return  # a late or repeated return
         del self._segments[segment.id]
-        self._warm[segment.id] = segment.size
+        self._adoptions.forget_segment(segment.id)
+        if message.discard:
+            self.used -= segment.size
+            self._emit(DropSegment(segment.id))
+        else:
+            self._warm[segment.id] = segment.size
         self._grant_waiting()
         self._trim_warm()
 
@@ -423,12 +435,30 @@ class SegmentTable(Machine):
         self._drop_unneeded()
 
     def _on_claims(self, event: Received, message: SegmentClaims, now: float) -> None:
+        if message.more:
+            self._adoptions.hold(message.segment, [offset for offset, _ in message.blocks], event.sender)
+            return
         self._adoptions.claim(message.segment, event.sender, [offset for offset, _ in message.blocks])
         self._drop_unneeded(message.segment)
 
     def _on_freed(self, event: Received, message: BlocksFreed, now: float) -> None:
+        segment = self._segments.get(message.segment)
+        if segment is not None and segment.lessee and event.sender not in self._processes:
+            # Of an estate of another node: members say so only of segments that were adopted.
+            self._emit(Send(segment.lessee, BlocksRetired([(segment.id, offset) for offset in message.offsets])))
         self._adoptions.free(message.segment, event.sender, message.offsets)
         self._drop_unneeded(message.segment)
+
+    def _on_blocks_held(self, event: BlocksHeld, now: float) -> None:
+        if event.segment in self._segments:
+            self._adoptions.hold(event.segment, event.offsets)
+
+    def _on_block_unneeded(self, event: BlockUnneeded, now: float) -> None:
+        self._adoptions.let_go(event.segment, event.offset)
+        segment = self._segments.get(event.segment)
+        if segment is not None and segment.lessee and not segment.is_copy:
+            self._emit(Send(segment.lessee, BlocksRetired([(segment.id, event.offset)])))
+        self._drop_unneeded(event.segment)
 
     def _drop_unneeded(self, segment: int | None = None) -> None:
         self._drop(self._adoptions.unneeded(segment))

@@ -21,13 +21,22 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from ray._control import messages
 from ray._control.machine import Effect, Event, Log, Multicast, Send, Tick, ToNode, earliest
-from ray._node import descriptors, events, peer_protocol, process, registry, session, wire
+from ray._node import descriptors, events, peer_protocol, process, register, registry, session, wire
 from ray._node.logs import LogFiles
 from ray._node.manager import CoreJoined, CoreLeft, FrameCame, Shutdown
 from ray._node.membership import Commit, Durable, Seek
 from ray._node.memory_reader import MemoryReader
 from ray._node.seeker import Seeker
-from ray._protocol import KINDS, Message, Pulled, SegmentGranted, SegmentMapped, encode
+from ray._protocol import (
+    KIND_REGISTER_OPENED,
+    KINDS,
+    ROLE_WORKER,
+    Message,
+    Pulled,
+    SegmentGranted,
+    SegmentMapped,
+    encode,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -105,6 +114,8 @@ class Shell:
         self._logs_open = False
         self._memory: MemoryReader | None = None
         self._segments: dict[int, int] = {}
+        self._registers: dict[int, int] = {}
+        """What workers write down of their objects, by process."""
         self._jobs: dict[int, int] = {}
         self._queue: deque[Event] = deque()
         self._zygote_token = 0
@@ -140,6 +151,7 @@ class Shell:
             events.GrantSegment: self._grant_segment,
             events.ShareSegment: self._share_segment,
             events.DropSegment: self._drop_segment,
+            events.ReadRegister: self._read_register,
             events.StartPull: self._start_pull,
             events.CancelPull: lambda effect: self._core.cancel_pull(effect.ticket),
             events.ShareCopy: self._share_copy,
@@ -215,6 +227,9 @@ class Shell:
     def _heard(self, event: tuple[object, ...]) -> None:
         match event:
             case ("frame", int(proc), int(kind), int(corr), bytes(body)):
+                self._queue.append(FrameCame(proc, kind, corr, body))
+            case ("frame_fd", int(proc), int(kind), int(corr), bytes(body), int(fd)):
+                self._take_register(proc, kind, fd)
                 self._queue.append(FrameCame(proc, kind, corr, body))
             case ("joined", int(proc), int(role), int(pid)):
                 self._queue.append(CoreJoined(proc, role, pid))
@@ -372,7 +387,7 @@ class Shell:
         if self._memory is not None:
             own = dict.fromkeys(self._manager.pool.pids(), "a worker without work")
             own |= {os.getpid(): "the node", self._forks.pid: "the fork server"}
-            seen = self._memory.read(own, self._segments.values(), detailed=effect.detailed)
+            seen = self._memory.read(own, [*self._segments.values(), *self._registers.values()], detailed=effect.detailed)
             self._queue.appendleft(seen)
 
     def _forward(self, proc: int, lines: Message) -> None:
@@ -447,6 +462,27 @@ class Shell:
         self._core.withdraw_segment(effect.segment)
         self._forget_segment(effect.segment)
 
+    def _take_register(self, proc: int, kind: int, fd: int) -> None:
+        """A descriptor came with a frame. Nothing but the register of a worker has one."""
+        sender = self._manager.processes.get(proc)
+        is_worker = sender is not None and sender.role == ROLE_WORKER
+        if kind == KIND_REGISTER_OPENED and is_worker and proc not in self._registers:
+            self._registers[proc] = fd
+        else:
+            os.close(fd)
+
+    def _read_register(self, effect: events.ReadRegister) -> None:
+        records: tuple[register.Record, ...] = ()
+        fd = self._registers.pop(effect.proc, -1)
+        if fd >= 0:
+            try:
+                records = register.read(lambda length, offset: os.pread(fd, length, offset))
+            except OSError as error:
+                log(f"the register of process {effect.proc:016x} cannot be read: {error}")
+            finally:
+                os.close(fd)
+        self._queue.appendleft(events.RegisterRead(effect.proc, records))
+
     # ------------------------------------------------------------------ copies from other nodes
 
     def _start_pull(self, effect: events.StartPull) -> None:
@@ -490,7 +526,7 @@ class Shell:
         if self._records is not None:
             self._records.close()
         self._core.close()
-        for fd in self._segments.values():
+        for fd in (*self._segments.values(), *self._registers.values()):
             os.close(fd)
         self._logs.close()
         if self._memory is not None:

@@ -65,7 +65,7 @@ impl Core {
                     // A peer's word: what is not a block of ours is not freed.
                     let _ = self.store.free(segment, offset);
                 }
-                self.release_segments(&self.store.surplus());
+                self.release_emptied();
             }
             Msg::Because { question, reason } => self.answered(state, question, Answer::Reason(reason)),
             other => owner.handle_message(from, other, now, out),
@@ -136,6 +136,17 @@ impl Core {
                 }
                 None => self.answered(state, corr, Answer::Reply { ok, body }),
             },
+            FromNode::EstateAnswer(said) => {
+                let State { owner, out, .. } = state;
+                owner.handle_bequests(said, now, out);
+            }
+            FromNode::BlocksRetired(blocks) => {
+                for (segment, offset) in blocks {
+                    // The word of the dead: what is not a block of ours is not retired.
+                    let _ = self.store.retire(segment, offset);
+                }
+                self.release_emptied();
+            }
             FromNode::SegmentTrim { bytes } => self.release_segments(&self.store.take_empty(bytes)),
             // Results of the dead lessee may be on their way still: they are claims, too.
             FromNode::SegmentAdopted { lessee, .. } if !state.deferred.is_empty() || self.is_connected(lessee) => {

@@ -7,6 +7,7 @@
 
 mod calls;
 mod copies;
+mod estate;
 mod executing;
 mod incoming;
 mod logs;
@@ -94,6 +95,7 @@ struct State {
     adopted: Map<(NodeKey, SegmentId), usize>,
     /// Copies of values that lie on other nodes, by object.
     copies: copies::Copies,
+    register: estate::Recorder,
     /// The actor that this process is, and which of its lives.
     actor: Option<(ActorId, u32)>,
     closed: Option<String>,
@@ -161,6 +163,7 @@ impl Core {
             waiting_adoptions: Vec::new(),
             adopted: Map::default(),
             copies: copies::Copies::default(),
+            register: estate::Recorder::default(),
             actor: None,
             closed: None,
             timer_armed: false,
@@ -295,6 +298,8 @@ impl Core {
                     Effect::Notify { waiter, failed } => woken |= Self::notify(state, waiter, failed),
                     Effect::Free(location) => self.free(state, location),
                     Effect::ReleaseCopies(object) => self.release_copies(state, object),
+                    Effect::Record(object) => self.record(state, object),
+                    Effect::Unrecord(object) => self.unrecord(state, object),
                     Effect::Unread(error) if self.role == Role::Driver => self.add_log(Log::Unhandled(error)),
                     Effect::Unread(_) => {}
                 }
@@ -306,6 +311,9 @@ impl Core {
             if let Some(msg) = state.loopback.pop_front() {
                 self.handle_core_message(state, self.me, msg, now);
             }
+        }
+        if state.owner.objects.has_questions() {
+            self.ask_estates(state);
         }
         if !state.timer_armed
             && let Some(at) = state.owner.poll_timeout()
@@ -395,6 +403,7 @@ impl Core {
         all.push(("deferred", (state.deferred.len() + state.waiting_adoptions.len()) as u64));
         all.push(("copied_objects", state.copies.len() as u64));
         all.push(("adopted_segments", state.adopted.len() as u64));
+        all.push(("objects_recorded", state.register.len() as u64));
         let (definitions, functions) = state.executor.known();
         all.push(("known_definitions", definitions as u64));
         all.push(("known_functions", functions as u64));

@@ -245,7 +245,7 @@ impl Core {
             if let Err(error) = self.store.free(location.segment, location.offset) {
                 debug_assert!(false, "{error}");
             }
-            self.release_segments(&self.store.surplus());
+            self.release_emptied();
         } else if state.adopted.contains_key(&(location.node, location.segment))
             || state.owner.objects.is_dead(location.lessee)
         {
@@ -268,7 +268,15 @@ impl Core {
 
     pub(super) fn release_segments(&self, segments: &[SegmentId]) {
         for segment in segments {
-            self.tell_node(node_wire::SEGMENT_RELEASE, 0, &node_wire::segment(*segment));
+            self.tell_node(node_wire::SEGMENT_RELEASE, 0, &node_wire::segment_release(*segment, false));
         }
+    }
+
+    /// After blocks were freed or retired.
+    pub(super) fn release_emptied(&self) {
+        for segment in self.store.take_retired() {
+            self.tell_node(node_wire::SEGMENT_RELEASE, 0, &node_wire::segment_release(segment, true));
+        }
+        self.release_segments(&self.store.surplus());
     }
 }

@@ -136,7 +136,7 @@ impl Core {
             Some(slot) => *slot = answer,
             None => {
                 if let Answer::Segment { segment, .. } = answer {
-                    self.tell_node(node_wire::SEGMENT_RELEASE, 0, &node_wire::segment(segment));
+                    self.release_segments(&[segment]);
                 }
                 return;
             }

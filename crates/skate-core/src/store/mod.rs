@@ -9,6 +9,10 @@
 //! own, or at least an empty one of which it takes more than half; so no small block keeps gigabytes.
 //! Segments that become empty are kept warm within [`Store::surplus`].
 //!
+//! A block is *retired* rather than freed if nobody knows who may still read it: the process that knew has died. It is
+//! never used again, and a segment in which only retired blocks are left is not kept warm but given up
+//! ([`Store::take_retired`]): its memory goes when the last reader's mapping goes.
+//!
 //! Invariants: a segment is either leased or mapped for reading, never both; a leased one's allocator
 //! covers exactly its mapping.
 
@@ -76,6 +80,8 @@ struct Leased {
     allocator: BlockAllocator,
     /// When it became empty, counted in frees; meaningless while it is not.
     emptied_at: u64,
+    /// Offsets of blocks that are used for ever.
+    retired: Vec<u64>,
 }
 
 #[derive(Default)]
@@ -144,7 +150,7 @@ impl Store {
     /// Takes over a segment that the node leased to this process.
     pub fn add_segment(&self, segment: SegmentId, size: u64, fd: &OwnedFd) -> Result<(), MapError> {
         let mapping = Arc::new(Mapping::new(segment, size, fd, true)?);
-        let leased = Leased { mapping, allocator: BlockAllocator::new(size), emptied_at: 0 };
+        let leased = Leased { mapping, allocator: BlockAllocator::new(size), emptied_at: 0, retired: Vec::new() };
         let mut state = self.state.lock();
         assert!(find(&state, segment).is_none(), "a segment is leased once");
         state.leased.push(leased);
@@ -201,11 +207,37 @@ impl Store {
         state.frees += 1;
         let now = state.frees;
         let leased = &mut state.leased[at];
+        if leased.retired.contains(&offset) {
+            return Err(NotABlock { offset });
+        }
         leased.allocator.free(offset)?;
         leased.emptied_at = now;
         let last = state.leased.len() - 1;
         state.leased.swap(at, last);
         Ok(())
+    }
+
+    /// A block of a segment that this process leased is not needed, but may still be read. Look at
+    /// [`Self::take_retired`] afterwards.
+    pub fn retire(&self, segment: SegmentId, offset: u64) -> Result<(), NotABlock> {
+        let mut state = self.state.lock();
+        let at = find(&state, segment).ok_or(NotABlock { offset })?;
+        let leased = &mut state.leased[at];
+        if leased.retired.contains(&offset) || leased.allocator.block_bytes(offset).is_none() {
+            return Err(NotABlock { offset });
+        }
+        leased.retired.push(offset);
+        Ok(())
+    }
+
+    /// Takes out the segments in which nothing but retired blocks is left, to be given up.
+    #[must_use]
+    pub fn take_retired(&self) -> Vec<SegmentId> {
+        let mut state = self.state.lock();
+        let is_over = |s: &mut Leased| !s.retired.is_empty() && s.allocator.used_blocks() == s.retired.len();
+        let taken: Vec<Leased> = state.leased.extract_if(.., is_over).collect();
+        drop(state);
+        taken.iter().map(|leased| leased.mapping.segment()).collect()
     }
 
     /// Takes out empty segments that are not worth keeping warm, to be released to the node: the most
