@@ -161,9 +161,11 @@ def test_a_restarted_head_asks_members_when_all_nodes_have_come_back():
     control.handle(3, messages.MemberJoined(30, p.ROLE_DRIVER, 1, 1), 0.3)
     said = control.tick(service.RETURN_S)
     asked = [x for x in said if isinstance(x, ToNode) and isinstance(x.message, messages.OwnersAsked)]
-    assert asked == [ToNode(2, messages.OwnersAsked(7, (30,)))]
+    assert asked == [ToNode(2, messages.OwnersAsked(7, (1, 30, 3)))]
     delivered = [x.message for x in said if isinstance(x, ToNode) and isinstance(x.message, messages.Deliver)]
-    assert [p.decode(x.kind, x.body) for x in delivered] == [p.SegmentAdopted(7, 2, 5)]
+    assert [p.decode(x.kind, x.body) for x in delivered] == [p.SegmentAdopted(7, 2, 5)] * 2, (
+        "to a node without members too"
+    )
 
 
 def test_a_node_that_joins_hears_which_nodes_were_lost(trio):

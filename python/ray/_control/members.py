@@ -187,10 +187,10 @@ class MemberTable(Machine):
     def expect_again(self, node: int) -> None:
         """The node has come back: who is not announced again has gone meanwhile."""
         self._unconfirmed[node] = dict(self._by_node[node])
-        if procs := tuple(self._by_node[node]):
-            for other in self._by_node:
-                if other != node:
-                    self._emit(ToNode(other, MayHaveMissed(procs)))
+        procs = (*self._by_node[node], node)
+        for other in self._by_node:
+            if other != node:
+                self._emit(ToNode(other, MayHaveMissed(procs)))
 
     def _on_announced(self, event: FromNode, message: Announced, now: float) -> None:
         for member in self._unconfirmed.pop(event.node, {}).values():
@@ -309,11 +309,11 @@ class MemberTable(Machine):
             for node, members in self._by_node.items()
             if node != event.node
         }
-        asked = tuple(proc for procs in by_node.values() for proc in procs)
+        # The nodes themselves answer for what their dead have left.
+        asked = tuple(proc for node, procs in by_node.items() for proc in (*procs, node))
         self._emit(ToNode(event.node, OwnersAsked(message.segment, asked)))
         for node, procs in by_node.items():
-            if procs:
-                self._emit(ToNode(node, Deliver(procs, KIND_SEGMENT_ADOPTED, 0, body)))
+            self._emit(ToNode(node, Deliver(procs, KIND_SEGMENT_ADOPTED, 0, body)))
 
     def _on_who_is(self, event: FromNode, message: WhoIs, now: float) -> None:
         asker, member = self._members.get(message.asker), self._members.get(message.proc)

@@ -461,14 +461,16 @@ class ReleaseBundles(Message, frozen=True):
 
 
 class OwnersAsked(Message, frozen=True):
-    """Answer to `SegmentOrphaned`: all members of other nodes, each of which has been sent `SegmentAdopted`."""
+    """Answer to `SegmentOrphaned`: all members of other nodes, each of which has been sent `SegmentAdopted`, and these
+    nodes, each of which answers by itself for the estates that it keeps.
+    """
 
     segment: int
     procs: tuple[int, ...]
 
 
 class MayHaveMissed(Message, frozen=True):
-    """These members' node was away: what was said to them meanwhile, they have not heard."""
+    """These members' node was away: what was said to them meanwhile, they have not heard. The node is one of them."""
 
     procs: tuple[int, ...]
 

@@ -107,6 +107,8 @@ class Estates(Machine):
         self._blocks: dict[tuple[int, int], dict[int, int]] = {}
         """For each segment, by node and number, how many objects lie at which offset."""
         self._ended_jobs: dict[int, None] = {}
+        self._hurry_until = 0.0
+        """The store is short of room, and what nobody claims goes as soon as it may."""
         self._deadlines: Deadlines[int] = Deadlines()
         self._events = {
             ProcessJoined: self._on_joined,
@@ -242,19 +244,22 @@ class Estates(Machine):
 
     def _on_tick(self, event: Tick, now: float) -> None:
         for owner in self._deadlines.due(now):
-            self._settle_unclaimed(owner, before=now - LINGER_S)
-            left = self._estates[owner].items.values() if owner in self._estates else ()
-            if (since := min((item.since for item in left if not item.claims), default=None)) is not None:
-                # All of an estate is looked at, so not at once for each that is given up by itself.
-                self._deadlines.set(owner, max(since + LINGER_S, now + GRACE_S))
+            self._settle_unclaimed(owner, now)
 
     def _on_room_short(self, event: RoomShort, now: float) -> None:
+        self._hurry_until = now + 2 * GRACE_S
         for owner in list(self._estates):
-            self._settle_unclaimed(owner, before=now - GRACE_S)
+            if owner in self._deadlines:
+                self._settle_unclaimed(owner, now)
 
-    def _settle_unclaimed(self, owner: int, before: float) -> None:
+    def _settle_unclaimed(self, owner: int, now: float) -> None:
+        linger_s = GRACE_S if now <= self._hurry_until else LINGER_S
         items = self._estates[owner].items
-        self._settle(owner, [key for key, item in items.items() if not item.claims and item.since <= before])
+        self._settle(owner, [key for key, item in items.items() if not item.claims and item.since + linger_s <= now])
+        if (since := min((item.since for item in items.values() if not item.claims), default=None)) is not None:
+            # All of an estate is looked at, so not at once for each that is given up by itself.
+            at_once = now + (0.0 if now <= self._hurry_until else GRACE_S)
+            self._deadlines.set(owner, max(since + linger_s, at_once))
 
     def _settle(self, owner: int, keys: list[bytes]) -> None:
         """Forget objects that nobody claims."""

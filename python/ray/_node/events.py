@@ -12,7 +12,7 @@ import msgspec
 from ray._control.machine import Effect, Event
 from ray._node.peer_protocol import PeerMessage  # noqa: TC001  (msgspec reads the annotation)
 from ray._node.register import Record  # noqa: TC001  (msgspec reads the annotation)
-from ray._protocol import RETRY_CHARGED, Message
+from ray._protocol import RETRY_CHARGED, EstateQuestion, Message
 
 # ------------------------------------------------------------------ node <-> control service
 
@@ -438,7 +438,7 @@ class DropSegment(Effect, frozen=True):
 
 
 class ReadRegister(Effect, frozen=True):
-    """Read and close the register of a worker that has ended; answered by `RegisterRead` before anything else happens."""
+    """Read and close the register of a worker that has ended; `RegisterRead` comes before anything else happens."""
 
     proc: int
 
@@ -482,10 +482,28 @@ class RoomShort(Event, frozen=True):
 
 
 class ToManager(Effect, frozen=True):
-    """A message of this node for the manager of another one, in the order of what both tell the control service."""
+    """A message for the manager of another node, in the order of what this one tells the control service.
+
+    `proc` is the member of this node that says it; 0 if the node itself does.
+    """
 
     node: int
     message: Message
+    proc: int = 0
+
+
+class AskedElsewhere(Event, frozen=True):
+    """A member of this node claims, or gives up, what workers of another node have left."""
+
+    proc: int
+    question: EstateQuestion
+
+
+class AnswerPassed(Event, frozen=True):
+    """Another node has answered a member of this one about these objects."""
+
+    proc: int
+    objects: list[bytes]
 
 
 # ------------------------------------------------------------------ pulls <-> segments

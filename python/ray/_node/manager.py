@@ -34,6 +34,7 @@ from ray._control.machine import (
 )
 from ray._node import events, lease_records, requests
 from ray._node.config import MemorySettings
+from ray._node.estate_questions import EstateQuestions
 from ray._node.estates import Estates
 from ray._node.fence import Fence
 from ray._node.leases import LeaseTable
@@ -50,8 +51,10 @@ from ray._protocol import (
     FOR_CONTROL,
     KIND_ACTOR_INIT,
     KIND_ACTOR_STATE,
+    KIND_ESTATE_ANSWER,
     KIND_LEASE_FAILED,
     KIND_LEASE_GRANTED,
+    KIND_SEGMENT_ADOPTED,
     KINDS,
     ROLE_DRIVER,
     ROLE_TOOL,
@@ -62,10 +65,13 @@ from ray._protocol import (
     ActorState,
     ActorSubscribe,
     BlocksFreed,
+    EstateAnswer,
+    EstateQuestion,
     LeaseKept,
     LeaseReturn,
     NodeAddress,
     Request,
+    SegmentAdopted,
     SegmentClaims,
     WhereIsNode,
     decode,
@@ -185,6 +191,7 @@ class NodeManager:
         self.pool = WorkerPool(new_id=new_id, idle_limit=max(cpus, 1), validate=validate)
         self.segments = SegmentTable(node=facts.node, capacity=facts.object_store_memory, validate=validate)
         self.estates = Estates(node=facts.node, validate=validate)
+        self.questions = EstateQuestions(validate=validate)
         self.pulls = PullTable(node=facts.node, validate=validate)
         self.processes = ProcessTable(validate=validate)
         self.requests = requests.RequestTable(self)
@@ -215,6 +222,7 @@ class NodeManager:
             self.requests,
             self.fence,
             self.memory,
+            self.questions,
         )
         self._queue: deque[Event | Effect] = deque()
         self._out: list[Effect] = []
@@ -308,7 +316,7 @@ class NodeManager:
                 self._to_control(messages.NoticeRaised(event.job, event.level, event.text))
             case events.ToManager():
                 kind, body = KINDS[type(event.message)], encode(event.message)
-                self._to_control(self.relay.to_node(event.node, self.facts.node, kind, 0, body))
+                self._to_control(self.relay.to_node(event.node, event.proc or self.facts.node, kind, 0, body))
             case lease_records.ActorPlaced():
                 self._hosted[event.proc] = Hosted(event.actor, event.incarnation, event.pid)
                 if event.retriable:
@@ -363,6 +371,8 @@ class NodeManager:
                 self._on_request(frame, message)
             case LeaseReturn() | LeaseKept() | SegmentClaims() | BlocksFreed() if self._is_for_other(message.node):
                 self._to_control(self.relay.to_node(message.node, frame.proc, frame.kind, frame.corr, frame.body))
+            case EstateQuestion() if self._is_for_other(message.node):
+                self._queue.append(events.AskedElsewhere(frame.proc, message))
             case WhereIsNode():
                 self._on_where_is(frame, message)
             case _:
@@ -403,7 +413,17 @@ class NodeManager:
 
     def _counts(self) -> dict[str, int]:
         counts: dict[str, int] = {}
-        for table in (self.pool, self.leases, self.segments, self.estates, self.pulls, self.processes, self.fence, self.memory):
+        for table in (
+            self.pool,
+            self.leases,
+            self.segments,
+            self.estates,
+            self.questions,
+            self.pulls,
+            self.processes,
+            self.fence,
+            self.memory,
+        ):
             counts.update(table.statistics())
         return counts
 
@@ -481,7 +501,15 @@ class NodeManager:
     def _process_left(self, proc: int, now: float) -> None:
         self._subscribed.pop(proc, None)
         left = ProcessLeft(proc)
-        for machine in (self.leases, self.segments, self.estates, self.pulls, self.processes, self.requests):
+        for machine in (
+            self.leases,
+            self.segments,
+            self.estates,
+            self.questions,
+            self.pulls,
+            self.processes,
+            self.requests,
+        ):
             self._tell(machine, left, now)
 
     # ------------------------------------------------------------------ for a control service that knows nothing yet
@@ -530,7 +558,8 @@ class NodeManager:
         for entry in message.joined:
             self.nodes[entry.node] = entry
             self._out.append(events.KnowNode(entry.node, entry.address))
-            self._tell(self.pulls, events.PeerJoined(entry.node, entry.address), now)
+            for machine in (self.pulls, self.questions):
+                self._tell(machine, events.PeerJoined(entry.node, entry.address), now)
         gone = list(message.gone)
         if message.whole:
             listed = {entry.node: None for entry in message.joined}
@@ -539,7 +568,8 @@ class NodeManager:
         self.relay.forget(node for node, _ in gone)
         for node, reason in gone:
             self.nodes.pop(node, None)
-            self._tell(self.pulls, events.PeerLeft(node), now)
+            for machine in (self.pulls, self.questions):
+                self._tell(machine, events.PeerLeft(node), now)
             self._tell(self.segments, ProcessLeft(node), now)  # with its estates, which may have held blocks here
             self._lost_nodes[node] = reason
             if len(self._lost_nodes) > LOST_NODES_MAX:
@@ -567,6 +597,16 @@ class NodeManager:
             for proc in message.procs:
                 if proc in self._hosted:
                     self._hosted[proc].told = True
+        elif message.kind == KIND_SEGMENT_ADOPTED:
+            adopted = decode(message.kind, message.body)
+            assert isinstance(adopted, SegmentAdopted)
+            self._tell(self.estates, events.EstatesAsked(adopted.node, adopted.segment), now)
+        elif message.kind == KIND_ESTATE_ANSWER:
+            answer = decode(message.kind, message.body)
+            assert isinstance(answer, EstateAnswer)
+            told_of = [*(found[0] for found in answer.found), *answer.absent]
+            for proc in message.procs:
+                self._tell(self.questions, events.AnswerPassed(proc, told_of), now)
         elif message.kind == KIND_ACTOR_STATE and self.remembers:
             state = decode(message.kind, message.body)
             assert isinstance(state, ActorState)

@@ -387,7 +387,9 @@ class Shell:
         if self._memory is not None:
             own = dict.fromkeys(self._manager.pool.pids(), "a worker without work")
             own |= {os.getpid(): "the node", self._forks.pid: "the fork server"}
-            seen = self._memory.read(own, [*self._segments.values(), *self._registers.values()], detailed=effect.detailed)
+            seen = self._memory.read(
+                own, [*self._segments.values(), *self._registers.values()], detailed=effect.detailed
+            )
             self._queue.appendleft(seen)
 
     def _forward(self, proc: int, lines: Message) -> None:
