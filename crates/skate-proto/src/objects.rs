@@ -37,8 +37,8 @@ use crate::msg::Msg;
 use crate::owner::{Effect, Out};
 use crate::payload::{ErrorCode, Payload, Value};
 
-pub use estate::{Bequest, Question};
 use estate::Claim;
+pub use estate::{Bequest, Question};
 
 /// A local party that waits for objects; numbered by the shell.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

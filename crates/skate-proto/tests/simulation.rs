@@ -3,14 +3,17 @@
 //! Each process runs the real machines. A link delivers in order; which link delivers next is the
 //! schedule's choice, and what the node says is a link, too. Processes hold references, put values that
 //! contain them (small ones, or blocks of shared memory), call tasks, generators and actors with them,
-//! block, cancel, lose memory, and die. Workers and hosts of actors are started as they are needed.
+//! block, cancel, lose memory, and die. Workers and hosts of actors are started as they are needed. What the dead had
+//! written down is their estate, of which the others claim what they hold.
 //!
 //! The oracles are global and know nothing of tokens:
 //!
 //! - safety, after every step: an object that a living process holds is known to its living owner, and the
-//!   block of its value has not been freed; no block is freed twice;
-//! - liveness, when everything has been delivered: whatever the driver waits for is there, and when
-//!   everything has been dropped, nothing is left anywhere: no object, task, stream, actor or block.
+//!   block of its value has not been freed; no block is freed twice; when a process is killed, what others hold of it
+//!   and has a value is written down, and so is every block of another process that it has to give back;
+//! - liveness, when everything has been delivered: whatever the driver waits for is there, what is in an estate is
+//!   claimed by all who hold it and read by all who want to; and when everything has been dropped, nothing is left
+//!   anywhere: no object, task, stream, actor, claim or block.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -22,7 +25,7 @@ use skate_proto::ids::{ActorId, FunctionId, LeaseId, NodeKey, ObjectId, ProcId, 
 use skate_proto::leases::{ClassId, ClassSpec, Death};
 use skate_proto::location::Location;
 use skate_proto::msg::{ActorSpec, CallDef, Msg, Returns, Slot};
-use skate_proto::objects::WaiterId;
+use skate_proto::objects::{Bequest, Question, WaiterId};
 use skate_proto::owner::{Effect, Out, Owner, ToNode};
 use skate_proto::payload::{Blob, ErrorCode, Payload, Value};
 use skate_proto::streams::Next;
@@ -43,6 +46,15 @@ enum Packet {
     Gone(ProcId),
     Granted(ClassId, LeaseId, ProcId),
     Actor(ActorId, ActorState),
+    /// To the node, and its answer.
+    Asked(Question),
+    Bequests(Vec<(ObjectId, Option<Bequest>)>),
+}
+
+/// An object of the dead, and who claims it.
+struct Left {
+    bequest: Bequest,
+    claims: BTreeSet<ProcId>,
 }
 
 struct Running {
@@ -133,7 +145,10 @@ struct World {
     /// Blocks that are in use, with the owner of their object. Each has a segment of its own.
     blocks: BTreeMap<SegmentId, ProcId>,
     lost: BTreeSet<SegmentId>,
+    lessees: BTreeMap<SegmentId, ProcId>,
     next_segment: u64,
+    registers: BTreeMap<ProcId, BTreeMap<ObjectId, Bequest>>,
+    estates: BTreeMap<ObjectId, Left>,
     doomed: Vec<ProcId>,
     now: u64,
 }
@@ -158,7 +173,10 @@ impl World {
             actors: BTreeMap::new(),
             blocks: BTreeMap::new(),
             lost: BTreeSet::new(),
+            lessees: BTreeMap::new(),
             next_segment: 0,
+            registers: BTreeMap::new(),
+            estates: BTreeMap::new(),
             doomed: Vec::new(),
             now: 0,
         }
@@ -189,6 +207,9 @@ impl World {
         let now = self.now;
         let result = run(self.process(me), now);
         self.perform(me);
+        for question in self.process(me).owner.objects.take_questions() {
+            self.send(me, MANAGER, Packet::Asked(question));
+        }
         result
     }
 
@@ -209,19 +230,31 @@ impl World {
                             self.blocks.remove(&location.segment).is_some() || self.lost.remove(&location.segment);
                         assert!(known, "{me:?} frees a block that is not in use: {location:?}");
                     }
-                    Effect::Notify { .. } | Effect::Unread(_) | Effect::Record(_) | Effect::Unrecord(_) => {}
+                    Effect::Record(id) => {
+                        if let Some(value) = self.processes[&me].owner.objects.value(id) {
+                            let bequest = Bequest::of(value);
+                            self.registers.entry(me).or_default().insert(id, bequest);
+                        }
+                    }
+                    Effect::Unrecord(id) => {
+                        self.registers.entry(me).or_default().remove(&id);
+                    }
+                    Effect::Notify { .. } | Effect::Unread(_) => {}
                 }
             }
         }
     }
 
     fn send(&mut self, from: ProcId, to: ProcId, packet: Packet) {
-        if self.is_alive(to) {
+        if self.is_alive(to) || to == MANAGER {
             self.links.entry((from, to)).or_default().push_back(packet);
         }
     }
 
     fn receive(&mut self, from: ProcId, to: ProcId, packet: Packet) {
+        if let Packet::Asked(question) = packet {
+            return self.answer(from, question);
+        }
         self.step(to, |process, now| {
             let Process { owner, executor, out, .. } = process;
             match packet {
@@ -237,6 +270,8 @@ impl World {
                     owner.handle_lease_granted(class, lease, worker, NodeKey(NODE), 1, vec![], now, out)
                 }
                 Packet::Actor(actor, state) => owner.handle_actor_state(actor, state, now, out),
+                Packet::Bequests(said) => owner.handle_bequests(said, now, out),
+                Packet::Asked(_) => unreachable!("it is for the node"),
                 Packet::Core(Msg::Define { id, def, blob }) => executor.handle_define(from, id, def, blob),
                 Packet::Core(Msg::Forget { ids }) => executor.handle_forget(from, &ids),
                 Packet::Core(Msg::Push(push)) => {
@@ -269,10 +304,83 @@ impl World {
             return false;
         };
         let packet = self.links.get_mut(&(from, to)).unwrap().pop_front().unwrap();
-        if self.is_alive(to) {
+        if self.is_alive(to) || to == MANAGER {
             self.receive(from, to, packet);
         }
         true
+    }
+
+    // ---- estates -------------------------------------------------------------------------------
+
+    fn answer(&mut self, from: ProcId, question: Question) {
+        for id in question.given_up {
+            if let Some(left) = self.estates.get_mut(&id) {
+                left.claims.remove(&from);
+            }
+        }
+        let said: Vec<_> = question
+            .claimed
+            .into_iter()
+            .map(|id| {
+                let left = self.estates.get_mut(&id);
+                (id, left.map(|left| (left.claims.insert(from), left.bequest.clone()).1))
+            })
+            .collect();
+        if !said.is_empty() {
+            self.send(MANAGER, from, Packet::Bequests(said));
+        }
+    }
+
+    /// What the victim has written down becomes its estate; it has written down all that it should have.
+    fn inherit(&mut self, victim: ProcId) {
+        let register = self.registers.remove(&victim).unwrap_or_default();
+        let objects = &self.processes[&victim].owner.objects;
+        for (me, process) in self.processes.iter().filter(|(_, p)| p.alive) {
+            let mut work = process.held.clone();
+            while let Some(id) = work.pop() {
+                let Some(value) = objects.value(id).filter(|_| id.owner() == victim) else { continue };
+                assert_eq!(register.get(&id), Some(&Bequest::of(value)), "{me:?} holds {id}, which is not recorded");
+                work.extend_from_slice(value.refs());
+            }
+        }
+        for (segment, _) in self.blocks.iter().filter(|(_, owner)| **owner == victim) {
+            let is_lent = self.lessees[segment] != victim && !objects.blocks_in(NodeKey(NODE), *segment).is_empty();
+            let is_recorded = register.values().any(|b| b.location.is_some_and(|at| at.segment == *segment));
+            assert!(is_recorded || !is_lent, "{segment:?} will not be given back");
+        }
+        let places: BTreeSet<SegmentId> =
+            register.values().filter_map(|bequest| bequest.location).map(|at| at.segment).collect();
+        self.blocks.retain(|segment, owner| *owner != victim || places.contains(segment));
+        for left in self.estates.values_mut() {
+            left.claims.remove(&victim);
+        }
+        self.estates.extend(register.into_iter().map(|(id, bequest)| (id, Left { bequest, claims: BTreeSet::new() })));
+    }
+
+    fn check_claims(&self) {
+        for (me, process) in self.processes.iter().filter(|(_, p)| p.alive) {
+            for id in &process.held {
+                let Some(left) = self.estates.get(id) else { continue };
+                assert!(left.claims.contains(me), "{me:?} holds {id} and has not claimed it");
+                if let Some(Value::Inline(payload)) = process.owner.objects.value(*id)
+                    && payload.is_error()
+                {
+                    let is_owner_died = payload.data.get(1) == Some(&(ErrorCode::OwnerDied as u8));
+                    assert!(!is_owner_died, "{me:?} cannot read {id}, which is there");
+                }
+            }
+        }
+    }
+
+    /// Nobody holds anything any more: the blocks go back.
+    fn end_estates(&mut self) {
+        for (id, left) in std::mem::take(&mut self.estates) {
+            assert_eq!(left.claims, BTreeSet::new(), "{id} is still claimed");
+            if let Some(at) = left.bequest.location {
+                let known = self.blocks.remove(&at.segment).is_some() || self.lost.remove(&at.segment);
+                assert!(known, "the block of {id} was freed before");
+            }
+        }
     }
 
     // ---- the node ------------------------------------------------------------------------------
@@ -424,17 +532,17 @@ impl World {
         let links: Vec<_> = self.links.keys().filter(|(from, _)| *from == victim).copied().collect();
         for link in links {
             while let Some(packet) = self.links.get_mut(&link).and_then(VecDeque::pop_front) {
-                if self.is_alive(link.1) {
+                if self.is_alive(link.1) || link.1 == MANAGER {
                     self.receive(link.0, link.1, packet);
                 }
             }
         }
+        self.inherit(victim);
         self.links.retain(|(from, to), _| *from != victim && *to != victim);
         // Workers that ran tasks of the dead are ended.
         self.doomed.extend(self.leases.values().filter(|(owner, _)| *owner == victim).map(|(_, worker)| *worker));
         self.leases.retain(|_, (owner, worker)| *owner != victim && *worker != victim);
         self.demands.retain(|(owner, ..)| *owner != victim);
-        self.blocks.retain(|_, owner| *owner != victim);
         for other in self.living() {
             self.send(MANAGER, other, Packet::Gone(victim));
         }
@@ -469,6 +577,7 @@ impl World {
         self.next_segment += 1;
         let segment = SegmentId(self.next_segment);
         self.blocks.insert(segment, object_owner);
+        self.lessees.insert(segment, lessee);
         Value::Stored { location: Location { node: NodeKey(NODE), segment, lessee, offset: 0, len: 64 }, refs }
     }
 
@@ -619,6 +728,21 @@ impl World {
         }
     }
 
+    /// What a process holds of its own, and has made of nothing else: others may have it without making a circle, which
+    /// no counting would ever free.
+    fn own(&self, me: ProcId) -> Vec<ObjectId> {
+        let objects = &self.processes[&me].owner.objects;
+        let is_own = |id: &ObjectId| {
+            let mut work = vec![*id];
+            while let Some(id) = work.pop() {
+                let Some(value) = objects.value(id).filter(|_| objects.is_owned(id)) else { return false };
+                work.extend_from_slice(value.refs());
+            }
+            true
+        };
+        self.processes[&me].held.iter().copied().filter(is_own).collect()
+    }
+
     /// A worker begins a task, goes on with it, or ends it and returns some of what it saw.
     fn work(&mut self, me: ProcId, choice: usize) -> bool {
         let Some(running) = &self.process(me).running else {
@@ -649,9 +773,10 @@ impl World {
             return self.yield_item(me, &work, sent);
         }
         self.process(me).running = None;
-        // The task keeps some of the references, and returns others.
+        // The task keeps some of the references, and returns others, and some that its process has of its own.
         let kept = some(&work.args.refs, choice);
-        let given: Vec<ObjectId> = work.args.refs.iter().copied().filter(|id| !kept.contains(id)).collect();
+        let mut given: Vec<ObjectId> = work.args.refs.iter().copied().filter(|id| !kept.contains(id)).collect();
+        given.extend(some(&self.own(me), choice / 5));
         let count = match work.def.returns {
             Returns::Count(count) => count as usize,
             Returns::Streaming | Returns::Dynamic => 1,
@@ -683,7 +808,9 @@ impl World {
             return false;
         }
         process.running.as_mut().unwrap().sent += 1;
-        let value = self.value(work.owner, me, work.args.refs.clone(), sent as usize);
+        let mut given = work.args.refs.clone();
+        given.extend(pick(&self.own(me), sent as usize));
+        let value = self.value(work.owner, me, given, sent as usize);
         self.step(me, |process, _| {
             process.owner.objects.hand_over(value.refs(), work.owner, &mut process.out);
             let msg = Msg::Item { task: work.task, index: sent + 1, value };
@@ -892,6 +1019,7 @@ fn finish(mut world: World) {
         }
     }
     world.settle();
+    world.check_claims();
     for me in world.living() {
         let process = &world.processes[&me];
         for id in &process.held {
@@ -914,6 +1042,7 @@ fn finish(mut world: World) {
         assert_eq!(left, [], "{id:?} is not empty");
         assert_eq!(process.executor.running_count(), 0, "{id:?} runs something");
     }
+    world.end_estates();
     assert!(world.blocks.is_empty(), "blocks were never freed: {:?}", world.blocks);
     assert!(world.leases.is_empty(), "leases never went back: {:?}", world.leases);
 }
