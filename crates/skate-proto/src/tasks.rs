@@ -738,6 +738,9 @@ impl Owner {
             let what = if value.is_error() { "it is there: an exception" } else { "it is there" };
             return because(what.into(), WaitsFor::Nothing);
         }
+        if self.objects.is_dead(id.owner()) {
+            return because("its owner has ended, and the owner's node is asked for it".into(), WaitsFor::Nothing);
+        }
         if id.owner() != self.me {
             return because("it belongs to another process".into(), WaitsFor::Owner);
         }

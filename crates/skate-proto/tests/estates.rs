@@ -165,6 +165,7 @@ fn readers_wait_for_the_answer_and_get_what_it_says() {
     let id = owned_by(OTHER, 1);
     let (mut owner, mut out) = bereaved(&[id]);
     assert!(!owner.objects.watch(id, WaiterId(4), &mut out));
+    assert_eq!(owner.why(id, 0).text, "its owner has ended, and the owner's node is asked for it");
     owner.handle_bequests(vec![(id, Some(Bequest::of(&inline(vec![]))))], 0, &mut out);
     assert!(take(&mut out).contains(&Effect::Notify { waiter: WaiterId(4), failed: false }));
     assert_eq!(owner.objects.value(id), Some(&inline(vec![])));
