@@ -278,30 +278,29 @@ def test_a_task_that_writes_much_output_does_not_hang(cluster):
 # -- Owners and borrowers ---------------------------------------------------------------------
 
 
-def test_the_death_of_an_owner_is_an_error_for_readers(cluster):
+def test_the_death_of_an_owner_is_an_error_for_readers_of_what_is_not_made_yet(cluster, tmp_path):
+    never = Gate(tmp_path)
+
     @ray.remote
     class Owner:
-        def make(self):
-            self.reference = ray.put(np.zeros(1_000_000))
-            return [self.reference]
+        def start(self):
+            return [wait_for_ever.options(num_cpus=0).remote()]
 
         def process_id(self):
             return os.getpid()
 
+    @ray.remote(max_retries=0)
+    def wait_for_ever():
+        never.wait(50)
+
     owner = Owner.remote()
     pid = ray.get(owner.process_id.remote())
-    (reference,) = ray.get(owner.make.remote())
+    (reference,) = ray.get(owner.start.remote())
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not is_alive(pid), what="end of the owner")
-
-    def lost():
-        try:
-            ray.get(reference, timeout=20)
-        except ray.exceptions.OwnerDiedError:
-            return True
-        return False
-
-    wait_until(lost, what="OwnerDiedError")
+    with pytest.raises(ray.exceptions.OwnerDiedError):
+        ray.get(reference, timeout=20)
+    never.open()
 
 
 def test_a_reader_that_already_waits_learns_of_the_death_of_the_owner(cluster, tmp_path):
