@@ -305,7 +305,8 @@ class NodeCore:
     ) -> None: ...
     def poll(self, timeout: float | None) -> list[tuple[Any, ...]]:
         """Waits for events, at most `timeout` seconds. Each is one of
-        ("frame", proc, kind, corr, body), ("joined", proc, role, pid), ("left", proc, reason, ended), ("fd", token),
+        ("frame", proc, kind, corr, body), ("frame_fd", proc, kind, corr, body, fd) with a descriptor that is the
+        caller's to close, ("joined", proc, role, pid), ("left", proc, reason, ended), ("fd", token),
         ("pulled", ticket, error or "", [(node, refused, error) of each source that failed], bytes).
         `ended`: the peer closed the connection, as the end of its process does; otherwise it broke.
         """

@@ -176,3 +176,25 @@ fn threads_allocate_and_free_without_overlap() {
     });
     assert_eq!(store.statistics().used_bytes, 0);
 }
+
+#[test]
+fn a_retired_block_is_never_written_again_and_goes_with_its_segment() {
+    let store = Store::new(ProcId(1), NodeKey(1));
+    let size = 1 << 20;
+    store.add_segment(SegmentId(7), size, &sealed(size)).unwrap();
+    let (retired, live) = (store.alloc(1000).unwrap().location(), store.alloc(1000).unwrap().location());
+    store.retire(SegmentId(7), retired.offset).unwrap();
+    for offset in [retired.offset, retired.offset + 64, live.offset + size] {
+        assert!(store.retire(SegmentId(7), offset).is_err(), "{offset} is no block that could be retired");
+    }
+    assert!(store.free(SegmentId(7), retired.offset).is_err(), "it is not freed either");
+    assert_eq!(store.take_retired(), [], "another block is alive");
+    let next = store.alloc(1000).unwrap().location();
+    assert_ne!(next.offset, retired.offset);
+    store.free(SegmentId(7), live.offset).unwrap();
+    assert_eq!(store.take_retired(), []);
+    store.free(SegmentId(7), next.offset).unwrap();
+    assert_eq!(store.surplus(), [], "it is not empty, so it is not kept warm either");
+    assert_eq!(store.take_retired(), [SegmentId(7)]);
+    assert!(store.alloc(1000).is_none(), "the segment is given up");
+}
