@@ -294,8 +294,7 @@ impl Objects {
                 gone.actors.push(id);
             }
             if matches!(entry.claim, Claim::Asked | Claim::Held) {
-                self.to_give_up.push(id);
-                self.missed.remove(&id);
+                self.end_claim(id);
             }
             gone.lineage.extend(entry.lineage);
             if entry.copied {

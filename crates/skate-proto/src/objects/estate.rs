@@ -114,8 +114,15 @@ impl Objects {
     }
 
     /// Claims an object that this process holds, if its owner is known to be dead.
+    #[inline]
     pub(crate) fn claim(&mut self, id: ObjectId) {
-        if self.dead.is_empty() || id.index == ObjectId::ACTOR_INDEX || !self.dead.contains_key(&id.owner()) {
+        if !self.dead.is_empty() {
+            self.claim_of_dead(id);
+        }
+    }
+
+    fn claim_of_dead(&mut self, id: ObjectId) {
+        if id.index == ObjectId::ACTOR_INDEX || !self.dead.contains_key(&id.owner()) {
             return;
         }
         if let Some(entry) = self.entries.get_mut(&id)
@@ -124,6 +131,13 @@ impl Objects {
             entry.claim = Claim::Asked;
             self.to_claim.push(id);
         }
+    }
+
+    /// The entry of an object that was claimed is gone.
+    #[cold]
+    pub(super) fn end_claim(&mut self, id: ObjectId) {
+        self.to_give_up.push(id);
+        self.missed.remove(&id);
     }
 
     /// The value of a dead owner's object was not where it was said to be. Maybe the owner had known better before it
