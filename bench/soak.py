@@ -80,7 +80,7 @@ def main():
     parser = argparse.ArgumentParser(description="Memory over a long run on several nodes.")
     parser.add_argument("--tasks", type=int, default=10_000_000)
     parser.add_argument("--actors", type=int, default=100_000)
-    parser.add_argument("--growth", type=float, default=0.05, help="share by which memory may grow after the first tenth")
+    parser.add_argument("--growth", type=float, default=0.05, help="by which share memory may grow")
     arguments = parser.parse_args()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     nodes = [cluster.head_node, *(cluster.add_node(num_cpus=CPUS) for _ in range(NODES))]
