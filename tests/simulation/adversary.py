@@ -167,14 +167,15 @@ class Adversary:
         return [driver for driver in self.cluster.drivers.values() if driver.alive]
 
     def _start_driver(self) -> Driver:
-        nodes = [node for node in self.cluster.nodes.values() if node.alive]
-        return self.cluster.start_driver(self._random.choice(nodes))
+        return self.cluster.start_driver(self._random.choice(list(self.cluster.nodes.values())))
 
     def _work(self) -> None:
         if not self._working:
             return
         self.cluster.timeline.after(self.cluster.draw(0, 2 * self.options.work_pause_s), self._work)
         drivers = self._living_drivers()
+        if not self.cluster.nodes:
+            return
         if len(drivers) < self.options.drivers:
             drivers.append(self._start_driver())
         driver = self._random.choice(drivers)
@@ -242,7 +243,7 @@ class Adversary:
             return
         self.cluster.timeline.after(self.cluster.draw(0, 2 * self.options.pause_s), self._break)
         faults = [fault for fault in self.options.faults if fault not in ("init_fails", "join_fails")]
-        if not faults:
+        if not faults or not self.cluster.nodes:
             return
         fault = self._random.choice(faults)
         node = self._random.choice(list(self.cluster.nodes.values()))

@@ -78,7 +78,6 @@ class Cluster:
         self._link_s = link_s
         self._large = large
         self._cut_until: dict[int, float] = {}
-        self._ids = itertools.count(1000)
         self._pids = itertools.count(1)
         self._keys = itertools.count(FIRST_KEY)
 
@@ -96,7 +95,7 @@ class Cluster:
         self._chances = {}
 
     def new_id(self) -> int:
-        return next(self._ids)
+        return self.random.getrandbits(62) + 1
 
     def new_pid(self) -> int:
         return next(self._pids)

@@ -99,6 +99,8 @@ class ActorTable(Machine):
         self._subscribers: dict[bytes, dict[int, None]] = {}
         """Also of actors whose `ActorCreate` is still on its way: a handle can be faster."""
         self._connected: dict[int, None] = {}
+        self._returning = False
+        """Nodes have time to come back, and have not said all yet."""
         self.names = names.NameTable()
         self._events = {
             ProcessJoined: self._on_joined,
@@ -277,14 +279,17 @@ class ActorTable(Machine):
                 self._subscribers.setdefault(actor.id, {})[event.sender] = None
             self._emit(Send(event.sender, self._state(actor)))
             return
-        creator = int.from_bytes(message.actor[:8], "big")
-        if creator in self._connected:
+        if self._may_be_created(message.actor):
             self._subscribers.setdefault(message.actor, {})[event.sender] = None
             state, cause = ACTOR_PENDING, b""
         else:
             state = ACTOR_DEAD
             cause = b"the actor is not known: it ended long ago, or its creator died before creating it"
         self._emit(Send(event.sender, ActorState(message.actor, state, 0, 0, 0, CAUSE_TEXT, cause, 0, 0)))
+
+    def _may_be_created(self, actor: bytes) -> bool:
+        """Whether the creation of an actor that is not known may still be on its way."""
+        return self._returning or int.from_bytes(actor[:8], "big") in self._connected
 
     def _publish(self, actor: Actor) -> None:
         subscribers = tuple(self._subscribers.get(actor.id, ()))
@@ -447,6 +452,7 @@ class ActorTable(Machine):
 
     def restore(self, table: str, key: bytes, value: bytes) -> None:
         """Take over a record of the control service before. Actors must come before their lives."""
+        self._returning = True
         if table == NAMES_TABLE:
             self.names.restore(msgspec.msgpack.decode(value, type=names.Name))
         elif table == ACTORS_TABLE:
@@ -481,6 +487,9 @@ class ActorTable(Machine):
     def _on_member_subscribes(self, event: FromNode, message: MemberSubscribes, now: float) -> None:
         for actor_id in message.actors:
             actor = self._actors.get(actor_id)
+            if actor is None and self._may_be_created(actor_id):
+                self._subscribers.setdefault(actor_id, {})[message.proc] = None
+                continue
             if actor is None or actor.state == "dead":
                 cause = actor.cause if actor is not None else b"the actor is not known: it ended long ago"
                 kind = actor.cause_kind if actor is not None else CAUSE_TEXT
@@ -492,6 +501,9 @@ class ActorTable(Machine):
 
     def give_up_missing(self) -> None:
         """Nodes have had their time to come back: what did not come with them has ended, or was never placed."""
+        self._returning = False
+        for actor_id in [x for x in self._subscribers if x not in self._actors and not self._may_be_created(x)]:
+            self._never_created(actor_id)
         for name in self.names.release_reservations_but(self._connected):
             self._save_name(name.name, name.namespace)
         for actor in list(self._actors.values()):
@@ -540,7 +552,7 @@ class ActorTable(Machine):
             elif actor.name and actor.state != "missing" and not (actor.doom and actor.doom.final):
                 taken = self.names.get(actor.name, actor.namespace)
                 self._require(taken and taken.actor == actor.id, f"{actor.id.hex()} has lost its name")
-            if not (actor.detached or actor.state in ("dead", "missing") or actor.doom):
+            if not (actor.detached or actor.state in ("dead", "missing") or actor.doom or self._returning):
                 self._require(actor.owner in self._connected, f"{actor.id.hex()} outlives its owner")
         for subscribers in self._subscribers.values():
             for proc in subscribers:

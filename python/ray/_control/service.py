@@ -86,6 +86,10 @@ class ControlService:
         self._heard: dict[int, int] = {}
         """Messages of each node that it must not repeat, and which of them it knows of."""
         self._told_heard: dict[int, int] = {}
+        self._greeted: dict[int, int | None] = {}
+        """Nodes that are saying what is on them, and what was heard of them before; None: by another control service."""
+        self._repeated: dict[int, int] = {}
+        """How many of the next messages of a node were heard before its connection broke."""
         self._deadlines: Deadlines[str] = Deadlines()
 
     def restore(self, records: Iterable[tuple[str, bytes, bytes]], now: float) -> None:
@@ -212,14 +216,8 @@ class ControlService:
         message = event.message
         if self.nodes.get(event.node) is None and type(message) is not messages.NodeHello:
             return  # it is lost, and was told to leave
-        if type(message) in (messages.NodeHello, messages.Announced):
-            self._heard[event.node] = self._told_heard[event.node] = 0
-        elif event.node != self.nodes.head and type(message) not in messages.NEWS:
-            self._heard[event.node] = self._heard.get(event.node, 0) + 1
-            if self._heard[event.node] - self._told_heard.get(event.node, 0) >= HEARD_AT:
-                self._tell_heard()
-            elif "heard" not in self._deadlines:
-                self._deadlines.set("heard", now + HEARD_AFTER_S)
+        if not self._count(event.node, message, now):
+            return
         match message:
             case messages.MemberSaid():
                 self._on_said(event.node, message)
@@ -237,6 +235,32 @@ class ControlService:
                 self._queue.append(Notify(message.job, message.level, message.text))
             case _:
                 self._tell_taker(event, now)
+
+    def _count(self, node: int, message: Message, now: float) -> bool:
+        """Count what nodes must not repeat to a next control service. False if this one has heard it already."""
+        match message:
+            case messages.NodeHello() if message.returns:
+                self._greeted[node] = self._heard.get(node)
+            case messages.NodeHello():
+                self._heard[node] = self._told_heard[node] = 0
+            case messages.Announced() if node in self._greeted:
+                before = self._greeted.pop(node)
+                self._heard[node] = message.first if before is None else before
+                self._repeated[node] = self._heard[node] - message.first
+                self._told_heard[node] = message.first
+                self._deadlines.set("heard", now + HEARD_AFTER_S)
+            case _ if node in self._greeted or node == self.nodes.head or type(message) in messages.NEWS:
+                pass
+            case _ if self._repeated.get(node, 0) > 0:
+                self._repeated[node] -= 1
+                return False
+            case _:
+                self._heard[node] = self._heard.get(node, 0) + 1
+                if self._heard[node] - self._told_heard.get(node, 0) >= HEARD_AT:
+                    self._tell_heard()
+                elif "heard" not in self._deadlines:
+                    self._deadlines.set("heard", now + HEARD_AFTER_S)
+        return True
 
     def _on_said(self, node: int, said: messages.MemberSaid) -> None:
         if self.members.node_of(said.proc) != node:
@@ -291,6 +315,8 @@ class ControlService:
     def _on_node_lost(self, event: NodeLost, now: float) -> None:
         if self.nodes.get(event.node) is None:
             return
+        for counts in (self._heard, self._told_heard, self._greeted, self._repeated):
+            counts.pop(event.node, None)
         for machine in (self.nodes, self.members, self.placement, self.requests):
             # The members' ends are heard of one by one, before the next table hears of the node's.
             for effect in machine.handle(event, now):
