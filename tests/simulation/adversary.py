@@ -283,4 +283,3 @@ class Adversary:
             self.cluster.lost_places.remove(place)
             self.cluster.start_head(place)
             self.cluster.oracle.check_records()
-

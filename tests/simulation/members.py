@@ -153,9 +153,7 @@ class Driver(Member):
         tell = work.requested > 0 if want == 0 else work.requested == 0 or want >= 2 * work.requested
         if tell:
             work.requested = want
-            self.say(
-                p.LeaseDemand(work.class_id, work.demand, want, b"", work.strategy, "task", True, work.granted)
-            )
+            self.say(p.LeaseDemand(work.class_id, work.demand, want, b"", work.strategy, "task", True, work.granted))
 
     def _on_granted(self, message: p.LeaseGranted) -> None:
         work = self.work[message.class_id]
@@ -272,8 +270,10 @@ class Driver(Member):
         self.say(p.Request(op, msgspec.msgpack.encode(arguments)), self._serial)
 
     def _on_reply(self, reply: p.Reply, corr: int) -> None:
-        op, about = self._asked.pop(corr)
-        if op == "kv.put":
+        op, about = self._asked.pop(corr, ("", b""))
+        if not op:
+            pass  # the answer of a head that has died since came too
+        elif op == "kv.put":
             assert reply.ok, reply.body
             self.cluster.oracle.acknowledged_key(about, self._values[about])
         elif not reply.ok:

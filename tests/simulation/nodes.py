@@ -58,7 +58,14 @@ class SimulatedNode:
         gpus = tuple(range(place.resources.get("GPU", 0) // p.UNIT))
         address = HEAD_ADDRESS if is_head else f"n{key}:1"
         facts = NodeFacts(
-            key, place.resources, gpus, STORE_BYTES, address=address, name=f"n{key}", labels=place.labels, memory=NO_WATCH
+            key,
+            place.resources,
+            gpus,
+            STORE_BYTES,
+            address=address,
+            name=f"n{key}",
+            labels=place.labels,
+            memory=NO_WATCH,
         )
         self.manager = NodeManager(facts, new_id=cluster.new_id, validate=cluster.validate)
         self.control: ControlService | None = None

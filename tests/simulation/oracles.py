@@ -73,7 +73,16 @@ class Oracle:
         for name, units in use.demand.items():
             used[name] = used.get(name, 0) + units
             total = use.node.place.resources.get(name, 0)
-            assert used[name] <= total, f"node {use.node.key:x} has {total} of {name}, and {used[name]} are in use"
+            if used[name] > total:
+                self._drop_disowned()
+            assert used[name] <= total, f"{use.node} has {total} of {name}, and {used[name]} are in use"
+
+    def _drop_disowned(self) -> None:
+        """What was lent to processes that count as lost, though they live, is free: the workers are being killed."""
+        control = self._cluster.control
+        for use in [use for use in self._uses.values() if use.owner]:
+            if control is None or not control.members.node_of(use.owner):
+                self.ended(use.proc)
 
     def returned(self, lease: int) -> None:
         use = self._by_lease.get(lease)
@@ -158,7 +167,8 @@ class Oracle:
         for node in self._cluster.nodes.values():
             ledger = node.manager.leases.ledger
             if ledger.available() != ledger.total or node.manager.leases.statistics()["leases_wanted"]:
-                out.append(f"node {node.key:x} has {ledger.available()} of {ledger.total}")
+                held = list(node.manager.leases._leases.values())
+                out.append(f"{node} has {ledger.available()} of {ledger.total}; there are {held}")
             seen = control.nodes.get(node.key)
             if seen is None or {name: x for name, x in seen.room().items() if x} != ledger.total:
                 out.append(f"node {node.key:x} has all, and the control service thinks {seen and seen.room()}")

@@ -87,7 +87,7 @@ class ControlService:
         """Messages of each node that it must not repeat, and which of them it knows of."""
         self._told_heard: dict[int, int] = {}
         self._greeted: dict[int, int | None] = {}
-        """Nodes that are saying what is on them, and what was heard of them before; None: by another control service."""
+        """Nodes that are saying what is on them, and how much was heard of them before; None: by another head."""
         self._repeated: dict[int, int] = {}
         """How many of the next messages of a node were heard before its connection broke."""
         self._deadlines: Deadlines[str] = Deadlines()
@@ -218,6 +218,8 @@ class ControlService:
             return  # it is lost, and was told to leave
         if not self._count(event.node, message, now):
             return
+        if self.nodes.is_new(event.node) and type(message) not in (messages.NodeHello, messages.Resources):
+            self._tell(self.nodes, nodes.Announce(), now)
         match message:
             case messages.MemberSaid():
                 self._on_said(event.node, message)
