@@ -183,7 +183,8 @@ class Cluster:
     def shorten(self, message: p.Message) -> p.Message:
         """See `large`."""
         if self._large and type(message) is messages.Nodes:
-            return messages.Nodes(message.joined[:1], message.gone[:1], message.durable)
+            assert not message.whole, "whoever comes back would take all others for lost"
+            return msgspec.structs.replace(message, joined=message.joined[:1], gone=message.gone[:1])
         return message
 
     # ------------------------------------------------------------------ processes and records

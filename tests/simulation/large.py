@@ -55,7 +55,8 @@ class Large:
         self._phase("tasks that are done", self.tasks, self._queue)
         self._phase("nodes that are free again", self.nodes, self._leave)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(f"peak memory {peak:,.0f} MB: {peak * 1024 / (self.nodes + 1):.0f} KB for each node with all that is on it")
+        each = peak * 1024 / (self.nodes + 1)
+        print(f"peak memory {peak:,.0f} MB: {each:.0f} KB for each node with all that is on it")
 
     def _phase(self, what: str, count: int, act: Callable[[], Callable[[], bool]]) -> None:
         began, steps, at = time.perf_counter(), self.cluster.timeline.steps, self.cluster.timeline.now

@@ -13,6 +13,8 @@ import msgspec
 from ray import _protocol as p
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.simulation.cluster import Cluster
     from tests.simulation.nodes import SimulatedNode
 
@@ -37,16 +39,38 @@ class Member:
         if self.alive:
             self.cluster.timeline.after(LOCAL_S, self.node.member_said, self.proc, message, corr)
 
+    def take(self, message: p.Message, corr: int) -> None:
+        """A message of its node arrives."""
+        self.hear(message, corr)
+
     def hear(self, message: p.Message, corr: int) -> None:
         raise NotImplementedError
 
 
 class Worker(Member):
-    """Runs what it is told to; `actor` is what it has become."""
+    """Runs what it is told to; `actor` is what it has become. While `frozen` it does nothing, and all waits for it."""
 
     def __init__(self, node: SimulatedNode, proc: int, pid: int) -> None:
         super().__init__(node, proc, pid)
         self.actor: p.ActorInit | None = None
+        self.frozen = False
+        self._waiting: list[Callable[[], None]] = []
+
+    def take(self, message: p.Message, corr: int) -> None:
+        self._do(lambda: self.hear(message, corr))
+
+    def _do(self, action: Callable[[], None]) -> None:
+        if self.frozen:
+            self._waiting.append(action)
+        elif self.alive:
+            action()
+
+    def thaw(self) -> None:
+        """It goes on."""
+        self.frozen = False
+        waiting, self._waiting = self._waiting, []
+        for action in waiting:
+            self._do(action)
 
     def hear(self, message: p.Message, corr: int) -> None:
         match message:
@@ -54,14 +78,14 @@ class Worker(Member):
                 assert self.actor is None, f"process {self.proc} became two actors"
                 self.actor = message
                 self.cluster.oracle.began(self)
-                self.cluster.timeline.after(self.cluster.draw(0.001, 0.05), self._ready)
+                self.cluster.timeline.after(self.cluster.draw(0.001, 0.05), self._do, self._ready)
             case p.ActorStop():
                 self._leave("no handles are left")
             case p.Exit() if self.actor is None:
                 self.cluster.timeline.after(LOCAL_S, self.node.exits, self.pid, 0)
 
     def _ready(self) -> None:
-        if self.actor is None or not self.alive:
+        if self.actor is None:
             return
         if self.cluster.happens("init_fails"):
             self.say(p.ActorFailed(self.actor.actor, self.actor.incarnation, b"error"))

@@ -195,7 +195,9 @@ class SimulatedNode:
             self.feed(CoreJoined(worker.proc, p.ROLE_WORKER, worker.pid))
 
     def exits(self, pid: int, code: int) -> None:
-        """A worker's process ends. What it has said arrives first; the loss of its connection and its end, in any order."""
+        """A worker's process ends. What it has said arrives first; that its connection is lost and it has ended, in any
+        order.
+        """
         proc = self._processes.pop(pid, None)
         if proc is None or not self.alive:
             return
@@ -204,6 +206,17 @@ class SimulatedNode:
         timeline = self.cluster.timeline
         timeline.after(LOCAL_S * (1 + self.cluster.draw(0, 2)), self._left, proc)
         timeline.after(LOCAL_S * (1 + self.cluster.draw(0, 2)), self._reaped, pid, proc, code)
+
+    def _freeze(self, pids: tuple[int, ...]) -> None:
+        for pid in pids:
+            # One that is not there has ended, and was not reaped yet.
+            if (proc := self._processes.get(pid)) is not None:
+                self._worker_of[proc].frozen = True
+
+    def _thaw(self, pids: tuple[int, ...]) -> None:
+        for pid in pids:
+            if (proc := self._processes.get(pid)) is not None:
+                self._worker_of[proc].thaw()
 
     def _reaped(self, pid: int, proc: int, code: int) -> None:
         if self.alive:
@@ -229,6 +242,12 @@ class SimulatedNode:
                 self._fork(effect)
             case events.Kill():
                 self.cluster.timeline.after(self.cluster.draw(0.0001, 0.005), self.exits, effect.pid, -9)
+            case events.Freeze():
+                self._freeze(effect.pids)
+            case events.Thaw():
+                self._thaw(effect.pids)
+            case events.Guard():
+                pass  # for the zygote, should this process be stopped itself
             case events.ReadLogTail():
                 self._queue.appendleft(events.LogTail(effect.proc, ()))
             case events.Disconnect():
@@ -259,7 +278,7 @@ class SimulatedNode:
     @staticmethod
     def _hears(member: Member, message: p.Message, corr: int) -> None:
         if member.alive:
-            member.hear(message, corr)
+            member.take(message, corr)
 
     def _say(self, effect: ToNode) -> None:
         message = effect.message

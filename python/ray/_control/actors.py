@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from ray._control import names
+from ray._control import strategy as strategies
 from ray._control.actor_records import (
     Actor,
     ActorWorkerExits,
@@ -36,6 +37,7 @@ from ray._control.actor_records import (
     WithdrawActor,
 )
 from ray._control.causes import NO_HANDLES, ActorDeath, death_text, init_failed_text
+from ray._control.group_records import DetachedActorOver, GroupOver
 from ray._control.machine import (
     FromNode,
     Machine,
@@ -101,6 +103,8 @@ class ActorTable(Machine):
         self._connected: dict[int, None] = {}
         self._returning = False
         """Nodes have time to come back, and have not said all yet."""
+        self._grouped: dict[bytes, dict[bytes, Actor]] = {}
+        """Actors that are not dead, by the placement group that they are in."""
         self.names = names.NameTable()
         self._events = {
             ProcessJoined: self._on_joined,
@@ -108,6 +112,7 @@ class ActorTable(Machine):
             Placed: self._on_placed,
             Unplaceable: self._on_unplaceable,
             ActorWorkerGone: self._on_worker_gone,
+            GroupOver: self._on_group_over,
         }
         self._messages = {
             ActorCreate: self._on_create,
@@ -217,6 +222,8 @@ class ActorTable(Machine):
         if not actor.detached:
             self._owned.setdefault(actor.owner, {})[actor.id] = actor
         self._save(actor)
+        if group := strategies.parse(actor.strategy).group:
+            self._grouped.setdefault(group, {})[actor.id] = actor
         self._place(actor)
 
     def _place(self, actor: Actor) -> None:
@@ -350,6 +357,11 @@ class ActorTable(Machine):
             self._emit(WithdrawActor(actor.id))
             self._die(actor, f"{actor.class_name} ended before it had a process: {death.reason}")
 
+    def _on_group_over(self, event: GroupOver, now: float) -> None:
+        """Its actors end with it, and are not restarted: there is nowhere for them to be."""
+        for actor in list(self._grouped.get(event.group, {}).values()):
+            self._end(actor, ActorDeath(event.reason, final=True))
+
     def _on_worker_gone(self, event: ActorWorkerGone, now: float) -> None:
         actor = self._by_proc.pop(event.proc, None)
         if actor is None:
@@ -372,6 +384,12 @@ class ActorTable(Machine):
     def _die(self, actor: Actor, cause: str | bytes, *, kind: int = CAUSE_TEXT) -> None:
         actor.state = "dead"
         actor.doom = None
+        if (group := strategies.parse(actor.strategy).group) in self._grouped:
+            self._grouped[group].pop(actor.id, None)
+            if not self._grouped[group]:
+                del self._grouped[group]
+        if actor.detached:
+            self._emit(DetachedActorOver(actor.id))
         actor.cause_kind = kind
         actor.cause = cause.encode() if isinstance(cause, str) else cause
         actor.spec = actor.env = actor.strategy = b""
@@ -452,7 +470,6 @@ class ActorTable(Machine):
 
     def restore(self, table: str, key: bytes, value: bytes) -> None:
         """Take over a record of the control service before. Actors must come before their lives."""
-        self._returning = True
         if table == NAMES_TABLE:
             self.names.restore(msgspec.msgpack.decode(value, type=names.Name))
         elif table == ACTORS_TABLE:
@@ -498,6 +515,10 @@ class ActorTable(Machine):
             self._subscribers.setdefault(actor_id, {})[message.proc] = None
             if actor.state == "alive":
                 self._emit(Send(message.proc, self._state(actor)))
+
+    def expect_return(self) -> None:
+        """Nodes may come back and say of actors, and of their creators, what is not known yet."""
+        self._returning = True
 
     def give_up_missing(self) -> None:
         """Nodes have had their time to come back: what did not come with them has ended, or was never placed."""

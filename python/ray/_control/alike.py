@@ -16,7 +16,7 @@ from ray._control import strategy as strategies
 from ray._control.candidates import Candidates
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from ray._control.demands import Demand, Key
     from ray._control.nodes import NodeTable
@@ -48,13 +48,19 @@ class Alike:
         """Some of those who wait were told that no node can ever meet them."""
         self._tiers = tiers
 
-    def candidates(self) -> Candidates | None:
-        """The view that counts now, up to date; None if no node can ever meet the demand."""
+    def candidates(self, apart: Collection[int] = ()) -> Candidates | None:
+        """The view that counts now, up to date; None if no node can ever meet the demand.
+
+        Of several views one that has only nodes in `apart` counts if the others have nobody else.
+        """
+        first: Candidates | None = None
         for tier in self._tiers:
             tier.refresh()
             if tier.able:
-                return tier
-        return None
+                if tier.has_others_than(apart):
+                    return tier
+                first = first or tier
+        return first
 
     def close(self) -> None:
         for tier in self._tiers:

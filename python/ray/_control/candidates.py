@@ -19,7 +19,7 @@ from ray._control import strategy as strategies
 from ray._control.node_records import fits
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator
+    from collections.abc import Collection, Container, Iterator
 
     from ray._control.node_records import Node
     from ray._control.nodes import NodeTable
@@ -83,6 +83,10 @@ class Candidates:
         if len(self._heap) > 2 * len(self._open) + 64:  # stale entries are dropped before they pile up
             self._heap = [(rank, key) for key, rank in self._open.items()]
             heapq.heapify(self._heap)
+
+    def has_others_than(self, nodes: Collection[int]) -> bool:
+        """Whether any node could meet the demand that is not one of these."""
+        return any(key not in nodes for key in self.able)
 
     def has_room(self) -> bool:
         """Whether any node has room now. (After `refresh`, as all that follows.)"""

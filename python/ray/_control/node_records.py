@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from ray import _bundle_names as bundle_names
 from ray._control.machine import Effect, Event
 from ray._control.messages import NodeEntry  # noqa: TC001  (msgspec reads the annotation)
 from ray._protocol import UNIT
@@ -73,6 +74,10 @@ class Node(msgspec.Struct):
     """It is only there for a program outside of the cluster, and nobody misses it."""
     unanswered: int = 0
     """Questions whether it lives since it last answered one."""
+    heard_at: float = 0.0
+    """When it last answered a question, or greeted."""
+    answered: int = 0
+    """The last question that it has answered, which the next one tells it."""
     assumed: list[tuple[int, dict[str, int]]] = []
     serial: int = 0
     actors: int = 0
@@ -82,6 +87,8 @@ class Node(msgspec.Struct):
     """Its connection broke, and it may come back."""
     reason: str = ""
     """Why it was lost."""
+    bundles: dict[str, dict[int, dict[str, int]]] = {}
+    """What is committed there for placement groups, by group and index; `total` has their names."""
     order: int = 0
     """How many had joined before."""
     announced: bool = False
@@ -117,8 +124,13 @@ class Node(msgspec.Struct):
         return self.serial
 
     def confirm(self, free: dict[str, int], serial: int) -> None:
-        """Take over the node's own words."""
-        self.free = free
+        """Take over the node's own words. Of bundles that it had not heard of when it said them, all is free."""
+        self.free = dict(free)
+        for group, bundles in self.bundles.items():
+            for index, amounts in bundles.items():
+                if bundle_names.name_in(bundle_names.MARKER, group, index) not in free:
+                    for name, units in bundle_names.offered(amounts, group, index).items():
+                        self.free[name] = self.free.get(name, 0) + units
         self.assumed = [entry for entry in self.assumed if entry[0] > serial]
         self._recount()
 
@@ -150,8 +162,33 @@ class Node(msgspec.Struct):
         assert self.used in (-1.0, self._utilization()), f"{self} has miscounted its use"
 
     def can_ever(self, demand: dict[str, int]) -> bool:
-        """Whether the node has that much at all."""
-        return all(units <= self.total.get(name, 0) for name, units in demand.items())
+        """Whether the node has that much at all; for a demand in a placement group, in one of its bundles."""
+        if not all(units <= self.total.get(name, 0) for name, units in demand.items()):
+            return False
+        if not self.bundles or (asked := bundle_names.wanted_of_any(demand)) is None:
+            return True
+        group, amounts = asked
+        return any(
+            all(units <= bundle.get(name, 0) for name, units in amounts.items() if name != bundle_names.MARKER)
+            for bundle in self.bundles.get(group, {}).values()
+        )
+
+    def offer(self, group: str, index: int, amounts: dict[str, int]) -> None:
+        """The node has this bundle from now on, and all of it is free."""
+        self.bundles.setdefault(group, {})[index] = amounts
+        for name, units in bundle_names.offered(amounts, group, index).items():
+            self.total[name] = self.total.get(name, 0) + units
+            self.free[name] = self.free.get(name, 0) + units
+            self.left[name] = self.left.get(name, 0) + units
+        self.changed()
+
+    def withdraw(self, group: str) -> None:
+        """The node has no bundle of this group any more."""
+        for index, amounts in self.bundles.pop(group, {}).items():
+            for name in bundle_names.offered(amounts, group, index):
+                self.total.pop(name, None)
+                self.free.pop(name, None)
+        self._recount()
 
     def utilization(self) -> float:
         """The largest used share of CPUs, GPUs and memory, and of actors against CPUs, from 0 to 1 and above."""
@@ -162,8 +199,8 @@ class Node(msgspec.Struct):
     def _utilization(self) -> float:
         shares = [
             1.0 - self.left.get(name, 0) / units
-            for name, units in self.total.items()
-            if name in (CPU, "GPU", "memory") and units > 0
+            for name in (CPU, "GPU", "memory")
+            if (units := self.total.get(name, 0)) > 0
         ]
         cpus = max(self.total.get(CPU, 0) // UNIT, 1)
         # Actors hold no CPU by default, and yet a node should not get all of them.

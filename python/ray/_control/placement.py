@@ -5,7 +5,8 @@ that has no room any more refuses, and the demand is placed anew. A demand that 
 stands in line on nodes that could meet it, where it takes part in the sharing out between owners.
 
 How nodes are chosen: of those that are allowed and have room, those that are wished for first; then evenly, the least
-used first. "SPREAD" counts what the same demand has got from each node. Actors prefer the node of their creator while
+used first. Nodes that have lost each other lately (`APART_S`) get nothing from one another as long as there is another
+choice. "SPREAD" counts what the same demand has got from each node. Actors prefer the node of their creator while
 it is less than half used. Demands that ask for the same share a view of the nodes (`Candidates`) and wait in turn
 (`Alike`), so that nothing here goes through all nodes or all demands for one of them.
 
@@ -17,13 +18,14 @@ remembers, each demand is found.
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from ray._control import strategy as strategies
 from ray._control.actor_records import PlaceActor as ActorWanted
 from ray._control.actor_records import Unplaceable, WithdrawActor
 from ray._control.alike import Kinds
 from ray._control.demands import ACTORS, Demand, Key
+from ray._control.group_records import GroupOver, GroupPlaced
 from ray._control.machine import (
     Deadlines,
     FromNode,
@@ -35,7 +37,7 @@ from ray._control.machine import (
     ToNode,
     earliest,
 )
-from ray._control.members import GrantPassed
+from ray._control.members import GrantPassed, NodesApart
 from ray._control.messages import (
     ActorPlaced,
     ActorRefused,
@@ -58,8 +60,11 @@ if TYPE_CHECKING:
 
     from ray._control.alike import Alike, Asked
     from ray._control.candidates import Candidates
+    from ray._control.groups import GroupTable
     from ray._control.node_records import Node
     from ray._control.nodes import NodeTable
+
+T = TypeVar("T", int, bytes)
 
 QUEUE_AFTER_S: Final = 0.1
 """How long a demand waits for room anywhere before it stands in line on nodes."""
@@ -78,6 +83,13 @@ occasion."""
 NEAR_UTILIZATION: Final = 0.5
 """An actor lives on its creator's node while that is used less than this."""
 
+APART_S: Final = 30.0
+"""How long a node gets no demands of another one's processes after these could not reach it, though the head does: each
+try costs them seconds."""
+
+APART_MAX: Final = 10_000
+"""Pairs of such nodes that are remembered; of more the oldest is forgotten, and tried again."""
+
 SHY_S: Final = 0.05
 """After a refusal the node is not asked again for the same demand so soon: what is free there is about to change."""
 
@@ -85,18 +97,25 @@ SHY_OF_MEMORY_S: Final = 1.0
 """The same if the demand is held back there for want of memory, which the view of what is free does not show. Meanwhile
 it stands in line there, as anywhere."""
 
+BUNDLES_SHOWN: Final = 4
+"""Of a placement group's bundles a sentence tells no more than these."""
+
 
 class Placement(Machine):
     """See the module's docstring.
 
     Args:
         nodes: The view of the cluster.
+        groups: Placement groups, in which demands may be.
         node_of: Where a member is.
     """
 
-    def __init__(self, nodes: NodeTable, node_of: Callable[[int], int], *, validate: bool = False) -> None:
+    def __init__(
+        self, nodes: NodeTable, groups: GroupTable, node_of: Callable[[int], int], *, validate: bool = False
+    ) -> None:
         super().__init__(validate=validate)
         self._nodes = nodes
+        self._groups = groups
         self._node_of = node_of
         self._demands: dict[Key, Demand] = {}
         self._kinds = Kinds(nodes)
@@ -109,18 +128,27 @@ class Placement(Machine):
         """The same."""
         self._at: dict[int, dict[Key, Demand]] = {}
         """Demands that remember anything of a node."""
+        self._by_group: dict[bytes, dict[Key, Demand]] = {}
+        """Demands in a placement group."""
         self._hosts: dict[int, int] = {}
         """Nodes of the processes that are actors."""
+        self._apart: dict[tuple[int, int], float] = {}
+        """Nodes that have lost each other, though both are here, and until when they are kept apart; oldest first."""
+        self._apart_of: dict[int, dict[int, float]] = {}
+        """The same, by the first of each pair."""
         self._waits = Waits()
         self._deadlines: Deadlines[str] = Deadlines()
         self._events = {
             ActorWanted: self._on_actor_wanted,
             WithdrawActor: self._on_actor_withdrawn,
             GrantPassed: self._on_grant_passed,
+            NodesApart: self._on_nodes_apart,
             NodeCame: self._on_node_came,
             NodeFreed: self._on_node_freed,
             NodeLost: self._on_node_lost,
             NodeWentAway: self._on_node_away,
+            GroupPlaced: self._on_group_placed,
+            GroupOver: self._on_group_over,
             ProcessLeft: self._on_process_left,
             Tick: self._on_tick,
         }
@@ -237,6 +265,25 @@ class Placement(Machine):
                 self._leave_queues(demand)
         self._forget_if_done(demand)
 
+    def _on_nodes_apart(self, event: NodesApart, now: float) -> None:
+        for pair in ((event.asker, event.node), (event.node, event.asker)):
+            self._apart.pop(pair, None)
+            self._apart[pair] = self._apart_of.setdefault(pair[0], {})[pair[1]] = now + APART_S
+        self._forget_apart(now)
+
+    def _forget_apart(self, now: float) -> None:
+        """Nodes whose time is over may have to do with each other again, and of too many pairs the oldest."""
+        while self._apart and (len(self._apart) > APART_MAX or next(iter(self._apart.values())) <= now):
+            home, node = next(iter(self._apart))
+            del self._apart[home, node], self._apart_of[home][node]
+            if not self._apart_of[home]:
+                del self._apart_of[home]
+
+    def _apart_from(self, home: int, now: float) -> dict[int, float]:
+        """Nodes that are kept apart from one."""
+        self._forget_apart(now)
+        return self._apart_of.get(home, {})
+
     def _on_process_left(self, event: ProcessLeft, now: float) -> None:
         for demand in list(self._by_owner.get(event.proc, {}).values()):
             self._withdraw(demand)
@@ -310,6 +357,12 @@ class Placement(Machine):
         if not demand.count:
             self._forget_if_done(demand)
             return
+        kind = self._kind_of[demand.key]
+        apart = self._apart_from(demand.home, now)
+        candidates = kind.candidates(apart)
+        kind.is_hopeless = kind.is_hopeless or candidates is None
+        if demand.strategy.kind == strategies.GROUP and self._waits_for_group(demand, candidates, now):
+            return
         if self._nodes.is_alone:
             only = self._nodes.living()[0]
             if demand.strategy.allows(only):
@@ -317,9 +370,6 @@ class Placement(Machine):
                 if only.key not in demand.queued:
                     self._give(demand, [(only, demand.count)], queue=True)
                 return
-        kind = self._kind_of[demand.key]
-        candidates = kind.candidates()
-        kind.is_hopeless = kind.is_hopeless or candidates is None
         if candidates is None and self._is_bound_to_lost(demand):
             self._fail(demand, self._describe_hopeless(demand))
             self._withdraw(demand)
@@ -327,7 +377,7 @@ class Placement(Machine):
         self._set_hopeless(demand, "" if candidates is not None else self._describe_hopeless(demand), now)
         if candidates is None:
             return
-        self._give(demand, self._choose(demand, candidates, now), queue=False)
+        self._give(demand, self._choose(demand, candidates, apart, now), queue=False)
         if demand.count:
             self._wait(demand, now)
         else:
@@ -352,18 +402,44 @@ class Placement(Machine):
             fruitless = fruitless + 1 if demand.count == before else 0
             candidates.refresh()
 
+    def _waits_for_group(self, demand: Demand, candidates: Candidates | None, now: float) -> bool:
+        """Whether no bundle that the demand may run in is there yet; if its group is gone, it fails."""
+        group = demand.strategy.group
+        if candidates is not None:
+            demand.for_group = False
+            return False
+        if gone := self._groups.gone(group):
+            self._fail(demand, gone, group_removed=True)
+            self._withdraw(demand)
+            return True
+        demand.for_group = bool(self._groups.why(group))
+        if demand.for_group:
+            self._set_hopeless(demand, "", now)
+            if demand.is_actor and not demand.waits:
+                demand.waits = True
+                self._waits.add(demand, now, infeasible=False)
+        return demand.for_group
+
     def _is_bound_to_lost(self, demand: Demand) -> bool:
         """Whether it may run on one node only, and that node will not come back: node ids are never used again."""
         strategy = demand.strategy
         return strategy.kind == strategies.NODE and not strategy.soft and self._nodes.get(strategy.node) is None
 
     def _may_fail(self, kind: Alike) -> bool:
-        return any(self._is_bound_to_lost(demand) for demand in itertools.islice(kind.waiting.values(), 1))
+        """Whether those who wait for the same have waited in vain: one stands for all."""
+        return any(
+            self._is_bound_to_lost(demand) or (demand.strategy.group and self._groups.gone(demand.strategy.group))
+            for demand in itertools.islice(kind.waiting.values(), 1)
+        )
 
-    def _choose(self, demand: Demand, candidates: Candidates, now: float) -> list[tuple[Node, int]]:
+    def _choose(
+        self, demand: Demand, candidates: Candidates, apart: dict[int, float], now: float
+    ) -> list[tuple[Node, int]]:
         """Nodes with room, and how many leases each gets."""
         demand.shy = {node: until for node, until in demand.shy.items() if until > now}
         excluded = dict.fromkeys(demand.shy)
+        if candidates.has_others_than(apart):
+            excluded.update(dict.fromkeys(apart))
         if demand.is_actor:
             excluded.update(demand.queued)
         elif demand.strategy.is_local_first:
@@ -406,7 +482,8 @@ class Placement(Machine):
         for node, count in chosen:
             if demand.strategy.kind == strategies.SPREAD:
                 demand.given[node.key] = demand.given.get(node.key, 0) + count
-            serial = node.assume(demand.demand, count)
+            # Of a node that is alone nobody asks what is free, and it does not say so.
+            serial = node.serial if self._nodes.is_alone else node.assume(demand.demand, count)
             if demand.is_actor:
                 node.count_actor(1)
             if demand.is_actor or node.key != demand.home:
@@ -422,6 +499,8 @@ class Placement(Machine):
         if not demand.is_actor:
             self._by_owner.setdefault(demand.owner, {})[demand.key] = demand
             self._by_home.setdefault(demand.home, {})[demand.key] = demand
+        if demand.strategy.group:
+            self._by_group.setdefault(demand.strategy.group, {})[demand.key] = demand
 
     def _remove(self, demand: Demand) -> None:
         if self._demands.pop(demand.key, None) is None:
@@ -435,6 +514,8 @@ class Placement(Machine):
         if not demand.is_actor:
             _take(self._by_owner, demand.owner, demand.key)
             _take(self._by_home, demand.home, demand.key)
+        if demand.strategy.group:
+            _take(self._by_group, demand.strategy.group, demand.key)
 
     def _set_count(self, demand: Demand, count: int) -> None:
         """Note how much of it waits."""
@@ -490,22 +571,27 @@ class Placement(Machine):
         elif reason:
             self._wait(demand, now)
 
-    def _fail(self, demand: Demand, reason: str) -> None:
+    def _fail(self, demand: Demand, reason: str, *, group_removed: bool = False) -> None:
         """It can never be met, and waiting does not help."""
         if demand.is_actor:
             self._emit(Unplaceable(demand.actor, demand.incarnation, reason))
         else:
-            self._emit(Send(demand.owner, LeaseFailed(demand.class_id, reason)))
+            self._emit(Send(demand.owner, LeaseFailed(demand.class_id, reason, group_removed)))
 
     def _stand_in_line(self, kind: Alike, now: float) -> None:
         """Let nodes that could meet demands share out to them what becomes free."""
-        candidates = kind.candidates()
-        while candidates is not None and kind.unlined and kind.lines < LINES_MAX * len(candidates.able):
+        while kind.unlined:
             key, demand = next(iter(kind.unlined.items()))
+            apart = self._apart_from(demand.home, now)
+            candidates = kind.candidates(apart)
+            if candidates is None or kind.lines >= LINES_MAX * len(candidates.able):
+                return
             if now - demand.since < QUEUE_AFTER_S:
                 return
             del kind.unlined[key]
             excluded = dict.fromkeys(demand.queued)
+            if candidates.has_others_than(apart):
+                excluded.update(dict.fromkeys(apart))
             if not demand.is_actor:
                 excluded[demand.home] = None
             room = (1 if demand.is_actor else QUEUES_MAX) - len(demand.queued)
@@ -588,11 +674,28 @@ class Placement(Machine):
             if demand.count and demand.key in self._demands:
                 self._place(demand, now)
 
+    # ------------------------------------------------------------------ placement groups
+
+    def _on_group_placed(self, event: GroupPlaced, now: float) -> None:
+        for demand in self._of_group(event.group):
+            self._end_wait(demand)
+            self._place(demand, now)
+
+    def _on_group_over(self, event: GroupOver, now: float) -> None:
+        for demand in self._of_group(event.group):
+            self._fail(demand, event.reason, group_removed=True)
+            self._withdraw(demand)
+
+    def _of_group(self, group: bytes) -> list[Demand]:
+        return list(self._by_group.get(group, {}).values())
+
     # ------------------------------------------------------------------ words
 
     def _why(self, demand: Demand) -> str:
         if demand.hopeless:
             return demand.hopeless
+        if demand.for_group:
+            return self._groups.why(demand.strategy.group)
         candidates = self._kind_of[demand.key].candidates()
         able = candidates.able if candidates is not None else {}
         many = "1 node" if len(able) == 1 else f"{len(able)} nodes"
@@ -600,11 +703,14 @@ class Placement(Machine):
         if short:
             more = f" (and on {len(short) - 1} more)" if len(short) > 1 else ""
             return f"waits, where there is room: {short[0]}{more}"
-        return f"needs {show_demand(demand.demand)}; {many} could give it, and none has it free now"
+        where = f" in {demand.strategy}" if demand.strategy.kind == strategies.GROUP else ""
+        return f"needs {show_demand(demand.demand)}{where}; {many} could give it, and none has it free now"
 
     def _describe_hopeless(self, demand: Demand) -> str:
         """Why no node can meet it, with what there is."""
         nodes = self._nodes.living()
+        if demand.strategy.kind == strategies.GROUP:
+            return self._describe_no_bundle(demand)
         asked = {name: max(demand.demand.get(name, 0), demand.place.get(name, 0)) for name in demand.place}
         asked = {**demand.demand, **asked}
         allowed = [node for node in nodes if demand.strategy.allows(node)]
@@ -618,6 +724,17 @@ class Placement(Machine):
                 where = "this node has" if len(nodes) == 1 else "the most that one node has is"
                 return f"needs {show_part(name, units)}; {where} {show(name, most) if most else 'none'}"
         return f"needs {show_demand(asked)}, which no node has together"
+
+    def _describe_no_bundle(self, demand: Demand) -> str:
+        """Why no bundle of a group that is created can meet it."""
+        asked = show_demand({**demand.place, **demand.demand})
+        group = self._groups.get(demand.strategy.group)
+        if group is None:
+            return f"needs {asked} in {demand.strategy}, which is gone"
+        if not 0 <= demand.strategy.bundle < len(group.bundles):
+            has = "; ".join(show_demand(bundle) for bundle in group.bundles[:BUNDLES_SHOWN])
+            return f"needs {asked} in {demand.strategy}; its bundles have {has}"
+        return f"needs {asked} in {demand.strategy}, which has {show_demand(group.bundles[demand.strategy.bundle])}"
 
     def _tell_waits(self, now: float) -> None:
         """Tell people about actors that wait for long, or for ever."""
@@ -651,24 +768,29 @@ class Placement(Machine):
             self._require(demand.count >= 0, f"{demand} is placed more often than wanted")
             self._require(all(demand.out.values()), f"{demand} remembers nodes for nothing")
             for node in demand.out:
-                self._require(self._nodes.get(node), f"{demand} is placed on a node that is lost")
+                # That the node is lost is heard of after the ends of its members.
+                self._require(self._nodes.find(node), f"{demand} is placed on a node that never was")
             for node in {**demand.out, **demand.queued, **demand.given, **demand.held_back}:
                 self._require(demand.key in self._at.get(node, {}), f"{demand} is not found by node {node:x}")
             self._require(demand.key in self._kind_of, f"{demand} is of no kind")
             if not demand.is_actor:
                 self._require(demand.key in self._by_owner.get(demand.owner, {}), f"{demand} is not found by its owner")
                 self._require(demand.key in self._by_home.get(demand.home, {}), f"{demand} is not found by its home")
-        for index in (self._at, self._by_owner, self._by_home):
-            known = all(key in self._demands for entries in index.values() for key in entries)
-            self._require(known and all(index.values()), "a demand is found that is over")
+            if group := demand.strategy.group:
+                self._require(demand.key in self._by_group.get(group, {}), f"{demand} is not found by its group")
+        indexes = (self._at, self._by_owner, self._by_home, self._by_group)
+        for entries in itertools.chain.from_iterable(index.values() for index in indexes):
+            self._require(entries and entries.keys() <= self._demands.keys(), "a demand is found that is over")
         for kind in self._kinds:
             for problem in kind.problems():
                 self._require(False, problem)
             is_listed = self._waiting.get(kind.asked) is kind
             self._require(is_listed == bool(kind.waiting), f"{kind.asked} waits wrongly")
+        pairs = sum(len(nodes) for nodes in self._apart_of.values())
+        self._require(pairs == len(self._apart), "nodes are kept apart wrongly")
 
 
-def _take(index: dict[int, dict[Key, Demand]], at: int, key: Key) -> None:
+def _take(index: dict[T, dict[Key, Demand]], at: T, key: Key) -> None:
     """Take an entry out of an index that has no empty ones."""
     entries = index.get(at)
     if entries is not None:

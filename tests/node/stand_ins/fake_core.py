@@ -149,6 +149,12 @@ class NodeCore:
         if channel is not None:
             channel.socket.shutdown(socket.SHUT_RDWR)
 
+    def offer_segment(self, segment: int, fd: int, size: int, filled: int) -> None:
+        """Nobody pulls from a stand-in."""
+
+    def withdraw_segment(self, segment: int) -> bool:
+        return True
+
     def close(self) -> None:
         self._listener.close()
 
