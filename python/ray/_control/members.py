@@ -199,6 +199,10 @@ class MemberTable(Machine):
         if event.node in self._announcing:
             del self._announcing[event.node]
             self._take_again(self._held.release((event.node, *self._by_node[event.node])), now)
+        for proc in self._by_node[event.node]:
+            if proc in self._askers:
+                # The first time may have been lost with the connection.
+                self._emit(ToNode(event.node, GiveUpMember(proc, "a process of another node")))
 
     def _on_gone(self, event: FromNode, message: MemberGone, now: float) -> None:
         member = self._members.get(message.proc)
@@ -271,6 +275,10 @@ class MemberTable(Machine):
         self._announcing.clear()
         self._since_return.clear()
         self._take_again(self._held.release_all(), now)
+
+    def holds_something_of(self, node: int) -> bool:
+        """Whether anything that this node has said still waits for others."""
+        return self._held.has_from(node)
 
     def _waits(self, event: FromNode, whom: int) -> bool:
         """Whether a message for this process or node is kept, because that may come back or has not said all."""

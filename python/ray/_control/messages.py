@@ -80,7 +80,12 @@ class SegmentOrphaned(Message, frozen=True):
 
 
 class Announced(Message, frozen=True):
-    """The node that returns has said all; what it had said before and was not heard follows."""
+    """The node that returns has said all; what it had said before and does not know to be heard follows.
+
+    `first` is how many of its messages were heard, as it knows. A control service that heard more leaves those out.
+    """
+
+    first: int = 0
 
 
 class MemberJoined(Message, frozen=True):
@@ -269,7 +274,7 @@ class Nodes(Message, frozen=True):
 
 
 class Heard(Message, frozen=True):
-    """This many of the node's messages since its last `Announced` or `NodeHello` need not be said again.
+    """This many of the node's messages, counted from its first `NodeHello`, need not be said again.
 
     Those that say how things are just now (`NEWS`) are not counted.
     """

@@ -493,7 +493,7 @@ class NodeManager:
                 self._subscribed.setdefault(frame.proc, {})[message.actor] = None
 
     def announcement(self) -> list[Message]:
-        """What is on this node."""
+        """What is on this node. `Announced` is to follow."""
         said: list[Message] = [msgspec.structs.replace(self.facts.hello(), returns=True)]
         said += [messages.MemberJoined(x.proc, x.role, x.pid, x.job) for x in self.processes.all()]
         for proc, hosted in self._hosted.items():
@@ -503,7 +503,7 @@ class NodeManager:
                 )
         for proc, actors in self._subscribed.items():
             said.append(messages.MemberSubscribes(proc, list(actors)))
-        return [*said, messages.Announced()]
+        return said
 
     def say_demands_again(self, now: float) -> list[Effect]:
         """What the control service knew of this node, and what may have been lost between members and this node."""
