@@ -188,6 +188,7 @@ impl Core {
             token,
             node,
             node_address: address,
+            tls: false,
             listeners: Vec::new(),
             io_thread: true,
         };

@@ -14,6 +14,10 @@
 //! [`Handler::on_unknown_node`] and answered by [`Transport::set_address`] or [`Transport::forget_node`]. A
 //! node connects to other nodes, and never to a process that is not one. Descriptors never leave the machine.
 //!
+//! Connections between nodes are TLS if the cluster wants it ([`Config::tls`], which its members learn from their node):
+//! after the preface, between the two processes, whichever node passes the descriptor on; see `tls`. It is nowhere else
+//! than in a [`Socket`](socket::Socket), which encrypts what is sent, and in `reactor::secured`, which reads.
+//!
 //! Writing is described in `connection`, waiting in `drive`, forks in `fork`.
 //!
 //! Locks, in the order in which they may be taken: the reactor (for as long as a thread drives), peers,
@@ -32,11 +36,12 @@ mod routes;
 mod slots;
 mod socket;
 mod thread;
+mod tls;
 
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -57,11 +62,13 @@ use fork::PrivateFd;
 use poller::{Poller, Source};
 use reactor::{Joining, Reactor};
 use routes::{Routes, Way};
+use tls::ClusterTls;
 
 pub use connection::BACKLOG_BYTES_MAX;
-pub use discover::{DiscoverError, discover};
+pub use discover::{DiscoverError, Found, discover};
 pub use drive::Driven;
 pub use socket::{Address, Listener};
+pub use tls::TlsError;
 pub(crate) use thread::{block_signals, spawn_without_signals};
 
 /// Who a peer is.
@@ -136,6 +143,8 @@ pub enum CloseReason {
     NodeGone(String),
     #[error("the handshake failed: {0}")]
     Handshake(#[source] HandshakeError),
+    #[error("the connection is not secure: {0}")]
+    Tls(#[from] TlsError),
     #[error("the handshake was not finished within 5 s")]
     HandshakeTimeout,
     #[error("the peer broke the protocol: {0}")]
@@ -179,6 +188,8 @@ pub struct Config {
     pub token: [u8; 32],
     pub node: ProcId,
     pub node_address: Address,
+    /// Whether connections between nodes are TLS. For the node only: it tells its members.
+    pub tls: bool,
     /// For the node only.
     pub listeners: Vec<Listener>,
     /// Without it frames are only read, and queued ones only written, while a thread drives.
@@ -254,6 +265,9 @@ pub struct Transport {
     dirty: Mutex<Vec<Arc<Connection>>>,
     commands: Mutex<Vec<Command>>,
     foreign: Mutex<Foreign>,
+    nodes_use_tls: AtomicBool,
+    /// Made when the first connection needs it.
+    tls: OnceLock<ClusterTls>,
     io_thread: Mutex<Option<JoinHandle<()>>>,
     /// The handler knows that the descriptors are gone.
     loss_told: AtomicBool,
@@ -283,6 +297,8 @@ impl Transport {
             dirty: Mutex::default(),
             commands: Mutex::default(),
             foreign: Mutex::default(),
+            nodes_use_tls: AtomicBool::new(config.tls),
+            tls: OnceLock::new(),
             io_thread: Mutex::default(),
             loss_told: AtomicBool::new(false),
         });
@@ -312,6 +328,22 @@ impl Transport {
     #[must_use]
     pub fn me(&self) -> PeerInfo {
         self.me
+    }
+
+    /// Whether connections between the nodes of the cluster are TLS.
+    #[must_use]
+    pub fn nodes_use_tls(&self) -> bool {
+        // Known before the first connection with another node is made or accepted, by the thread that does either.
+        self.nodes_use_tls.load(Ordering::Relaxed)
+    }
+
+    /// What secures connections with other nodes.
+    fn tls(&self) -> Result<&ClusterTls, TlsError> {
+        if let Some(tls) = self.tls.get() {
+            return Ok(tls);
+        }
+        let new = ClusterTls::new(&self.credentials)?;
+        Ok(self.tls.get_or_init(|| new))
     }
 
     /// Sends a frame whose body is the concatenation of `body`, after all that were sent to `to` before.

@@ -129,6 +129,7 @@ pub(crate) fn config(me: ProcId, role: Role, address: Address, listeners: Vec<Li
         token: [2; 32],
         node: NODE,
         node_address: address,
+        tls: false,
         listeners,
         io_thread: true,
     }
