@@ -34,6 +34,7 @@ pub(crate) struct Recorder {
     pub(crate) ready: Mutex<Vec<u64>>,
     pub(crate) unknown: Mutex<Vec<ProcId>>,
     pub(crate) warnings: AtomicUsize,
+    pub(crate) warned: Mutex<Vec<String>>,
 }
 
 pub(crate) const ECHO: u8 = 40;
@@ -73,7 +74,8 @@ impl Handler for Recorder {
     fn on_fd_ready(&self, token: u64) {
         self.ready.lock().push(token);
     }
-    fn on_warning(&self, _text: &str) {
+    fn on_warning(&self, text: &str) {
+        self.warned.lock().push(text.to_owned());
         self.warnings.fetch_add(1, Ordering::Release);
     }
 }
@@ -148,6 +150,15 @@ impl Cluster {
 
     /// A node of a cluster of several.
     pub(crate) fn of(node: ProcId) -> Self {
+        Self::with(node, |_| {})
+    }
+
+    /// The same in a cluster whose nodes use TLS.
+    pub(crate) fn secured(node: ProcId) -> Self {
+        Self::with(node, |config| config.tls = true)
+    }
+
+    pub(crate) fn with(node: ProcId, change: impl FnOnce(&mut Config)) -> Self {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let directory = std::env::temp_dir().join(format!("skate-test-{}-{number}", std::process::id()));
@@ -158,6 +169,7 @@ impl Cluster {
         let address = tcp.local_address().unwrap();
         let mut config = config(node, Role::Node, Address::Unix(path), vec![listener, tcp]);
         config.node = node;
+        change(&mut config);
         Self { directory, address, node: start(config).unwrap() }
     }
 
