@@ -134,7 +134,7 @@ def test_addresses_and_keys_are_checked_at_the_call(nodes):
 
 def test_whoever_listens_is_discovered_and_does_not_notice(nodes):
     node = nodes[0]
-    assert _core.discover(node.address, TOKEN, 20.0) == (node.key, os.getpid(), sys.version_info.minor)
+    assert _core.discover(node.address, TOKEN, 20.0) == (node.key, os.getpid(), sys.version_info.minor, False)
     assert node.core.poll(0.0) == []
     with pytest.raises(PermissionError, match="the token is not this cluster's"):
         _core.discover(node.address, bytes(32), 20.0)

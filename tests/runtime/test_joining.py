@@ -39,10 +39,10 @@ def running(monkeypatch):
 
 
 def test_another_minor_version_of_python_is_refused_with_both_versions(monkeypatch):
-    monkeypatch.setattr(_core, "discover", lambda *_: (7, 1, OURS + 1))
+    monkeypatch.setattr(_core, "discover", lambda *_: (7, 1, OURS + 1, False))
     with pytest.raises(ConnectionError, match=rf"runs Python 3\.{OURS + 1}, and this is Python 3\.{OURS}\."):
         joining.reach("127.0.0.1:6379", TOKEN)
-    monkeypatch.setattr(_core, "discover", lambda *_: (7, 1, OURS))
+    monkeypatch.setattr(_core, "discover", lambda *_: (7, 1, OURS, False))
     assert joining.reach("127.0.0.1:6379", TOKEN).node == 7
 
 
@@ -67,11 +67,13 @@ def test_localhost_finds_a_head_that_listens_at_another_address_of_this_machine(
 def test_a_host_that_is_a_name_becomes_the_address_that_answers(monkeypatch):
     asked = []
 
-    def discover(address: str, token: bytes, timeout_s: float) -> tuple[int, int, int]:
+    def discover(
+        address: str, token: bytes, timeout_s: float, tls: bool | None
+    ) -> tuple[int, int, int, bool]:
         asked.append(address)
         if address.startswith("10.0.0.1"):
             raise ConnectionError("nobody there")
-        return 7, 1, OURS
+        return 7, 1, OURS, tls is True
 
     infos = [(2, 1, 6, "", (f"10.0.0.{last}", 6379)) for last in (1, 2, 3)]
     monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: infos)
@@ -83,7 +85,9 @@ def test_a_host_that_is_a_name_becomes_the_address_that_answers(monkeypatch):
 def test_only_so_many_addresses_of_one_name_are_tried(monkeypatch):
     asked = []
 
-    def discover(address: str, token: bytes, timeout_s: float) -> tuple[int, int, int]:
+    def discover(
+        address: str, token: bytes, timeout_s: float, tls: bool | None
+    ) -> tuple[int, int, int, bool]:
         asked.append(timeout_s)
         raise ConnectionError(f"nobody at {address}")
 
@@ -97,7 +101,9 @@ def test_only_so_many_addresses_of_one_name_are_tried(monkeypatch):
 
 
 def test_a_refusal_is_told_rather_than_that_another_address_does_not_answer(monkeypatch):
-    def discover(address: str, token: bytes, timeout_s: float) -> tuple[int, int, int]:
+    def discover(
+        address: str, token: bytes, timeout_s: float, tls: bool | None
+    ) -> tuple[int, int, int, bool]:
         if address.startswith("10.0.0.2"):
             raise PermissionError("the token is not this cluster's")
         raise ConnectionError("nobody there")

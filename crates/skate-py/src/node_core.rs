@@ -95,16 +95,25 @@ fn listen_at(listen: &str) -> PyResult<Listener> {
     Err(failed(last).into())
 }
 
-/// Asks the node that listens at `address` who it is: its key, its pid, and the minor version of its Python 3.
+/// Asks the node that listens at `address` who it is: its key, its pid, the minor version of its Python 3, and whether
+/// the nodes of its cluster use TLS.
 #[pyfunction]
-pub(crate) fn discover(py: Python<'_>, address: &str, token: [u8; 32], timeout_s: f64) -> PyResult<(u64, u32, u8)> {
+#[pyo3(signature = (address, token, timeout_s, tls = None))]
+pub(crate) fn discover(
+    py: Python<'_>,
+    address: &str,
+    token: [u8; 32],
+    timeout_s: f64,
+    tls: Option<bool>,
+) -> PyResult<(u64, u32, u8, bool)> {
     let until = deadline(Some(timeout_s))?.expect("a timeout was given");
     let minor = py.version_info().minor;
-    let node = waiting(py, || match skate_core::transport::discover(address, token, minor, until) {
+    let found = waiting(py, || match skate_core::transport::discover(address, token, minor, tls, until) {
         Err(DiscoverError::Interrupted) => Err(CoreError::Interrupted),
         outcome => outcome.map_err(CoreError::Discover),
     })?;
-    Ok((node.proc.0, node.pid, node.python_minor))
+    let node = found.node;
+    Ok((node.proc.0, node.pid, node.python_minor, found.tls))
 }
 
 impl NodeCore {
@@ -131,7 +140,8 @@ impl NodeCore {
 #[pymethods]
 impl NodeCore {
     #[new]
-    #[pyo3(signature = (*, path, session, token, node, listen = None))]
+    #[pyo3(signature = (*, path, session, token, node, listen = None, tls = false))]
+    #[expect(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn new(
         py: Python<'_>,
         path: String,
@@ -139,6 +149,7 @@ impl NodeCore {
         token: [u8; 32],
         node: u64,
         listen: Option<&str>,
+        tls: bool,
     ) -> PyResult<Self> {
         let queue = Arc::new(Queue::default());
         let node = ProcId(node);
@@ -154,6 +165,7 @@ impl NodeCore {
             token,
             node,
             node_address: Address::Unix(path.clone().into()),
+            tls,
             listeners,
             io_thread: true,
         };
