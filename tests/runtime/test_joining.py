@@ -130,3 +130,39 @@ def test_an_address_that_is_not_this_machines_is_announced_and_all_are_listened_
     assert (announced.ip, announced.listen) == ("198.51.100.7", "0.0.0.0")
     assert "not an address of this machine" in announced.why
     assert announce("127.9.9.9", None).listen == "127.9.9.9"
+
+
+def test_tls_is_learned_from_the_head_and_insisted_on_where_the_environment_says_so(monkeypatch):
+    asked = []
+
+    def discover(
+        address: str, token: bytes, timeout_s: float, tls: bool | None
+    ) -> tuple[int, int, int, bool]:
+        asked.append(tls)
+        return 7, 1, OURS, True
+
+    monkeypatch.setattr(_core, "discover", discover)
+    monkeypatch.delenv(joining.TLS_VARIABLE, raising=False)
+    assert joining.reach("127.0.0.1:6379", TOKEN).tls
+    joining.reach("127.0.0.1:6379", TOKEN, needs_tls=True)
+    monkeypatch.setenv(joining.TLS_VARIABLE, "1")
+    joining.reach("127.0.0.1:6379", TOKEN)
+    assert asked == [None, True, True]
+
+
+def test_the_variable_for_tls_is_0_or_1(monkeypatch):
+    for value, wanted in [("", False), ("0", False), ("1", True), ("true", True)]:
+        monkeypatch.setenv(joining.TLS_VARIABLE, value)
+        assert joining.wants_tls() is wanted
+    monkeypatch.setenv(joining.TLS_VARIABLE, "yes please")
+    with pytest.raises(ValueError, match="RAY_USE_TLS='yes please'"):
+        joining.wants_tls()
+
+
+def test_a_driver_that_wants_tls_enters_no_node_without(monkeypatch, running):
+    monkeypatch.setenv(joining.TLS_VARIABLE, "1")
+    running.append(record())
+    with pytest.raises(ConnectionError, match="do not use TLS"):
+        joining.enter("127.1.2.3:6379")
+    running[:] = [record(tls=True)]
+    assert joining.enter("127.1.2.3:6379").node == 7

@@ -117,6 +117,38 @@ def test_nobody_joins_without_the_token(user, new_user):
     user.succeed("stop")
 
 
+@pytest.mark.parametrize("by_variable", [False, True])
+def test_tls_is_one_flag_of_the_head_and_who_joins_needs_only_the_token(user, new_user, by_variable):
+    flag, variables = ((), {"RAY_USE_TLS": "1"}) if by_variable else (("--tls",), {})
+    text = user.succeed(
+        "start", "--head", "--port=0", f"--node-ip-address={user.ip}", "--num-cpus=1", *flag, **variables
+    )
+    assert "Nodes use TLS 1.3 between them" in text
+    address, token = address_in(text), token_file_in(text).read_text().strip()
+    friend = new_user()
+    joined = friend.succeed(
+        "start", f"--address={address}", f"--node-ip-address={friend.ip}", "--num-cpus=1", RAY_AUTH_TOKEN=token
+    )
+    assert "Nodes use TLS 1.3 between them" in joined
+    assert friend.run(SQUARES) == f"{address} [0, 1, 4, 9]"
+    outsider = new_user()
+    assert outsider.run(SQUARES, RAY_ADDRESS=address, RAY_AUTH_TOKEN=token) == f"{address} [0, 1, 4, 9]"
+    for each in (friend, user):
+        each.succeed("stop")
+
+
+def test_who_insists_on_tls_joins_no_cluster_without(user, new_user):
+    address = user.start_head()
+    other = new_user()
+    token = {"RAY_AUTH_TOKEN": user.succeed("get-auth-token").strip()}
+    join = ("start", f"--address={address}", f"--node-ip-address={other.ip}")
+    for said in (other.fail(*join, "--tls", **token), other.fail(*join, RAY_USE_TLS="1", **token)):
+        assert "uses TLS, and the cluster's nodes do not" in said
+        assert address in said
+    assert "RAY_USE_TLS='maybe'" in other.fail(*join, RAY_USE_TLS="maybe", **token)
+    user.succeed("stop")
+
+
 def test_a_node_of_another_python_is_refused_in_words(user, tmp_path):
     address = user.start_head()
     # What the joiner's process says of itself, from where every interpreter looks at its start.

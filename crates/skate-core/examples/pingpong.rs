@@ -193,7 +193,8 @@ fn measure_cluster(directory: &Path, seconds: f64, tls: bool) {
     let (far_pids, _, far_address) = start_node(&directory, FAR_NODE, FAR_WORKER, tls);
 
     let handler = Arc::new(Counter::default());
-    let transport = Transport::start(config(DRIVER, Role::Driver, NODE, &path, false, vec![]), handler.clone()).unwrap();
+    let transport =
+        Transport::start(config(DRIVER, Role::Driver, NODE, &path, false, vec![]), handler.clone()).unwrap();
     transport.route(FAR_WORKER, FAR_NODE);
     transport.set_address(FAR_NODE, far_address);
     std::thread::sleep(Duration::from_millis(50));

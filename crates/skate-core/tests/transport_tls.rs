@@ -12,9 +12,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use proptest::prelude::*;
 
-use skate_core::transport::{
-    Address, BACKLOG_BYTES_MAX, DiscoverError, Found, Listener, PeerInfo, SendMode, discover,
-};
+use skate_core::transport::{Address, BACKLOG_BYTES_MAX, DiscoverError, Found, Listener, PeerInfo, SendMode, discover};
 use skate_proto::handshake::{
     ANSWER_LEN, Connector, Credentials, HELLO_LEN, HandshakeError, PREFACE_LEN, PROTOCOL_VERSION, Preface, Role,
 };
@@ -546,7 +544,10 @@ fn nobody_can_talk_a_joiner_out_of_tls() {
             [1; 32],
         );
         let (mut connector, _) = refused;
-        assert!(matches!(connector.handle(&answer), Err(HandshakeError::TlsMissing)), "the node makes no proof in clear");
+        assert!(
+            matches!(connector.handle(&answer), Err(HandshakeError::TlsMissing)),
+            "the node makes no proof in clear"
+        );
         near.write_all(&answer).unwrap();
         drop(near);
         // The joiner comes again, within TLS, and is told that there is none.

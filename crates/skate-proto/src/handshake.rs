@@ -782,7 +782,8 @@ mod tests {
     fn a_node_tells_its_members_whether_nodes_use_tls_and_nobody_else_does() {
         for (role, tls) in [(Role::Node, true), (Role::Node, false), (Role::Worker, true)] {
             let there = identity(2, role);
-            let (mut connector, first) = Connector::new(&identity(1, Role::Worker), &credentials(9), there.proc, [1; 32]);
+            let (mut connector, first) =
+                Connector::new(&identity(1, Role::Worker), &credentials(9), there.proc, [1; 32]);
             let (preface, hello) = first.split_first_chunk::<PREFACE_LEN>().unwrap();
             let mut acceptor = Acceptor::new(&there, &credentials(9), preface, [2; 32]).unwrap().telling(tls);
             let Step::Send(challenge) = acceptor.handle(hello).unwrap() else { panic!() };

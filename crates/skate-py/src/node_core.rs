@@ -141,7 +141,6 @@ impl NodeCore {
 impl NodeCore {
     #[new]
     #[pyo3(signature = (*, path, session, token, node, listen = None, tls = false))]
-    #[expect(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn new(
         py: Python<'_>,
         path: String,

@@ -142,9 +142,15 @@ impl Asked<'_> {
         Ok(Found { node, tls: true })
     }
 
-    fn ask_secured(&self, socket: &Socket, me: &Identity, credentials: &Credentials) -> Result<Identity, DiscoverError> {
+    fn ask_secured(
+        &self,
+        socket: &Socket,
+        me: &Identity,
+        credentials: &Credentials,
+    ) -> Result<Identity, DiscoverError> {
         let (mut connector, first) = Connector::over_tls(me, credentials, WHO_LISTENS, nonce());
-        let channel = ClusterTls::new(credentials).and_then(|tls| tls.connect()).map_err(|error| self.insecure(error))?;
+        let channel =
+            ClusterTls::new(credentials).and_then(|tls| tls.connect()).map_err(|error| self.insecure(error))?;
         self.say(socket, &[&first[..PREFACE_LEN], &channel.opening()].concat())?;
         socket.secure(channel);
         self.wait(socket, PollFlags::IN, self.deadline)?;

@@ -41,8 +41,8 @@ mod tls;
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -68,8 +68,8 @@ pub use connection::BACKLOG_BYTES_MAX;
 pub use discover::{DiscoverError, Found, discover};
 pub use drive::Driven;
 pub use socket::{Address, Listener};
-pub use tls::TlsError;
 pub(crate) use thread::{block_signals, spawn_without_signals};
+pub use tls::TlsError;
 
 /// Who a peer is.
 pub type PeerInfo = Identity;

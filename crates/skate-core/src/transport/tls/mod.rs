@@ -59,7 +59,8 @@ fn explain(error: &Error) -> String {
             | Certificate::NotValidYet
             | Certificate::NotValidYetContext { .. },
         ) => format!("the peer's certificate is not valid at this machine's time: {clocks} ({error})"),
-        Error::InvalidCertificate(_) | Error::PeerIncompatible(PeerIncompatible::NoCertificateRequestSignatureSchemesInCommon) => {
+        Error::InvalidCertificate(_)
+        | Error::PeerIncompatible(PeerIncompatible::NoCertificateRequestSignatureSchemesInCommon) => {
             format!("the peer has no certificate of this cluster, so it does not know the cluster token ({error})")
         }
         Error::AlertReceived(AlertDescription::CertificateExpired) => {
