@@ -129,6 +129,11 @@ pub fn handshake(bytes: &[u8]) {
     }
 }
 
+/// Records of TLS, for either end, before it is established and after.
+pub fn records(bytes: &[u8]) {
+    crate::transport::tls::bear(bytes);
+}
+
 /// Messages between cores, and what actors are made of.
 pub fn message(bytes: &[u8]) {
     if let Ok(msg) = postcard::from_bytes::<Msg>(bytes) {

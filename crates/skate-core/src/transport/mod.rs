@@ -36,7 +36,7 @@ mod routes;
 mod slots;
 mod socket;
 mod thread;
-mod tls;
+pub(crate) mod tls;
 
 use std::collections::HashMap;
 use std::io::{self, Write};

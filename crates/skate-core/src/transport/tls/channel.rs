@@ -216,3 +216,103 @@ impl<F: Fn(&[IoSlice<'_>]) -> rustix::io::Result<usize>> Write for Sink<'_, F> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::pair;
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Gives all of `records` to a channel; what they say.
+    fn read(channel: &Channel, mut records: &[u8]) -> Result<Vec<u8>, TlsError> {
+        let mut all = Vec::new();
+        loop {
+            let mut plain = Vec::new();
+            channel.take(&mut records, &mut plain, |_| Err(Errno::AGAIN))?;
+            if records.is_empty() && plain.is_empty() {
+                return Ok(all);
+            }
+            assert!(plain.len() <= 2 * (16 << 10), "about a record at a time");
+            all.extend(plain);
+        }
+    }
+
+    fn everything(to: &Mutex<Vec<u8>>) -> impl Fn(&[IoSlice<'_>]) -> rustix::io::Result<usize> {
+        |parts| {
+            let mut to = to.lock();
+            let before = to.len();
+            parts.iter().for_each(|part| to.extend_from_slice(part));
+            Ok(to.len() - before)
+        }
+    }
+
+    #[test]
+    fn both_ends_compute_one_binding_and_no_two_connections_the_same() {
+        let ((client, server), (other, _)) = (pair(), pair());
+        assert_eq!(client.binding().unwrap(), server.binding().unwrap());
+        assert_ne!(client.binding().unwrap(), other.binding().unwrap());
+    }
+
+    #[test]
+    fn records_that_were_changed_repeated_or_left_out_are_not_taken() {
+        let acts: [fn(&mut Vec<Vec<u8>>); 4] = [
+            |records| records[1][30] ^= 1,
+            |records| records.swap(0, 1),
+            |records| drop(records.remove(1)),
+            |records| records.insert(1, records[0].clone()),
+        ];
+        for act in acts {
+            let (client, server) = pair();
+            let mut records: Vec<Vec<u8>> = (0..3u8)
+                .map(|n| {
+                    let out = Mutex::default();
+                    client.send(&[IoSlice::new(&[n; 100])], everything(&out)).unwrap();
+                    out.into_inner()
+                })
+                .collect();
+            act(&mut records);
+            let taken: Vec<_> = records.iter().map_while(|record| read(&server, record).ok()).collect();
+            assert!(taken.len() < records.len(), "the first wrong one ends it");
+            assert!(taken.iter().enumerate().all(|(n, plain)| *plain == [n as u8; 100]));
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+        /// A socket that takes a little, nothing, or much, and a caller that appends meanwhile and offers again what was
+        /// not taken.
+        #[test]
+        fn what_is_taken_arrives_once_and_in_order_however_little_the_socket_takes(
+            steps in prop::collection::vec((0usize..200_000, prop_oneof![0usize..50, 0usize..100_000]), 1..30),
+        ) {
+            let (client, server) = pair();
+            let (mut sent, mut unsent, mut got) = (Vec::new(), Vec::new(), Vec::new());
+            let written = Mutex::new(Vec::new());
+            for (n, (len, room)) in steps.iter().copied().chain([(1, usize::MAX)]).enumerate() {
+                let more: Vec<u8> = (0..len).map(|i| (i + n) as u8).collect();
+                sent.extend_from_slice(&more);
+                unsent.extend_from_slice(&more);
+                let left = std::cell::Cell::new(room);
+                let outcome = client.send(&[IoSlice::new(&unsent[..unsent.len() / 3]), IoSlice::new(&unsent[unsent.len() / 3..])], |parts| {
+                    let mut taken = 0;
+                    for part in parts {
+                        let len = part.len().min(left.get());
+                        written.lock().extend_from_slice(&part[..len]);
+                        left.set(left.get() - len);
+                        taken += len;
+                    }
+                    if taken == 0 { Err(Errno::AGAIN) } else { Ok(taken) }
+                });
+                match outcome {
+                    Ok(taken) => drop(unsent.drain(..taken)),
+                    Err(error) => prop_assert_eq!(error, Errno::AGAIN),
+                }
+                got.extend(read(&server, &std::mem::take(&mut *written.lock())).unwrap());
+                // What was not taken has not been heard, but for the piece that is in flight.
+                prop_assert!(sent.starts_with(&got) && got.len() <= sent.len() - unsent.len() + PIECE_BYTES);
+            }
+            prop_assert!(unsent.is_empty() && got == sent);
+        }
+    }
+}

@@ -199,3 +199,69 @@ impl ServerCertVerifier for OfCluster {
         self.algorithms.supported_schemes()
     }
 }
+
+/// Both ends of a connection, new and established, against a peer that sends these bytes.
+///
+/// # Panics
+/// If they make an end believe anything.
+pub(crate) fn bear(bytes: &[u8]) {
+    static CLUSTER: std::sync::LazyLock<ClusterTls> = std::sync::LazyLock::new(|| {
+        let credentials = Credentials { session: [3; 16], token: [4; 32] };
+        ClusterTls::new(&credentials).expect("the system gives random bytes")
+    });
+    let (client, server) = established(&CLUSTER);
+    let new = [CLUSTER.connect(), CLUSTER.accept()].map(|new| new.expect("a configuration that serves"));
+    for channel in new.into_iter().chain([client, server]) {
+        drop(channel.opening());
+        let (mut incoming, mut plain) = (bytes, Vec::new());
+        loop {
+            let before = incoming.len();
+            let into_nothing = |parts: &[std::io::IoSlice<'_>]| Ok(parts.iter().map(|part| part.len()).sum());
+            match channel.take(&mut incoming, &mut plain, into_nothing) {
+                Ok(taken) if incoming.len() < before && !taken.ended => {}
+                Ok(_) => break,
+                Err(error) => {
+                    let _ = error.to_string();
+                    break;
+                }
+            }
+        }
+        assert!(plain.is_empty(), "a stranger was heard");
+    }
+}
+
+/// Two ends that have shaken hands.
+fn established(cluster: &ClusterTls) -> (Channel, Channel) {
+    let (client, server) = (cluster.connect(), cluster.accept());
+    let (client, server) = (client.expect("a configuration that serves"), server.expect("a configuration that serves"));
+    let (mut to_server, mut is_established) = (client.opening(), false);
+    let answer = |channel: &Channel, incoming: &[u8]| {
+        let out = parking_lot::Mutex::new(Vec::new());
+        let write = |parts: &[std::io::IoSlice<'_>]| {
+            let mut out = out.lock();
+            parts.iter().for_each(|part| out.extend_from_slice(part));
+            Ok(parts.iter().map(|part| part.len()).sum())
+        };
+        let (mut incoming, mut established) = (incoming, false);
+        while !incoming.is_empty() {
+            let taken = channel.take(&mut incoming, &mut Vec::new(), write).expect("both are of one cluster");
+            established |= taken.established;
+        }
+        (out.into_inner(), established)
+    };
+    while !is_established {
+        let (to_client, done) = answer(&server, &to_server);
+        is_established = done;
+        to_server = answer(&client, &to_client).0;
+    }
+    (client, server)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(super) fn pair() -> (Channel, Channel) {
+        established(&ClusterTls::new(&Credentials { session: [3; 16], token: [4; 32] }).unwrap())
+    }
+}
