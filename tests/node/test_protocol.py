@@ -22,8 +22,8 @@ TABLE = """
 68 SegmentRequest min_bytes wish_bytes
 69 SegmentMap segment
 70 SegmentRelease segment
-71 SegmentClaims segment blocks
-72 BlocksFreed segment offsets
+71 SegmentClaims segment blocks node
+72 BlocksFreed segment offsets node
 73 ActorCreate actor spec place run env strategy name namespace max_restarts detached class_name owner label
 74 ActorReady actor incarnation
 75 ActorFailed actor incarnation error
@@ -36,25 +36,28 @@ TABLE = """
 82 Retired
 83 LeaseKept lease node
 84 WhereIsNode node
+85 Pull object node segment offset len prefetch
+86 PullReleased object
 96 LeaseGranted class_id lease proc node pid gpu_ids
 97 LeaseReclaim lease wanted
 98 WorkerDied proc lease cause exit_code intended oom retry
 99 SegmentGranted segment size
-100 SegmentDenied message
+100 SegmentDenied message kept
 101 SegmentMapped segment size lessee
 102 SegmentTrim bytes
-103 SegmentAdopted segment
+103 SegmentAdopted segment node lessee
 104 ActorState actor state proc node incarnation cause_kind cause restarts_left pid
 105 ActorInit actor incarnation spec gpu_ids namespace name
 106 Reply ok body
 107 LogLines name pid stream lines
 108 Notice level text
-109 LeaseFailed class_id reason
+109 LeaseFailed class_id reason group_removed
 110 ActorStop actor
 111 Exit
 112 Deaths dead
 113 Pressure pressed
 114 NodeAddress node address cause
+115 Pulled segment size offset
 """
 
 

@@ -67,9 +67,7 @@ def test_localhost_finds_a_head_that_listens_at_another_address_of_this_machine(
 def test_a_host_that_is_a_name_becomes_the_address_that_answers(monkeypatch):
     asked = []
 
-    def discover(
-        address: str, token: bytes, timeout_s: float, tls: bool | None
-    ) -> tuple[int, int, int, bool]:
+    def discover(address: str, token: bytes, timeout_s: float, tls: bool | None) -> tuple[int, int, int, bool]:
         asked.append(address)
         if address.startswith("10.0.0.1"):
             raise ConnectionError("nobody there")
@@ -85,9 +83,7 @@ def test_a_host_that_is_a_name_becomes_the_address_that_answers(monkeypatch):
 def test_only_so_many_addresses_of_one_name_are_tried(monkeypatch):
     asked = []
 
-    def discover(
-        address: str, token: bytes, timeout_s: float, tls: bool | None
-    ) -> tuple[int, int, int, bool]:
+    def discover(address: str, token: bytes, timeout_s: float, tls: bool | None) -> tuple[int, int, int, bool]:
         asked.append(timeout_s)
         raise ConnectionError(f"nobody at {address}")
 
@@ -101,9 +97,7 @@ def test_only_so_many_addresses_of_one_name_are_tried(monkeypatch):
 
 
 def test_a_refusal_is_told_rather_than_that_another_address_does_not_answer(monkeypatch):
-    def discover(
-        address: str, token: bytes, timeout_s: float, tls: bool | None
-    ) -> tuple[int, int, int, bool]:
+    def discover(address: str, token: bytes, timeout_s: float, tls: bool | None) -> tuple[int, int, int, bool]:
         if address.startswith("10.0.0.2"):
             raise PermissionError("the token is not this cluster's")
         raise ConnectionError("nobody there")
@@ -135,9 +129,7 @@ def test_an_address_that_is_not_this_machines_is_announced_and_all_are_listened_
 def test_tls_is_learned_from_the_head_and_insisted_on_where_the_environment_says_so(monkeypatch):
     asked = []
 
-    def discover(
-        address: str, token: bytes, timeout_s: float, tls: bool | None
-    ) -> tuple[int, int, int, bool]:
+    def discover(address: str, token: bytes, timeout_s: float, tls: bool | None) -> tuple[int, int, int, bool]:
         asked.append(tls)
         return 7, 1, OURS, True
 

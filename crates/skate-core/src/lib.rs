@@ -7,4 +7,5 @@ pub mod node_wire;
 pub mod parsers;
 pub mod store;
 pub mod sys;
+pub mod transfer;
 pub mod transport;

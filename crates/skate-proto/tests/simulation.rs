@@ -203,6 +203,7 @@ impl World {
                     Effect::Send { to, msg, .. } if to == me => self.receive(me, me, Packet::Core(msg)),
                     Effect::Send { to, msg, .. } => self.send(me, to, Packet::Core(msg)),
                     Effect::Node(msg) => self.manage(me, msg),
+                    Effect::ReleaseCopies(id) => panic!("{id} was never copied"),
                     Effect::Free(location) => {
                         let known =
                             self.blocks.remove(&location.segment).is_some() || self.lost.remove(&location.segment);
@@ -468,7 +469,7 @@ impl World {
         self.next_segment += 1;
         let segment = SegmentId(self.next_segment);
         self.blocks.insert(segment, object_owner);
-        Value::Stored { location: Location { segment, lessee, offset: 0, len: 64 }, refs }
+        Value::Stored { location: Location { node: NodeKey(NODE), segment, lessee, offset: 0, len: 64 }, refs }
     }
 
     fn put(&mut self, me: ProcId, choice: usize) {
@@ -612,7 +613,9 @@ impl World {
             self.lost.insert(segment);
         }
         if self.lost.contains(&segment) {
-            self.step(me, |process, now| process.owner.report_missing(id, segment, now, &mut process.out));
+            self.step(me, |process, now| {
+                process.owner.report_missing(id, NodeKey(NODE), segment, now, &mut process.out)
+            });
         }
     }
 

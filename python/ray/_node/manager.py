@@ -34,10 +34,12 @@ from ray._control.machine import (
 )
 from ray._node import events, lease_records, requests
 from ray._node.config import MemorySettings
+from ray._node.fence import Fence
 from ray._node.leases import LeaseTable
 from ray._node.memory import MemoryWatch
 from ray._node.memory_victims import Tenant
 from ray._node.processes import DiedElsewhere, ProcessEnded, ProcessTable
+from ray._node.pulls import PullTable
 from ray._node.resources import Ledger
 from ray._node.segments import SegmentTable
 from ray._node.workers import WorkerPool
@@ -57,10 +59,12 @@ from ray._protocol import (
     ActorCreate,
     ActorState,
     ActorSubscribe,
+    BlocksFreed,
     LeaseKept,
     LeaseReturn,
     NodeAddress,
     Request,
+    SegmentClaims,
     WhereIsNode,
     decode,
     encode,
@@ -177,9 +181,11 @@ class NodeManager:
         cpus = facts.resources.get("CPU", 0) // UNIT
         self.leases = LeaseTable(node=facts.node, ledger=ledger, new_id=new_id, validate=validate)
         self.pool = WorkerPool(new_id=new_id, idle_limit=max(cpus, 1), validate=validate)
-        self.segments = SegmentTable(capacity=facts.object_store_memory, validate=validate)
+        self.segments = SegmentTable(node=facts.node, capacity=facts.object_store_memory, validate=validate)
+        self.pulls = PullTable(node=facts.node, validate=validate)
         self.processes = ProcessTable(validate=validate)
         self.requests = requests.RequestTable(self)
+        self.fence = Fence(validate=validate)
         self.memory = MemoryWatch(
             settings=facts.memory,
             place=f"node {facts.name or facts.hostname} ({facts.address or facts.host})",
@@ -199,8 +205,10 @@ class NodeManager:
             self.pool,
             self.leases,
             self.segments,
+            self.pulls,
             self.processes,
             self.requests,
+            self.fence,
             self.memory,
         )
         self._queue: deque[Event | Effect] = deque()
@@ -215,6 +223,9 @@ class NodeManager:
             messages.WithdrawLeases: lambda m, now: self._tell(self.leases, lease_records.GuestWithdrawn(m), now),
             messages.PlacedElsewhere: lambda m, now: self._tell(self.leases, lease_records.Elsewhere(m), now),
             messages.Hopeless: lambda m, now: self._tell(self.leases, lease_records.NowHopeless(m), now),
+            messages.PrepareBundles: lambda m, now: self._tell(self.leases, lease_records.BundlesWanted(m), now),
+            messages.CommitBundles: lambda m, now: self._tell(self.leases, lease_records.BundlesCommitted(m), now),
+            messages.ReleaseBundles: lambda m, now: self._tell(self.leases, lease_records.BundlesReleased(m), now),
             messages.StopMember: lambda m, now: self._queue.append(events.StopWorker(m.proc, m.reason)),
             messages.MemberExits: lambda m, now: self._queue.append(events.ExitAnnounced(m.proc, m.reason)),
             messages.MemberBroke: lambda m, now: self._breach(m.proc, m.what),
@@ -223,12 +234,17 @@ class NodeManager:
             messages.DeathsElsewhere: self._on_deaths_elsewhere,
             messages.GiveUpMember: lambda m, now: self._tell(self.processes, events.GivenUp(m.proc, m.by), now),
             messages.AskFree: self._on_ask_free,
-            messages.AreYouAlive: lambda m, now: self._out.append(events.ToControl(messages.Alive(m.serial))),
+            messages.OwnersAsked: lambda m, now: self._queue.append(events.OwnersAsked(m.segment, m.procs)),
+            messages.MayHaveMissed: lambda m, now: self._queue.append(events.MayHaveMissed(m.procs)),
+            messages.AreYouAlive: self._on_are_you_alive,
             messages.Leave: lambda m, now: self._out.append(Shutdown(m.reason, wanted=False)),
         }
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take one event; the effects are for the shell, in order."""
+        if self.fence.is_due(now):
+            # However late this is: nothing that waits to be heard may have an effect before.
+            self._tell(self.fence, Tick(), now)
         self._queue.append(event)
         while self._queue:
             self._route(self._queue.popleft(), now)
@@ -279,12 +295,14 @@ class NodeManager:
             case events.Forward():
                 self._on_send(Send(event.proc, event.message))
             case events.Company():
-                for machine in (self.processes, self.leases):
+                for machine in (self.processes, self.leases, self.segments):
                     self._tell(machine, event, now)
             case Notify():
                 self._to_control(messages.NoticeRaised(event.job, event.level, event.text))
             case lease_records.ActorPlaced():
                 self._hosted[event.proc] = Hosted(event.actor, event.incarnation, event.pid)
+                if event.retriable:
+                    self._tell(self.fence, events.ActorGuarded(event.proc, event.pid), now)
                 self._to_control(
                     messages.ActorPlaced(event.actor, event.incarnation, event.proc, event.pid, event.gpu_ids)
                 )
@@ -333,12 +351,15 @@ class NodeManager:
                 self._breach(frame.proc, f"sent a frame of unknown kind {frame.kind}")
             case Request():
                 self._on_request(frame, message)
-            case LeaseReturn() | LeaseKept() if message.node not in (0, self.facts.node):
+            case LeaseReturn() | LeaseKept() | SegmentClaims() | BlocksFreed() if self._is_for_other(message.node):
                 self._to_control(messages.ToOtherNode(message.node, frame.proc, frame.kind, frame.corr, frame.body))
             case WhereIsNode():
                 self._on_where_is(frame, message)
             case _:
                 self._queue.append(Received(frame.proc, message, frame.corr))
+
+    def _is_for_other(self, node: int) -> bool:
+        return node not in (0, self.facts.node)
 
     def _on_request(self, frame: FrameCame, request: Request) -> None:
         """What is not about this node alone is the control service's to answer."""
@@ -372,7 +393,7 @@ class NodeManager:
 
     def _counts(self) -> dict[str, int]:
         counts: dict[str, int] = {}
-        for table in (self.pool, self.leases, self.segments, self.processes, self.memory):
+        for table in (self.pool, self.leases, self.segments, self.pulls, self.processes, self.fence, self.memory):
             counts.update(table.statistics())
         return counts
 
@@ -430,6 +451,7 @@ class NodeManager:
         holder, lease = self.leases.holder(gone.proc)
         self._out.append(Log(gone.cause))
         self._tell(self.leases, gone, now)
+        self._tell(self.fence, gone, now)
         ended = ProcessEnded(
             gone.proc, _with_lines(gone), gone.exit_code, gone.intended, gone.oom, holder, lease, gone.retry
         )
@@ -449,7 +471,7 @@ class NodeManager:
     def _process_left(self, proc: int, now: float) -> None:
         self._subscribed.pop(proc, None)
         left = ProcessLeft(proc)
-        for machine in (self.leases, self.segments, self.processes, self.requests):
+        for machine in (self.leases, self.segments, self.pulls, self.processes, self.requests):
             self._tell(machine, left, now)
 
     # ------------------------------------------------------------------ for a control service that knows nothing yet
@@ -482,20 +504,31 @@ class NodeManager:
         return [*said, messages.Announced()]
 
     def say_demands_again(self, now: float) -> list[Effect]:
-        """What the control service knew of demands and resources here."""
+        """What the control service knew of this node, and what may have been lost between members and this node."""
         self.leases.say_again(now)
         self._queue.extend(self.leases.take_effects())
+        self.segments.ask_again()
+        self._queue.extend(self.segments.take_effects())
         return self.handle(Tick(), now)
 
     # ------------------------------------------------------------------ what the control service says
 
     def _on_nodes(self, message: messages.Nodes, now: float) -> None:
+        if message.welcome:
+            self._tell(self.fence, events.Welcomed(), now)
         was_alone = not self.nodes
         for entry in message.joined:
             self.nodes[entry.node] = entry
             self._out.append(events.KnowNode(entry.node, entry.address))
-        for node, reason in message.gone:
+            self._tell(self.pulls, events.PeerJoined(entry.node, entry.address), now)
+        gone = list(message.gone)
+        if message.whole:
+            listed = {entry.node: None for entry in message.joined}
+            reason = "it was lost while this node had no connection to the head"
+            gone += [(node, f"node {node:016x} is lost: {reason}") for node in self.nodes if node not in listed]
+        for node, reason in gone:
             self.nodes.pop(node, None)
+            self._tell(self.pulls, events.PeerLeft(node), now)
             self._lost_nodes[node] = reason
             if len(self._lost_nodes) > LOST_NODES_MAX:
                 del self._lost_nodes[next(iter(self._lost_nodes))]
@@ -556,7 +589,12 @@ class NodeManager:
     def _on_deaths_elsewhere(self, message: messages.DeathsElsewhere, now: float) -> None:
         self._tell(self.processes, DiedElsewhere(message.dead), now)
         for proc, _ in message.dead:
-            self._tell(self.leases, ProcessLeft(proc), now)
+            for machine in (self.leases, self.segments):
+                self._tell(machine, ProcessLeft(proc), now)
+
+    def _on_are_you_alive(self, message: messages.AreYouAlive, now: float) -> None:
+        self._tell(self.fence, events.Asked(message.serial, message.heard), now)
+        self._to_control(messages.Alive(message.serial))
 
     def _on_ask_free(self, message: messages.AskFree, now: float) -> None:
         self.requests.ask_free(message, now)

@@ -20,7 +20,7 @@ import msgspec
 from ray._control import messages
 from ray._control.machine import Effect, Event, Log, Save, Tick, ToNode, earliest
 from ray._control.node_records import DisconnectNode
-from ray._node import events
+from ray._node import events, peer_protocol
 from ray._node.manager import CoreJoined, CoreLeft, FrameCame, Shutdown
 from ray._protocol import ROLE_NODE
 
@@ -77,6 +77,15 @@ class NotFound(Event, frozen=True):
     addresses: tuple[str, ...]
     why: str
     refused: bool
+
+
+def hear_peer(frame: FrameCame) -> tuple[list[Event], list[Effect]]:
+    """What another node says to this one as a peer; who does not speak the protocol loses this link, and no more."""
+    try:
+        return [events.FromPeer(frame.proc, peer_protocol.decode(frame.kind, frame.body))], []
+    except msgspec.MsgspecError as error:
+        text = f"node {frame.proc:016x} sent a malformed message to this one: {error}; closing the link"
+        return [], [Log(text), events.Disconnect(frame.proc)]
 
 
 class HeadNode:
@@ -140,6 +149,9 @@ class HeadNode:
             for effect in self.manager.handle(self._heard.popleft(), now):
                 if isinstance(effect, events.ToControl):
                     self._to_control(self._key, effect.message, now)
+                elif isinstance(effect, events.ToPeer) and effect.node not in self._links:
+                    # It is away. The head makes no connections to nodes: who comes back greets on one of its own.
+                    self._heard.append(events.LinkLost(effect.node))
                 else:
                     self._out.append(effect)
         if self._records:
@@ -182,6 +194,7 @@ class HeadNode:
 
     def _on_link_lost(self, left: CoreLeft, now: float) -> None:
         del self._links[left.proc]
+        self._heard.append(events.LinkLost(left.proc))
         node = self.control.nodes.get(left.proc)
         if node is not None and node.address and not left.ended:
             # A process that was killed may leave like a broken link; but then nobody listens at its address.
@@ -195,6 +208,11 @@ class HeadNode:
             self._perform(self.control.node_left(node.key, event.why, now, ended=True))
 
     def _on_node_frame(self, frame: FrameCame, now: float) -> None:
+        if frame.kind in peer_protocol.PEER_MESSAGES:
+            heard, wrong = hear_peer(frame)
+            self._heard.extend(heard)
+            self._out.extend(wrong)
+            return
         try:
             message = messages.decode(frame.kind, frame.body) if frame.kind in messages.TO_CONTROL else None
         except msgspec.MsgspecError as error:
@@ -230,40 +248,57 @@ class WorkerNode:
         self._durable = False
         self._seeking = False
         self._seek_at: float | None = None
+        self._sought_at = 0.0
+        """When the last look for a head began."""
         self._give_up_at = 0.0
         self._lost_why = ""
         self._kept: deque[Message] = deque()
         """What was said and not heard, in order."""
         self._kept_from = 0
         """How much of what was said since the last greeting was heard."""
+        self._links: dict[int, None] = {}
+        """Other nodes that are connected, for what nodes say to each other. Their loss is the head's to notice."""
 
     def start(self, now: float) -> list[Effect]:
         """Introduce the node."""
+        self.manager.fence.greet(now)
         return [ToNode(self.head, self.manager.facts.hello())]
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         match event:
+            case FrameCame(kind=kind) if kind in peer_protocol.PEER_MESSAGES and self._is_node(event.proc):
+                heard, wrong = hear_peer(event)
+                return [*wrong, *(effect for said in heard for effect in self._manage(said, now))]
             case FrameCame(proc=proc, kind=kind, body=body) if proc == self.head:
                 if kind not in messages.FROM_CONTROL:
                     return [Log(f"the head sent a message of unknown kind {kind}; ignored")]
                 return self._on_control(messages.decode(kind, body), now)
             case CoreLeft(proc=proc) if proc == self.head:
-                return self._on_head_lost(event, now)
-            case CoreJoined(role=role) if role == ROLE_NODE:
+                self._links.pop(proc, None)
+                return [*self._manage(events.LinkLost(proc), now), *self._on_head_lost(event, now)]
+            case CoreJoined(proc=proc, role=role) if role == ROLE_NODE:
+                self._links[proc] = None
                 return []
+            case CoreLeft(proc=proc) if self._is_node(proc):
+                self._links.pop(proc, None)
+                return self._manage(events.LinkLost(proc), now)
             case Found(node=node, address=address) if self._seeking:
                 return self._on_found(node, address, now)
-            case NotFound(why=why) if self._seeking:
-                return self._on_not_found(why, now)
+            case NotFound() if self._seeking:
+                return self._on_not_found(event, now)
             case Found() | NotFound():
                 return []
             case Tick() if self._seek_at is not None and self._seek_at <= now:
-                self._seek_at = None
+                self._seek_at, self._sought_at = None, now
                 return [Seek(self._addresses), *self._manage(event, now)]
         return self._manage(event, now)
 
     def next_deadline(self) -> float | None:
         return earliest(self._seek_at, self.manager.next_deadline())
+
+    def _is_node(self, proc: int) -> bool:
+        """Whether that is another node: one that has connected to this one, or that this one may have connected to."""
+        return proc in self._links or proc in self.manager.nodes
 
     # ------------------------------------------------------------------ with a head
 
@@ -302,21 +337,22 @@ class WorkerNode:
         why = f"the connection to the head was lost ({left.reason})"
         if self._seeking or not self.joined or (left.ended and not self._durable):
             return [Shutdown(why, wanted=False)] if not self._seeking else []
-        self._seeking, self._lost_why = True, why
+        self._seeking, self._lost_why, self._sought_at = True, why, now
         patience_s = self._headless_s if self._durable else BLIP_S
         self._give_up_at = now + patience_s
         return [Log(f"{why}; looking for it for {patience_s:.0f} s"), Seek(self._addresses)]
 
-    def _on_not_found(self, why: str, now: float) -> list[Effect]:
+    def _on_not_found(self, event: NotFound, now: float) -> list[Effect]:
         if now >= self._give_up_at:
-            return [Shutdown(f"{self._lost_why}, and no head was found: {why}", wanted=False)]
+            return [Shutdown(f"{self._lost_why}, and no head was found: {event.why}", wanted=False)]
         self._seek_at = now + SEEK_AGAIN_S
-        return []
+        return self._manage(events.HeadAbsent(self._sought_at), now) if event.refused else []
 
     def _on_found(self, node: int, address: str, now: float) -> list[Effect]:
         """Say what is here, and then again what was not heard."""
         self.head, self._seeking = node, False
         self._kept_from = 0
+        self.manager.fence.greet(now)
         said = list(self._kept)
         out: list[Effect] = []
         out.append(events.KnowNode(node, address))

@@ -81,7 +81,7 @@ class RequestTable(Requests):
         """What no lease holds; of shared memory, no more than is not lent to processes either."""
         free = self._manager.leases.ledger.available()
         store = self._manager.segments.statistics()
-        lent = store["store_bytes_used"] - store["store_bytes_warm"]
+        lent = store["store_bytes_used"] - store["store_bytes_warm"] - store["store_bytes_idle"]
         room = (store["store_bytes_capacity"] - lent) * UNIT
         if STORE in free:
             free[STORE] = max(min(free[STORE], room), 0)

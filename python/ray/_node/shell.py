@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from ray._control import messages
 from ray._control.machine import Effect, Event, Log, Multicast, Send, Tick, ToNode, earliest
-from ray._node import descriptors, events, process, registry, session, wire
+from ray._node import descriptors, events, peer_protocol, process, registry, session, wire
 from ray._node.logs import LogFiles
 from ray._node.manager import CoreJoined, CoreLeft, FrameCame, Shutdown
 from ray._node.membership import Commit, Durable, Seek
 from ray._node.memory_reader import MemoryReader
 from ray._node.seeker import Seeker
-from ray._protocol import KINDS, Message, SegmentGranted, SegmentMapped, encode
+from ray._protocol import KINDS, Message, Pulled, SegmentGranted, SegmentMapped, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -62,6 +62,12 @@ class Core(Protocol):
     def address(self) -> str | None: ...
     def set_node_address(self, node: int, address: str) -> None: ...
     def forget_node(self, node: int, cause: str) -> None: ...
+    def offer_segment(self, segment: int, fd: int, size: int, filled: int) -> None: ...
+    def withdraw_segment(self, segment: int) -> bool: ...
+    def pull(
+        self, ticket: int, sources: Sequence[tuple[int, str, int, int]], length: int, segment: int, fd: int, offset: int
+    ) -> None: ...
+    def cancel_pull(self, ticket: int) -> None: ...
     def close(self) -> None: ...
 
 
@@ -123,6 +129,9 @@ class Shell:
             events.ForgetNode: lambda effect: self._core.forget_node(effect.node, effect.cause),
             events.Fork: self._fork,
             events.Kill: self._kill,
+            events.Freeze: lambda effect: self._signal(effect.pids, signal.SIGSTOP),
+            events.Thaw: lambda effect: self._signal(effect.pids, signal.SIGCONT),
+            events.Guard: lambda effect: self._forks.guard(effect.until, effect.added, effect.gone),
             events.ReadLogTail: self._read_log_tail,
             events.ReadMemory: self._read_memory,
             events.LookAtDescriptors: self._look_at_descriptors,
@@ -131,6 +140,10 @@ class Shell:
             events.GrantSegment: self._grant_segment,
             events.ShareSegment: self._share_segment,
             events.DropSegment: self._drop_segment,
+            events.StartPull: self._start_pull,
+            events.CancelPull: lambda effect: self._core.cancel_pull(effect.ticket),
+            events.ShareCopy: self._share_copy,
+            events.ToPeer: self._tell_peer,
         }
 
     # ------------------------------------------------------------------ the loop
@@ -209,6 +222,8 @@ class Shell:
                 self._queue.append(CoreLeft(proc, reason, ended))
             case ("fd", int(token)):
                 self._on_fd(token)
+            case ("pulled", int(ticket), str(error), list(failures), int(count)):
+                self._queue.append(events.PullDone(ticket, error, tuple(failures), count))
             case _:
                 log(f"the core reported something unknown: {event!r}")
         self._work()
@@ -329,6 +344,11 @@ class Shell:
         except ProcessLookupError:
             log(f"process {effect.pid} was to be killed and is not there")
 
+    def _signal(self, pids: tuple[int, ...], number: int) -> None:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
     def _read_log_tail(self, effect: events.ReadLogTail) -> None:
         rest, tail = self._logs.end(effect.proc, effect.pid, time.monotonic())
         for proc, lines in rest:
@@ -393,21 +413,56 @@ class Shell:
 
     def _grant_segment(self, effect: events.GrantSegment) -> None:
         try:
-            fd = self._segments.pop(effect.recycled, -1) if effect.recycled else -1
+            fd = self._recycle(effect.recycled) if effect.recycled else -1
             if fd < 0:
                 fd = self._memfd(f"ray-segment-{effect.segment}", effect.size)
+            self._segments[effect.segment] = fd
+            # A copy is offered before it is pulled, because other nodes may be told of it earlier than this one is told
+            # from where to pull it.
+            self._core.offer_segment(effect.segment, fd, effect.size, effect.size if effect.to else 0)
         except OSError as error:
+            self._forget_segment(effect.segment)
             self._queue.append(events.SegmentFailed(effect.segment, effect.corr, str(error)))
             return
-        self._segments[effect.segment] = fd
-        self._send_with_fd(effect.to, effect.corr, SegmentGranted(effect.segment, effect.size), fd)
+        if effect.to:
+            self._send_with_fd(effect.to, effect.corr, SegmentGranted(effect.segment, effect.size), fd)
+
+    def _recycle(self, segment: int) -> int:
+        """The memory file of a segment that is not used any more, unless parts of it are on their way elsewhere."""
+        if self._core.withdraw_segment(segment):
+            return self._segments.pop(segment, -1)
+        self._forget_segment(segment)
+        return -1
+
+    def _forget_segment(self, segment: int) -> None:
+        fd = self._segments.pop(segment, -1)
+        if fd >= 0:
+            os.close(fd)
 
     def _share_segment(self, effect: events.ShareSegment) -> None:
         message = SegmentMapped(effect.segment, effect.size, effect.lessee)
         self._send_with_fd(effect.to, effect.corr, message, self._segments[effect.segment])
 
     def _drop_segment(self, effect: events.DropSegment) -> None:
-        os.close(self._segments.pop(effect.segment))
+        self._core.withdraw_segment(effect.segment)
+        self._forget_segment(effect.segment)
+
+    # ------------------------------------------------------------------ copies from other nodes
+
+    def _start_pull(self, effect: events.StartPull) -> None:
+        try:
+            fd = self._segments[effect.segment]
+            self._core.pull(effect.ticket, effect.sources, effect.len, effect.segment, fd, 0)
+        except (OSError, ValueError) as error:
+            self._queue.append(events.PullDone(effect.ticket, str(error)))
+
+    def _share_copy(self, effect: events.ShareCopy) -> None:
+        message = Pulled(effect.segment, effect.size, effect.offset)
+        self._send_with_fd(effect.to, effect.corr, message, self._segments[effect.segment])
+
+    def _tell_peer(self, effect: events.ToPeer) -> None:
+        kind = peer_protocol.PEER_KINDS[type(effect.message)]
+        self._core.send(effect.node, kind, 0, peer_protocol.encode(effect.message))
 
     # ------------------------------------------------------------------ the end
 

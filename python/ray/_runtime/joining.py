@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from ray._node.registry import Record
     from ray._runtime.nodes import HeadFacts
 
-__all__ = ["Place", "choose", "choose_running", "discover", "enter", "find", "own_ip", "primary_ip", "reach", "wants_tls"]
+__all__ = [
+    "Place", "choose", "choose_running", "discover", "enter", "find", "own_ip", "primary_ip", "reach", "wants_tls",
+]  # fmt: skip
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
 TLS_VARIABLE = "RAY_USE_TLS"
@@ -115,15 +117,16 @@ def choose_running(address: str | None) -> str:
 
 
 def check_address(address: str) -> str:
-    """`address`, if it is of the form "host:port".
+    """`address`, if it is of the form "host:port", or several of these with commas between them: of standbys, too.
 
     Raises:
         ValueError: If it is not.
     """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        message = f"{address!r} is no address of a cluster: it has the form HOST:PORT, such as 10.0.0.1:6379"
-        raise ValueError(message)
+    for each in address.split(","):
+        host, _, port = each.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+            message = f"{each!r} is no address of a cluster: it has the form HOST:PORT, such as 10.0.0.1:6379"
+            raise ValueError(message)
     return address
 
 
@@ -141,7 +144,7 @@ def find(address: str) -> Record | None:
     from ray._node import registry
 
     running = registry.running()
-    records = [x for x in running if is_same(x.head_address, address) or is_same(x.address, address)]
+    records = [x for x in running if _is_any(x.head_address, address) or _is_any(x.address, address)]
     if not records and _is_loopback(address):
         port = address.rpartition(":")[2]
         records = [x for x in running if x.is_head and x.address.rpartition(":")[2] == port]
@@ -151,6 +154,11 @@ def find(address: str) -> Record | None:
 
 def _is_loopback(address: str) -> bool:
     return any(number == "::1" or number.startswith("127.") for number in _numbers(address.rpartition(":")[0]))
+
+
+def _is_any(some: str, others: str) -> bool:
+    """Whether two lists of addresses have one in common."""
+    return any(is_same(one, other) for one in some.split(",") for other in others.split(","))
 
 
 def is_same(one: str, other: str) -> bool:
@@ -241,17 +249,23 @@ def _check_python(theirs: str, address: str) -> None:
 def reach(address: str, token: bytes, *, needs_tls: bool = False) -> HeadFacts:
     """The head at `address`, whose host may be a name; its own is a number, as the transport needs it.
 
-    With `needs_tls` a cluster whose nodes do not use TLS is refused; so it is if the environment asks for TLS.
+    Of several addresses, with commas between them, the one that answers is the first of the result, and the others
+    follow: that is where the next head may be found. With `needs_tls` a cluster whose nodes do not use TLS is refused;
+    so it is if the environment asks for TLS.
 
     Raises:
         ConnectionError: If it does not answer, or is not of this version, or the token is not its cluster's.
     """
     needs_tls = needs_tls or wants_tls()
-    candidates = _candidates(address)
+    candidates = [candidate for each in address.split(",") for candidate in _candidates(each)]
+    several = "," in address
     first: ConnectionError | None = None
     for candidate in candidates:
         try:
-            return discover(candidate, token, DISCOVER_S / len(candidates), needs_tls=needs_tls)
+            head = discover(candidate, token, DISCOVER_S / len(candidates), needs_tls=needs_tls)
+            if several:
+                head.address = ",".join([candidate, *(other for other in candidates if other != candidate)])
+            return head
         except RefusedError:
             raise
         except ConnectionError as error:  # another of its addresses may be the one
@@ -285,7 +299,7 @@ def own_ip(towards: str) -> str:
     """The address of this machine as the peer at `towards` ("host:port") sees it, before any translation."""
     import socket
 
-    host, _, port = towards.rpartition(":")
+    host, _, port = towards.partition(",")[0].rpartition(":")
     family, _, _, _, peer = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, socket.SOCK_DGRAM) as probe:  # connecting it sends nothing
         probe.connect(peer)

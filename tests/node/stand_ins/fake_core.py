@@ -78,7 +78,10 @@ class Channel:
 
 
 class NodeCore:
-    def __init__(self, *, path: str, session: bytes, token: bytes, node: int, listen: str | None = None) -> None:
+    def __init__(
+        self, *, path: str, session: bytes, token: bytes, node: int, listen: str | None = None, tls: bool = False
+    ) -> None:
+        assert listen is None, "only the real one speaks with other nodes"
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(path)
         self._listener.listen(128)
@@ -148,6 +151,12 @@ class NodeCore:
         channel = self._by_proc.get(proc)
         if channel is not None:
             channel.socket.shutdown(socket.SHUT_RDWR)
+
+    def offer_segment(self, segment: int, fd: int, size: int, filled: int) -> None:
+        """Nobody pulls from a stand-in."""
+
+    def withdraw_segment(self, segment: int) -> bool:
+        return True
 
     def close(self) -> None:
         self._listener.close()

@@ -14,7 +14,7 @@ use skate_proto::streams::Next;
 use skate_proto::tasks::Refused;
 
 use super::requests::Answer;
-use super::waiting::{Completions, Waiter, Watch};
+use super::waiting::{Completions, Wait, Waiter, Watch};
 use super::{Core, CoreError, State};
 
 impl Core {
@@ -80,7 +80,7 @@ impl Core {
                 state.out.effects.push(Effect::Send { to: object.owner(), msg, urgent: true });
             });
         };
-        match self.ask_with(ask, deadline, true)? {
+        match self.ask_with(ask, deadline, Wait { blocks: false, hears: true })? {
             Answer::Reason(reason) => Ok(reason),
             _ => Err(CoreError::Store("a process answered a question with something else".into())),
         }
