@@ -2,7 +2,7 @@
 //! wire, and that everything else is as without it. Whoever looks on, changes or repeats bytes is a [`Wire`] between.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -19,17 +19,11 @@ use skate_proto::handshake::{
 use skate_proto::ids::ProcId;
 
 mod cluster;
+use cluster::wire::{Wire, relay, tcp};
 use cluster::*;
 
 const THERE: ProcId = ProcId(11);
 const C: ProcId = ProcId(12);
-
-fn tcp(address: &Address) -> SocketAddr {
-    match address {
-        Address::Tcp(address) => *address,
-        Address::Unix(path) => panic!("{}", path.display()),
-    }
-}
 
 /// Two nodes with a member on each, which know of each other; the way from `a` to `b` may lead elsewhere.
 struct Two {
@@ -54,51 +48,6 @@ impl Two {
     fn leads_to(&self, address: Address) {
         self.a.transport.set_address(THERE, address);
     }
-}
-
-/// A relay in front of a node: everything that passes is kept, and may be changed. `tamper` gets what goes to the node,
-/// and how much went before.
-struct Wire {
-    address: Address,
-    seen: Arc<Mutex<Vec<u8>>>,
-    accepting: JoinHandle<()>,
-}
-
-impl Wire {
-    fn to(node: &Address, tamper: impl Fn(usize, &mut [u8]) + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = Address::Tcp(listener.local_addr().unwrap());
-        let (seen, node) = (Arc::<Mutex<Vec<u8>>>::default(), tcp(node));
-        let kept = Arc::clone(&seen);
-        let accepting = std::thread::spawn(move || {
-            let (near, _) = listener.accept().unwrap();
-            let far = TcpStream::connect(node).unwrap();
-            let (back_from, back_to) = (far.try_clone().unwrap(), near.try_clone().unwrap());
-            let kept_back = Arc::clone(&kept);
-            let back = std::thread::spawn(move || relay(back_from, back_to, &kept_back, &|_, _| {}));
-            relay(near, far, &kept, &tamper);
-            back.join().unwrap();
-        });
-        Self { address, seen, accepting }
-    }
-
-    fn has_seen(&self, text: &[u8]) -> bool {
-        self.seen.lock().windows(text.len()).any(|window| window == text)
-    }
-}
-
-fn relay(mut from: TcpStream, mut to: TcpStream, kept: &Mutex<Vec<u8>>, tamper: &dyn Fn(usize, &mut [u8])) {
-    let (mut buffer, mut before) = (vec![0; 64 << 10], 0);
-    while let Ok(len @ 1..) = from.read(&mut buffer) {
-        kept.lock().extend_from_slice(&buffer[..len]);
-        tamper(before, &mut buffer[..len]);
-        before += len;
-        if to.write_all(&buffer[..len]).is_err() {
-            break;
-        }
-    }
-    let _ = to.shutdown(Shutdown::Write);
-    let _ = from.shutdown(Shutdown::Both);
 }
 
 #[test]

@@ -12,7 +12,8 @@ use pyo3::types::{PyBytes, PyList};
 use skate_core::core::CoreError;
 use skate_core::transfer::{Bulk, Failure, Outcome, Pull, SILENCE_S_MAX, Source, parse_address};
 use skate_core::transport::{
-    Address, CloseReason, Config, DiscoverError, Driven, Frame, Handler, Listener, PeerInfo, SendMode, Transport,
+    Address, CloseReason, Config, DiscoverError, Driven, Frame, Handler, Listener, PeerInfo, SendMode, Stream,
+    Transport,
 };
 use skate_proto::handshake::Role;
 use skate_proto::ids::{ProcId, SegmentId};
@@ -69,7 +70,7 @@ impl Handler for Queue {
         *self.events.transport.lock() = Some(transport.clone());
         let events = self.events.clone();
         let tell = move |outcome| events.add(Event::Pulled(outcome));
-        let bulk = Bulk::new(&transport.me(), transport.credentials(), SILENCE_S_MAX, tell);
+        let bulk = Bulk::new(&transport.me(), transport.credentials(), transport.tls(), SILENCE_S_MAX, tell);
         assert!(self.bulk.set(bulk).is_ok(), "a transport starts once");
     }
 
@@ -84,8 +85,8 @@ impl Handler for Queue {
         self.add(Event::Left { proc: peer.0, reason: reason.to_string(), ended });
     }
 
-    fn on_bulk(&self, _peer: PeerInfo, socket: OwnedFd) {
-        self.bulk().accept(socket);
+    fn on_bulk(&self, _peer: PeerInfo, stream: Stream) {
+        self.bulk().accept(stream);
     }
 
     fn on_fd_ready(&self, token: u64) {

@@ -35,14 +35,15 @@ mod reactor;
 mod routes;
 mod slots;
 mod socket;
+mod stream;
 mod thread;
 pub(crate) mod tls;
 
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -62,15 +63,15 @@ use fork::PrivateFd;
 use poller::{Poller, Source};
 use reactor::{Joining, Reactor};
 use routes::{Routes, Way};
-use tls::ClusterTls;
 
 pub use connection::BACKLOG_BYTES_MAX;
 pub use discover::{DiscoverError, Found, discover};
 pub use drive::Driven;
 pub(crate) use reactor::nonce;
 pub use socket::{Address, Listener};
+pub use stream::Stream;
 pub(crate) use thread::{block_signals, spawn_without_signals};
-pub use tls::TlsError;
+pub use tls::{NodeTls, TlsError};
 
 /// Who a peer is.
 pub type PeerInfo = Identity;
@@ -109,9 +110,9 @@ pub trait Handler: Send + Sync + 'static {
     /// The next frame to it starts a new connection.
     fn on_closed(&self, peer: ProcId, reason: CloseReason);
     /// A peer connected to this process for bytes rather than frames ([`Role::Bulk`]) and proved the token. The
-    /// socket does not block, and is the handler's; a process that expects none closes it.
-    fn on_bulk(&self, peer: PeerInfo, socket: OwnedFd) {
-        let _ = (peer, socket);
+    /// stream is the handler's, and does not wait yet ([`Stream::set_patience`]); a process that expects none closes it.
+    fn on_bulk(&self, peer: PeerInfo, stream: Stream) {
+        let _ = (peer, stream);
     }
     /// A process on this node is wanted, and nobody has said yet where the node listens. To be answered by
     /// [`Transport::set_address`] or [`Transport::forget_node`], now or later; asked once until then. Connections
@@ -272,8 +273,7 @@ pub struct Transport {
     commands: Mutex<Vec<Command>>,
     foreign: Mutex<Foreign>,
     nodes_use_tls: AtomicBool,
-    /// Made when the first connection needs it.
-    tls: OnceLock<ClusterTls>,
+    tls: Arc<NodeTls>,
     io_thread: Mutex<Option<JoinHandle<()>>>,
     /// The handler knows that the descriptors are gone.
     loss_told: AtomicBool,
@@ -289,9 +289,10 @@ impl Transport {
         let reactor = Reactor::new(Arc::clone(&poller), listeners).map_err(system("to watch a listener"))?;
         let me =
             Identity { proc: config.me, role: config.role, pid: std::process::id(), python_minor: config.python_minor };
+        let credentials = Credentials { session: config.session, token: config.token };
         let transport = Arc::new(Self {
             me,
-            credentials: Credentials { session: config.session, token: config.token },
+            credentials: credentials.clone(),
             node: config.node,
             node_address: config.node_address,
             handler,
@@ -304,7 +305,7 @@ impl Transport {
             commands: Mutex::default(),
             foreign: Mutex::default(),
             nodes_use_tls: AtomicBool::new(config.tls),
-            tls: OnceLock::new(),
+            tls: Arc::new(NodeTls::new(credentials)),
             io_thread: Mutex::default(),
             loss_told: AtomicBool::new(false),
         });
@@ -349,13 +350,10 @@ impl Transport {
         self.nodes_use_tls.load(Ordering::Relaxed)
     }
 
-    /// What secures connections with other nodes.
-    fn tls(&self) -> Result<&ClusterTls, TlsError> {
-        if let Some(tls) = self.tls.get() {
-            return Ok(tls);
-        }
-        let new = ClusterTls::new(&self.credentials)?;
-        Ok(self.tls.get_or_init(|| new))
+    /// What secures connections with other nodes that are made outside of the reactor; `None` if they are in clear.
+    #[must_use]
+    pub fn tls(&self) -> Option<Arc<NodeTls>> {
+        self.nodes_use_tls().then(|| Arc::clone(&self.tls))
     }
 
     /// Sends a frame whose body is the concatenation of `body`, after all that were sent to `to` before.

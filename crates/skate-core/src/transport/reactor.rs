@@ -519,7 +519,7 @@ impl Reactor {
         preface.check_tls(socket.is_tcp() && t.nodes_use_tls()).map_err(CloseReason::Handshake)?;
         let machine = Acceptor::new(&t.me, &t.credentials, bytes, nonce()).map_err(CloseReason::Handshake)?;
         if preface.tls {
-            socket.secure(t.tls()?.accept()?);
+            socket.secure(t.tls.get()?.accept()?);
         }
         Ok(machine.telling(t.nodes_use_tls()))
     }
@@ -589,11 +589,10 @@ impl Reactor {
             return;
         };
         self.poller.delete(&*slot.socket);
-        // The copy leaves the care of `PrivateFd`: who takes it out of the transport sees to forks, too.
-        match slot.socket.as_fd().try_clone_to_owned() {
-            Ok(fd) => {
+        match slot.socket.to_stream() {
+            Ok(stream) => {
                 self.told = true;
-                t.handler.on_bulk(peer, fd);
+                t.handler.on_bulk(peer, stream);
             }
             Err(_) => self.warn(t, "no descriptor is left for a bulk connection; raise the limit (ulimit -n)"),
         }

@@ -10,7 +10,7 @@ use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -20,6 +20,7 @@ use rustix::net::{
 };
 
 use super::fork::PrivateFd;
+use super::stream::Stream;
 use super::tls::{Channel, Taken, TlsError};
 
 /// Connections that the kernel keeps for us until they are accepted.
@@ -125,7 +126,7 @@ pub(super) fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
 pub(super) struct Socket {
     fd: PrivateFd,
     is_tcp: bool,
-    channel: OnceLock<Channel>,
+    channel: OnceLock<Arc<Channel>>,
 }
 
 pub(super) enum Connecting {
@@ -175,12 +176,18 @@ impl Socket {
     /// From now on everything is said within TLS.
     pub(super) fn secure(&self, channel: Channel) {
         assert!(self.is_tcp, "what stays on a machine is not encrypted");
-        let first = self.channel.set(channel);
+        let first = self.channel.set(Arc::new(channel));
         assert!(first.is_ok(), "a connection is secured once");
     }
 
     pub(super) fn channel(&self) -> Option<&Channel> {
-        self.channel.get()
+        self.channel.get().map(Arc::as_ref)
+    }
+
+    /// The same connection for a thread that waits. It leaves the care of [`PrivateFd`]: who takes it out of the
+    /// transport sees to forks, too.
+    pub(super) fn to_stream(&self) -> io::Result<Stream> {
+        Ok(Stream::proven(self.fd.as_fd().try_clone_to_owned()?, self.channel.get().cloned()))
     }
 
     /// Decrypts what was received, as [`Channel::take`] says.

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each of the tests that include it uses a part")]
 
+pub(crate) mod wire;
+
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};

@@ -29,7 +29,7 @@ impl Reactor {
     pub(super) fn greet_secured(&mut self, t: &Transport, index: u32, connection: Arc<Connection>, socket: &Socket) {
         let (machine, first) = Connector::over_tls(&t.me, &t.credentials, connection.peer, nonce());
         self.slots.set_phase(index, Phase::Greeting(machine, Message::default(), connection));
-        let channel = match t.tls().and_then(|tls| tls.connect()) {
+        let channel = match t.tls.get().and_then(|tls| tls.connect()) {
             Ok(channel) => channel,
             Err(error) => return self.fail(t, index, error.into()),
         };

@@ -14,7 +14,7 @@
 mod authority;
 mod channel;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -110,6 +110,27 @@ impl ClusterTls {
     pub(super) fn accept(&self) -> Result<Channel, TlsError> {
         let connection = ServerConnection::new(Arc::clone(&self.server)).map_err(TlsError::Setup)?;
         Ok(Channel::new(connection.into()))
+    }
+}
+
+/// What secures a process's connections with other nodes, made when the first of them needs it: processes whose peers
+/// are all on their own node never do.
+pub struct NodeTls {
+    credentials: Credentials,
+    made: OnceLock<ClusterTls>,
+}
+
+impl NodeTls {
+    pub(super) fn new(credentials: Credentials) -> Self {
+        Self { credentials, made: OnceLock::new() }
+    }
+
+    pub(super) fn get(&self) -> Result<&ClusterTls, TlsError> {
+        if let Some(made) = self.made.get() {
+            return Ok(made);
+        }
+        let new = ClusterTls::new(&self.credentials)?;
+        Ok(self.made.get_or_init(|| new))
     }
 }
 
