@@ -6,19 +6,27 @@ of this machine, which nobody else is told.
 
 import contextlib
 import os
+import signal
 import socket
 import threading
 
 import pytest
 
 import ray
+from ray import _core
 from ray._runtime import nodes
+from ray._runtime.ids import NodeID
 from ray._runtime.resources import node_resources
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from tests.cluster.durable import durable_cluster
 from tests.core.helpers import wait_until
+
+np = pytest.importorskip("numpy")
 
 pytestmark = [pytest.mark.skate, pytest.mark.slow]  # nodes of a cluster are processes that take a moment to start
 
 SECRET = b"the combination is 12-34-56"
+BLOCK_BYTES = 2 << 20
 
 
 class Relay:
@@ -133,8 +141,36 @@ class Keeper:
 
 
 @ray.remote
+class Counter:
+    def __init__(self):
+        self.count = 0
+
+    def increment(self):
+        self.count += 1
+        return self.count
+
+
+@ray.remote
 def echo(value):
     return value
+
+
+@ray.remote
+def array(seed):
+    return _array(seed)
+
+
+@ray.remote
+def total(value):
+    return int(value.sum())
+
+
+def _array(seed):
+    return np.random.default_rng(seed).integers(0, 256, BLOCK_BYTES, dtype=np.uint8)
+
+
+def _total(seed):
+    return int(_array(seed).sum())
 
 
 @pytest.mark.parametrize("tls", [True, False])
@@ -148,6 +184,51 @@ def test_arguments_and_results_between_nodes_can_only_be_read_without_tls(start_
     assert len(seen) > 1000, "they do talk by way of the relays"
     assert (SECRET in seen) is not tls
     assert (b"Keeper" in seen) is not tls
+
+
+@pytest.mark.parametrize("tls", [True, False])
+def test_an_array_that_is_read_on_another_node_can_be_read_on_the_wire_only_without_tls(start_watched, tls):
+    relays = start_watched(tls=tls)
+    there = {"resources": {"there": 0.5}, "num_cpus": 0.5}
+    block = np.frombuffer(SECRET * (BLOCK_BYTES // len(SECRET)), dtype=np.uint8)
+    assert ray.get(total.options(**there).remote(ray.put(block)), timeout=20) == int(block.sum())
+    assert np.array_equal(ray.get(array.options(**there).remote(7), timeout=20), _array(7))
+    seen = b"".join(bytes(relay.seen) for relay in relays)
+    assert len(seen) > 2 * BLOCK_BYTES, "there and back"
+    assert (SECRET in seen) is not tls
+    assert (_array(7).tobytes()[:100] in seen) is not tls
+
+
+def test_values_of_each_node_are_read_on_each_other_within_tls(start_cluster):
+    names = ("a", "b", "c")
+    of = [{"num_cpus": 1, "resources": {name: 100}} for name in names]
+    cluster, _ = start_cluster(*of[1:], head=of[0], tls=True)
+    assert _core.discover(cluster.address, cluster._token, 20.0)[3], "the cluster uses TLS"
+    at = {name: {"num_cpus": 0, "resources": {name: 1}} for name in names}
+    made = {name: array.options(**at[name]).remote(seed) for seed, name in enumerate(names)}
+    read = [total.options(**at[reader]).remote(made[maker]) for reader in names for maker in names]
+    assert ray.get(read, timeout=30) == [_total(seed) for _ in names for seed in range(3)]
+    assert [int(value.sum()) for value in ray.get(list(made.values()), timeout=20)] == [_total(n) for n in range(3)]
+
+
+def test_the_next_head_and_a_standby_go_on_within_tls(cluster_keeper, belongings, tmp_path):
+    cluster_keeper.stop()
+    with durable_cluster(tmp_path, belongings, tls=True) as durable:
+        counter = Counter.options(name="counter", lifetime="detached").remote()
+        assert ray.get(counter.increment.remote(), timeout=20) == 1
+        durable.kill_head()
+        durable.start_head()
+        assert ray.get(ray.get_actor("counter").increment.remote(), timeout=20) == 2
+        durable.start_head(place=1, standby=True)
+        os.kill(durable.heads[1].pid, signal.SIGKILL)
+        durable.heads[1].close()
+        assert ray.get(ray.get_actor("counter").increment.remote(), timeout=20) == 3
+        assert _core.discover(durable.addresses[1], durable.token, 20.0)[3], "the new head uses TLS"
+        first, second = (
+            NodeAffinitySchedulingStrategy(NodeID._from_key(node.node).hex(), soft=False) for node in durable.workers
+        )
+        made = array.options(scheduling_strategy=second).remote(1)
+        assert ray.get(total.options(scheduling_strategy=first).remote(made), timeout=20) == _total(1)
 
 
 def test_tasks_and_actors_over_nodes_run_as_without_tls(start_cluster, monkeypatch):

@@ -80,6 +80,18 @@ def test_a_host_that_is_a_name_becomes_the_address_that_answers(monkeypatch):
     assert asked == ["10.0.0.1:6379", "10.0.0.2:6379"]
 
 
+def test_of_several_addresses_the_one_that_answers_is_first_and_the_others_follow(monkeypatch):
+    def discover(address: str, token: bytes, timeout_s: float, tls: bool | None) -> tuple[int, int, int, bool]:
+        if address != "10.0.0.2:6379":
+            raise ConnectionError("nobody there")
+        return 7, 1, OURS, True
+
+    monkeypatch.setattr(_core, "discover", discover)
+    head = joining.reach("10.0.0.1:6379,10.0.0.2:6379,10.0.0.3:6380", TOKEN)
+    assert (head.address, head.tls) == ("10.0.0.2:6379,10.0.0.1:6379,10.0.0.3:6380", True)
+    assert joining.reach("10.0.0.2:6379", TOKEN).address == "10.0.0.2:6379"
+
+
 def test_only_so_many_addresses_of_one_name_are_tried(monkeypatch):
     asked = []
 

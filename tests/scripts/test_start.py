@@ -26,6 +26,15 @@ with ray.init(log_to_driver=False) as context:
     print(context["address"], ray.get([ray.remote(lambda x=x: x * x).remote() for x in range(4)]))
 """
 
+BLOCKS = """
+import numpy as np, ray
+with ray.init(log_to_driver=False):
+    block = np.arange(1 << 20)
+    total = ray.remote(lambda block: int(block.sum()))
+    twice = ray.remote(lambda block: block * 2)
+    print(ray.get(total.remote(ray.put(block))), int(ray.get(twice.remote(block)).sum()))
+"""
+
 
 def test_a_head_serves_and_says_how_to_join_connect_and_stop(user):
     text = user.succeed("start", "--head", f"--node-ip-address={user.ip}", "--num-cpus=1")
@@ -132,9 +141,21 @@ def test_tls_is_one_flag_of_the_head_and_who_joins_needs_only_the_token(user, ne
     assert "Nodes use TLS 1.3 between them" in joined
     assert friend.run(SQUARES) == f"{address} [0, 1, 4, 9]"
     outsider = new_user()
-    assert outsider.run(SQUARES, RAY_ADDRESS=address, RAY_AUTH_TOKEN=token) == f"{address} [0, 1, 4, 9]"
+    entry = {"RAY_ADDRESS": address, "RAY_AUTH_TOKEN": token}
+    assert outsider.run(SQUARES, **entry) == f"{address} [0, 1, 4, 9]"
+    total = sum(range(1 << 20))
+    assert outsider.run(BLOCKS, **entry) == f"{total} {2 * total}"
     for each in (friend, user):
         each.succeed("stop")
+
+
+def test_a_head_with_tls_and_records_is_found_at_whichever_of_its_addresses_answers(user, tmp_path):
+    address = user.start_head("--tls", f"--state=sqlite://{tmp_path}/records.db")
+    nobody = f"{user.ip}:1"
+    joined = user.succeed("start", f"--address={nobody},{address}", "--num-cpus=1")
+    assert "Nodes use TLS 1.3 between them" in joined
+    assert user.run(SQUARES) == f"{address} [0, 1, 4, 9]"
+    assert user.succeed("stop") == "Stopped 2 nodes.\n"
 
 
 def test_who_insists_on_tls_joins_no_cluster_without(user, new_user):
