@@ -118,23 +118,25 @@ class MemberSaid(Message, frozen=True):
     body: bytes
 
 
-class ToMembers(Message, frozen=True):
-    """A frame for members of other nodes. Those that are not known are left out."""
+class ToMember(Message, frozen=True):
+    """A frame for a member of another node, if that is known. `serial`: see `_node.relay`."""
 
-    procs: tuple[int, ...]
+    proc: int
     kind: int
     corr: int
     body: bytes
+    serial: int = 0
 
 
 class ToOtherNode(Message, frozen=True):
-    """A member's message that is for the manager of another node, as it came."""
+    """A member's message that is for the manager of another node, as it came. `serial`: see `_node.relay`."""
 
     node: int
     proc: int
     kind: int
     corr: int
     body: bytes
+    serial: int = 0
 
 
 class ActorPlaced(Message, frozen=True):
@@ -276,21 +278,28 @@ class Heard(Message, frozen=True):
 
 
 class Deliver(Message, frozen=True):
-    """A frame for members of the receiving node. Those that have gone meanwhile are left out."""
+    """A frame for members of the receiving node. Those that have gone meanwhile are left out.
+
+    `source` and `serial`: the node that says it, and how that has numbered it (`ToMember`); 0 for the control service.
+    """
 
     procs: tuple[int, ...]
     kind: int
     corr: int
     body: bytes
+    source: int = 0
+    serial: int = 0
 
 
 class FromMember(Message, frozen=True):
-    """A message of another node's member, for the receiving node's manager."""
+    """A message of another node's member, for the receiving node's manager. `source` and `serial` as in `Deliver`."""
 
     proc: int
     kind: int
     corr: int
     body: bytes
+    source: int = 0
+    serial: int = 0
 
 
 class PlaceActor(Message, frozen=True):
@@ -488,7 +497,7 @@ TO_CONTROL: Final[dict[int, type[Message]]] = {
     129: MemberJoined,
     130: MemberGone,
     131: MemberSaid,
-    132: ToMembers,
+    132: ToMember,
     133: ToOtherNode,
     134: ActorPlaced,
     135: ActorUnplaceable,

@@ -12,9 +12,10 @@ CPU = "CPU"
 
 
 class NodeCame(Event, frozen=True):
-    """A node has joined and may be given work."""
+    """A node has joined and may be given work. `returns`: it was there before this control service."""
 
     node: int
+    returns: bool = False
 
 
 class NodeLost(Event, frozen=True):

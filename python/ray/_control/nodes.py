@@ -183,7 +183,7 @@ class NodeTable(Machine):
             self._emit(Log(f"{new} has {'come back' if message.returns else 'joined'}"))
             if self.head not in self._deadlines:
                 self._deadlines.set(self.head, now + ASK_S)
-        self._emit(NodeCame(new.key))
+        self._emit(NodeCame(new.key, message.returns))
 
     def restore(self, key: bytes, value: bytes) -> None:
         """Take over a record of the control service before."""

@@ -115,6 +115,7 @@ class ControlService:
                     self.actors.restore(table, key, value)
         for key, value in lives:
             self.actors.restore(actors.LIVES_TABLE, key, value)
+        self.members.restore()
         self._deadlines.set("return", now + RETURN_S)
 
     @property
@@ -330,6 +331,8 @@ class ControlService:
         """Nodes had their time: what is not here now is gone."""
         self.nodes.give_up_expected()
         self._queue.extend(self.nodes.take_effects())
+        self.members.end_return(now)
+        self._queue.extend(self.members.take_effects())
         for job in self.jobs.running():
             if not self.members.node_of(job.driver):
                 self._end_job(self.jobs.end(job.driver, now), now)
