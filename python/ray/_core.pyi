@@ -302,6 +302,7 @@ class NodeCore:
         token: bytes,
         node: int,
         listen: str | None = None,  # "host:port" for other nodes; port 0: any; IPv6 in brackets
+        tls: bool = False,  # whether nodes of the cluster use TLS between them; members learn it from this one
     ) -> None: ...
     def poll(self, timeout: float | None) -> list[tuple[Any, ...]]:
         """Waits for events, at most `timeout` seconds. Each is one of
@@ -341,11 +342,11 @@ class NodeCore:
         """Ends a pull soon; its event still comes."""
     def close(self) -> None: ...
 
-def discover(address: str, token: bytes, timeout_s: float) -> tuple[int, int, int]:
-    """(key, pid, minor version of Python 3) of the node that listens at `address`, "host:port".
+def discover(address: str, token: bytes, timeout_s: float, tls: bool | None = None) -> tuple[int, int, int, bool]:
+    """(key, pid, minor version of Python 3, uses TLS) of the node that listens at `address`, "host:port".
 
     It has proved that it knows the token, and has not noticed that it was asked. The cluster's session is the first
-    16 bytes of the token's SHA-256.
+    16 bytes of the token's SHA-256. With `tls`, a node of a cluster of the other kind is refused.
 
     Raises:
         ValueError: If `address` is not of this form.

@@ -90,6 +90,7 @@ class Cluster:
         connect: Make this process a driver of the cluster, too.
         head_node_args: Arguments of `add_node` for the head.
         shutdown_at_exit: End all nodes when this process ends in order. (They end with it in any case.)
+        tls: Whether the nodes use TLS between them; by default what the environment variable `RAY_USE_TLS` says.
     """
 
     def __init__(
@@ -98,11 +99,14 @@ class Cluster:
         connect: bool = False,
         head_node_args: dict[str, Any] | None = None,
         shutdown_at_exit: bool = True,
+        *,
+        tls: bool | None = None,
     ) -> None:
         self.head_node: Node | None = None
         self.worker_nodes: set[Node] = set()
         self.connected = False
         self._token = os.urandom(32)
+        self._tls = tls
         if connect and not initialize_head:
             message = "Cluster(connect=True) needs initialize_head=True: there is nothing to connect to yet"
             raise RuntimeError(message)
@@ -146,7 +150,7 @@ class Cluster:
             TypeError: If an argument is unknown.
             RuntimeError: If the node does not start.
         """
-        from ray._runtime import nodes
+        from ray._runtime import joining, nodes
         from ray._runtime.labels import check_labels
         from ray._runtime.resources import node_resources
 
@@ -163,18 +167,20 @@ class Cluster:
             caller="Cluster.add_node()",
         )
         head = self.head_node
+        tls = joining.wants_tls() if self._tls is None else self._tls
         ip = node_args.get("node_ip_address") or HOST
         process = nodes.start(
             token=self._token,
             amounts=amounts,
             ip=ip,
-            head=nodes.HeadFacts(head._process.node, head.address) if head is not None else None,
+            head=nodes.HeadFacts(head._process.node, head.address, tls=tls) if head is not None else None,
             listen=f"{ip}:0",
             name=node_args.get("node_name") or "",
             labels=check_labels(node_args.get("labels"), "Cluster.add_node()"),
             env_vars=node_args.get("env_vars"),
             findable=True,
             private=True,
+            tls=tls,
         )
         node = Node(process, ip)
         if head is None:

@@ -12,7 +12,8 @@ use pyo3::types::{PyBytes, PyList};
 use skate_core::core::CoreError;
 use skate_core::transfer::{Bulk, Failure, Outcome, Pull, SILENCE_S_MAX, Source, parse_address};
 use skate_core::transport::{
-    Address, CloseReason, Config, DiscoverError, Driven, Frame, Handler, Listener, PeerInfo, SendMode, Transport,
+    Address, CloseReason, Config, DiscoverError, Driven, Frame, Handler, Listener, PeerInfo, SendMode, Stream,
+    Transport,
 };
 use skate_proto::handshake::Role;
 use skate_proto::ids::{ProcId, SegmentId};
@@ -69,7 +70,7 @@ impl Handler for Queue {
         *self.events.transport.lock() = Some(transport.clone());
         let events = self.events.clone();
         let tell = move |outcome| events.add(Event::Pulled(outcome));
-        let bulk = Bulk::new(&transport.me(), transport.credentials(), SILENCE_S_MAX, tell);
+        let bulk = Bulk::new(&transport.me(), transport.credentials(), transport.tls(), SILENCE_S_MAX, tell);
         assert!(self.bulk.set(bulk).is_ok(), "a transport starts once");
     }
 
@@ -84,8 +85,8 @@ impl Handler for Queue {
         self.add(Event::Left { proc: peer.0, reason: reason.to_string(), ended });
     }
 
-    fn on_bulk(&self, _peer: PeerInfo, socket: OwnedFd) {
-        self.bulk().accept(socket);
+    fn on_bulk(&self, _peer: PeerInfo, stream: Stream) {
+        self.bulk().accept(stream);
     }
 
     fn on_fd_ready(&self, token: u64) {
@@ -122,16 +123,25 @@ fn listen_at(listen: &str) -> PyResult<Listener> {
     Err(failed(last).into())
 }
 
-/// Asks the node that listens at `address` who it is: its key, its pid, and the minor version of its Python 3.
+/// Asks the node that listens at `address` who it is: its key, its pid, the minor version of its Python 3, and whether
+/// the nodes of its cluster use TLS.
 #[pyfunction]
-pub(crate) fn discover(py: Python<'_>, address: &str, token: [u8; 32], timeout_s: f64) -> PyResult<(u64, u32, u8)> {
+#[pyo3(signature = (address, token, timeout_s, tls = None))]
+pub(crate) fn discover(
+    py: Python<'_>,
+    address: &str,
+    token: [u8; 32],
+    timeout_s: f64,
+    tls: Option<bool>,
+) -> PyResult<(u64, u32, u8, bool)> {
     let until = deadline(Some(timeout_s))?.expect("a timeout was given");
     let minor = py.version_info().minor;
-    let node = waiting(py, || match skate_core::transport::discover(address, token, minor, until) {
+    let found = waiting(py, || match skate_core::transport::discover(address, token, minor, tls, until) {
         Err(DiscoverError::Interrupted) => Err(CoreError::Interrupted),
         outcome => outcome.map_err(CoreError::Discover),
     })?;
-    Ok((node.proc.0, node.pid, node.python_minor))
+    let node = found.node;
+    Ok((node.proc.0, node.pid, node.python_minor, found.tls))
 }
 
 impl NodeCore {
@@ -158,7 +168,7 @@ impl NodeCore {
 #[pymethods]
 impl NodeCore {
     #[new]
-    #[pyo3(signature = (*, path, session, token, node, listen = None))]
+    #[pyo3(signature = (*, path, session, token, node, listen = None, tls = false))]
     fn new(
         py: Python<'_>,
         path: String,
@@ -166,6 +176,7 @@ impl NodeCore {
         token: [u8; 32],
         node: u64,
         listen: Option<&str>,
+        tls: bool,
     ) -> PyResult<Self> {
         let queue = Arc::new(Queue::default());
         let node = ProcId(node);
@@ -181,6 +192,7 @@ impl NodeCore {
             token,
             node,
             node_address: Address::Unix(path.clone().into()),
+            tls,
             listeners,
             io_thread: true,
         };

@@ -95,6 +95,7 @@ def _run(config: NodeConfig) -> str:
         token=config.token,
         node=config.node,
         listen=config.listen or None,
+        tls=config.tls,
     )
     return _serve(config, core, forks, signals, memfd, random_id, records, known)
 

@@ -51,6 +51,8 @@ class NodeConfig(msgspec.Struct, frozen=True):
     """Where other nodes reach this one, without the port."""
     listen: str = ""
     """What to listen on for other nodes, "host:port"; port 0 is any. Empty for a cluster of one node."""
+    tls: bool = False
+    """Whether nodes of the cluster use TLS between them; the same for all, and learned by members from their node."""
     findable: bool = False
     """Whether drivers and further nodes of this user may find it on this machine; `private`: only by its address."""
     private: bool = False

@@ -112,7 +112,7 @@ class Shell:
         self._keeps_logs = False
         """Nobody wanted the end, and nobody is told of it: all that says why is the node's log."""
         self._at_end = ""
-        self._seeker = Seeker(config.token)
+        self._seeker = Seeker(config.token, tls=config.tls)
         self._records = records
         self._backlog: Callable[[int], int] | None = getattr(core, "backlog", None)
         self._perform: dict[type[Effect], Callable[..., None]] = {

@@ -23,11 +23,13 @@ class HeadFacts:
     Attributes:
         node: Its key.
         address: Where it is reached, "host:port".
+        tls: Whether the nodes of its cluster use TLS between them.
     """
 
-    def __init__(self, node: int, address: str) -> None:
+    def __init__(self, node: int, address: str, *, tls: bool = False) -> None:
         self.node = node
         self.address = address
+        self.tls = tls
 
 
 def start(
@@ -47,6 +49,7 @@ def start(
     records: str = "",
     standby: bool = False,
     temp_dir: str = "",
+    tls: bool = False,
 ) -> NodeProcess:
     """Starts a node and waits until it serves.
 
@@ -66,6 +69,7 @@ def start(
         records: Where a head keeps what must outlive it, such as "sqlite:///path"; empty: nowhere.
         standby: Whether a head waits, before it serves, until no other one leads with these records.
         temp_dir: Where its session directory lies, instead of among this user's others.
+        tls: Whether a head wants TLS between the nodes of its cluster; who joins does as its head.
 
     Raises:
         ValueError: If no node can be like that, or the environment wants a memory watch that makes no sense.
@@ -104,6 +108,7 @@ def start(
         name=name,
         address=ip,
         listen=listen,
+        tls=head.tls if head is not None else tls,
         findable=findable,
         private=private,
         nodes_dir=nodes_dir,

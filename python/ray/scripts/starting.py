@@ -56,6 +56,7 @@ class Asked(msgspec.Struct, kw_only=True):
     state: str | None = None
     standby: bool = False
     block: bool = False
+    tls: bool = False
 
 
 class Announced(msgspec.Struct):
@@ -120,6 +121,7 @@ def _start_head(asked: Asked) -> tuple[NodeProcess, str]:
         token_file=path,
         token_source=source,
         any_port=asked.port == 0,
+        tls=asked.tls or joining.wants_tls(),
     )
 
 
@@ -137,7 +139,7 @@ def _start_joiner(asked: Asked) -> tuple[NodeProcess, str]:
             f"{tokens.PATH_VARIABLE}"
         )
         raise ConnectionError(message)
-    head = joining.reach(address, token)
+    head = joining.reach(address, token, needs_tls=asked.tls)
     announced = announce(asked.node_ip_address, head.address)
     port = asked.port or 0
     try:
@@ -150,6 +152,7 @@ def _start_joiner(asked: Asked) -> tuple[NodeProcess, str]:
         head_address=head.address,
         why=announced.why,
         is_everywhere=announced.listen != announced.ip,
+        tls=head.tls,
     )
 
 
@@ -167,6 +170,7 @@ def _start(asked: Asked, token: bytes, head: nodes.HeadFacts | None, announced: 
         standby=asked.standby,
         findable=True,
         temp_dir=os.path.abspath(asked.temp_dir) if asked.temp_dir else "",
+        tls=asked.tls or joining.wants_tls(),
     )
 
 

@@ -196,6 +196,7 @@ impl Core {
             token,
             node,
             node_address: address,
+            tls: false,
             listeners: Vec::new(),
             io_thread: true,
         };
