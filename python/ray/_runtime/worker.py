@@ -114,6 +114,7 @@ class Worker:
         self.ending: Leave | None = None
         self._end_reason = ""
         self._quitters: set[bytes] = set()  # calls that asked for the end of their actor
+        self._interrupt_came_early = False  # while no user code ran that it could have been for
         self._waits = False  # the main thread is about to wait for work, or waits
         self._heard = threading.Event()  # the main thread knows of the end
         self.loop: asyncio.AbstractEventLoop | None = None  # of an asynchronous actor
@@ -320,6 +321,8 @@ class Worker:
         args, kwargs = arguments
         try:
             running[thread] = self._started[thread] = task.id
+            if self._interrupt_came_early and thread == self.main_thread:
+                self._look_back(task)
             value = function(*args, **kwargs)
             if self.is_fork:
                 forked.end()
@@ -703,8 +706,17 @@ class Worker:
             self._heard.set()
             raise self.ending
         task_id = self.running.get(self.main_thread)
-        if task_id is not None and self.core.cancelled(task_id):
+        if task_id is None:
+            self._interrupt_came_early = True
+        elif self.core.cancelled(task_id):
             del self.running[self.main_thread]  # once is enough
+            raise TaskInterrupt
+
+    def _look_back(self, task: Task) -> None:
+        """A cancellation came while no user code ran: perhaps for this task, which was being prepared."""
+        self._interrupt_came_early = False
+        if self.core.cancelled(task.id):
+            del self.running[self.main_thread]
             raise TaskInterrupt
 
 
