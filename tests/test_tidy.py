@@ -22,7 +22,7 @@ TOO_LONG = {
 
 MACHINES = re.compile(
     r"python/ray/_control/\w+\.py"
-    r"|python/ray/_node/(events|exits|fairness|lease_records|leases|manager|processes|requests|resources|segments"
+    r"|python/ray/_node/(events|exits|fairness|lease_records|leases|looks|manager|processes|requests|resources|segments"
     r"|worker_records|workers)\.py"
 )
 IMPURE_MODULES = {

@@ -13,6 +13,7 @@ W = TypeVar("W")
 ROLE_NODE: int
 ROLE_DRIVER: int
 ROLE_WORKER: int
+ROLE_TOOL: int
 
 # Codes of error payloads; see `Hooks.load_error`.
 ERROR_TASK: int
@@ -113,6 +114,8 @@ class Core:
     def cancel(self, reference: ObjectRef[Any] | StreamRef, force: bool, recursive: bool) -> None: ...
     def why(self, reference: ObjectRef[Any]) -> list[tuple[str, str]]:
         """The chain of reasons why a value is not there yet: (what, reason), outermost first."""
+    def why_id(self, id: bytes) -> list[tuple[str, str]]:
+        """The same by an object's id, which need not be held here."""
     def _describe_objects(self) -> list[str]: ...
     def statistics(self) -> dict[str, int]: ...
 
@@ -141,6 +144,7 @@ class Core:
         is_async: bool,
         concurrency_groups: dict[str, int],
         detached: bool,
+        recorded: bool,  # whether history is kept of the creation
     ) -> None: ...
     def kill_actor(self, actor: bytes, no_restart: bool) -> None: ...
     def configure_calls(self, actor: bytes, *, max_pending: int, any_order: bool) -> None:
@@ -206,6 +210,7 @@ class Template:
         method: str = "",
         concurrency_group: str = "",
         backpressure: int = -1,  # largest number of unconsumed items of a generator
+        recorded: bool = True,  # whether history is kept of its calls
     ) -> None: ...
     def submit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """ObjectRef for one return, list for several, None for none, StreamRef for streaming."""
@@ -328,3 +333,8 @@ def discover(address: str, token: bytes, timeout_s: float) -> tuple[int, int, in
 
 def random_id() -> int: ...
 def memfd(name: str, size: int) -> int: ...
+def stack_target() -> tuple[int, int]:
+    """What asks a worker for its stacks, and where they go: signal and descriptor for `faulthandler.register`."""
+
+def install_stack_handler() -> None:
+    """Puts the core's handler in front of the one that was just registered: it tells the end of a dump."""

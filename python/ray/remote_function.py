@@ -125,6 +125,7 @@ class _Recipe:
             env=opts.encode_env(env),
             strategy=opts.strategy_of(options),
             backpressure=-1 if backpressure is None else backpressure,
+            recorded=options.get("enable_task_events", True),
         )
 
 

@@ -48,6 +48,8 @@ class World:
         self.segments: dict[int, int] = {}
         self.descriptors: dict[int, events.DescriptorUsage] = {}
         """By pid, where they are not few; the node's by 0."""
+        self.history: list[events.KeepHistory] = []
+        self.files_asked: list[Effect] = []
         self.refuse_memory = False
         self.shutdown = ""
         self._pids = itertools.count(1)
@@ -187,6 +189,10 @@ class World:
                 self.shutdown = effect.reason
             case events.Labelled():
                 pass
+            case events.KeepHistory():
+                self.history.append(effect)
+            case events.ListFiles() | events.ReadFile():
+                self.files_asked.append(effect)
             case _:
                 raise AssertionError(f"unknown effect {effect}")
 

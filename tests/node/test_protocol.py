@@ -55,6 +55,9 @@ TABLE = """
 112 Deaths dead
 113 Pressure pressed
 114 NodeAddress node address cause
+116 Describe what limit
+117 Described what total rows
+118 TaskEvents batch
 """
 
 

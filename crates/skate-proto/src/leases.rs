@@ -548,6 +548,8 @@ impl Owner {
             let error = Payload::error(ErrorCode::Cancelled, &format!("Task {task} was cancelled."));
             self.finish_with(task, &error, now_ns, out);
         } else if entry.retries_left != 0 {
+            let code = if oom { ErrorCode::OutOfMemory } else { ErrorCode::WorkerCrashed };
+            self.note_unrun(task, &Payload::error(code, cause), out);
             self.retry(task, now_ns, out);
         } else {
             let text = format!(

@@ -15,6 +15,7 @@ use skate_proto::payload::ErrorCode;
 pub(crate) const ROLE_NODE: u8 = 1;
 pub(crate) const ROLE_DRIVER: u8 = 2;
 pub(crate) const ROLE_WORKER: u8 = 3;
+pub(crate) const ROLE_TOOL: u8 = 4;
 
 /// What the core calls back into Python for.
 #[pyclass(frozen, module = "ray._core")]
@@ -47,6 +48,18 @@ fn memfd(name: &str, size: u64) -> PyResult<i32> {
     Ok(fd.into_raw_fd())
 }
 
+/// The signal and the descriptor of dumps of stacks, for `faulthandler.register`.
+#[pyfunction]
+fn stack_target() -> (i32, i32) {
+    (skate_core::stacks::signal(), skate_core::stacks::descriptor())
+}
+
+/// Puts the core's handler in front of `faulthandler`'s.
+#[pyfunction]
+fn install_stack_handler() {
+    skate_core::stacks::install();
+}
+
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Hooks>()?;
@@ -63,10 +76,13 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(refs::_rebuild_ref, module)?)?;
     module.add_function(wrap_pyfunction!(random_id, module)?)?;
     module.add_function(wrap_pyfunction!(memfd, module)?)?;
+    module.add_function(wrap_pyfunction!(stack_target, module)?)?;
+    module.add_function(wrap_pyfunction!(install_stack_handler, module)?)?;
     module.add_function(wrap_pyfunction!(node_core::discover, module)?)?;
     module.add("ROLE_NODE", ROLE_NODE)?;
     module.add("ROLE_DRIVER", ROLE_DRIVER)?;
     module.add("ROLE_WORKER", ROLE_WORKER)?;
+    module.add("ROLE_TOOL", ROLE_TOOL)?;
     for (name, code) in [
         ("ERROR_TASK", ErrorCode::Task),
         ("ERROR_WORKER_CRASHED", ErrorCode::WorkerCrashed),

@@ -1,6 +1,6 @@
 """Messages between node processes and the control service.
 
-This module owns the meaning of message kinds 128 to 143 (to the control service) and 160 to 191 (from it). They travel
+This module owns the meaning of message kinds 128 to 159 (to the control service) and 160 to 191 (from it). They travel
 between two node processes as msgpack arrays, like those of `ray._protocol`; on the head node they are handed over as
 they are. All links are first in, first out, and everything that concerns two nodes goes through the control service,
 so that what a node was told about a process always comes before what follows from it.
@@ -184,6 +184,25 @@ class FreeIs(Message, frozen=True):
     free: dict[str, int]
 
 
+class MemberRows(msgspec.Struct, frozen=True, array_like=True):
+    """What one member has told; `rows` is a msgpack list. Process 0 is the node itself."""
+
+    proc: int
+    role: int
+    pid: int
+    job: int
+    total: int
+    rows: bytes
+
+
+class StateIs(Message, frozen=True):
+    """Answer to `AskState`. `silent` are the pids of members that have not answered in time."""
+
+    ticket: int
+    members: list[MemberRows]
+    silent: list[int]
+
+
 class Alive(Message, frozen=True):
     """Answer to `AreYouAlive`."""
 
@@ -338,6 +357,18 @@ class AskFree(Message, frozen=True):
     ticket: int
 
 
+class AskState(Message, frozen=True):
+    """Somebody wants to see `what` there is on the node and what its members own: see `ray._node.looks`.
+
+    Answered by `StateIs` after `timeout_s` at the latest.
+    """
+
+    ticket: int
+    what: str
+    limit: int
+    timeout_s: float
+
+
 class AreYouAlive(Message, frozen=True):
     """To be answered at once by `Alive`."""
 
@@ -367,6 +398,7 @@ TO_CONTROL: Final[dict[int, type[Message]]] = {
     141: NoticeRaised,
     142: FreeIs,
     143: Alive,
+    150: StateIs,
 }
 
 FROM_CONTROL: Final[dict[int, type[Message]]] = {
@@ -389,6 +421,7 @@ FROM_CONTROL: Final[dict[int, type[Message]]] = {
     176: AskFree,
     177: AreYouAlive,
     178: Leave,
+    184: AskState,
 }
 
 KINDS: Final[dict[type[Message], int]] = {

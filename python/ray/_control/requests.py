@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from ray._control.collecting import Collector
 from ray._control.demands import ACTORS
-from ray._control.machine import Deadlines, FromNode, Machine, ProcessLeft, Received, Send, Tick, ToNode
-from ray._control.messages import AskFree, FreeIs, FromMember, JobChanged
+from ray._control.machine import Deadlines, FromNode, Machine, ProcessLeft, Received, Send, Tick, ToNode, earliest
+from ray._control.messages import AskFree, FreeIs, FromMember, JobChanged, StateIs
 from ray._control.node_records import NodeLost
 from ray._protocol import KIND_REQUEST, Reply, Request, encode
 
@@ -27,6 +28,13 @@ FREE_S: Final = 1.0
 """How long ``available_resources`` waits for nodes to say what is free; then what they reported last counts."""
 
 _WIRE_STATES: Final = ("PENDING_CREATION", "ALIVE", "RESTARTING", "DEAD")
+
+
+AT_NODE: Final = ("node.files", "node.read")
+"""What a member may ask any node for."""
+
+NEVER_S: Final = 3600.0
+"""Longer than any node may take."""
 
 
 class RefusedError(Exception):
@@ -87,7 +95,8 @@ class ControlRequests(Requests):
         self._serial = 0
         self._deadlines: Deadlines[int] = Deadlines()
         self._events = {Tick: self._on_tick, ProcessLeft: self._on_left, NodeLost: self._on_node_lost}
-        self._node_messages = {FreeIs: self._on_free_is}
+        self._collector = Collector(self._emit, self._answer)
+        self._node_messages = {FreeIs: self._on_free_is, StateIs: self._on_state_is}
         self._ops = {
             "cluster_resources": ((), self._cluster_resources),
             "available_resources": ((), self._available_resources),
@@ -108,17 +117,66 @@ class ControlRequests(Requests):
             "kv.keys": (("prefix", "namespace"), self._kv_keys),
             "job.config": (("config",), self._job_config),
             "job.list": ((), self._job_list),
+            "state.collect": (("what", "limit", "timeout_s"), self._collect),
+            "state.at": (("node", "ask", "arguments"), self._at_node),
+            "state.actors": ((), self._actor_list),
+            "state.jobs": ((), self._job_states),
+            "state.groups": ((), self._group_states),
             "stats": (("counts",), self._stats),
         }
 
     def next_deadline(self) -> float | None:
-        return self._deadlines.next()
+        return earliest(self._deadlines.next(), self._collector.next_deadline())
 
     def _forward(self, node: int, event: Received, op: str, *arguments: Any) -> Any:
         """Let the manager of a node answer."""
         body = encode(Request(op, msgspec.msgpack.encode(arguments)))
         self._emit(ToNode(node, FromMember(event.sender, KIND_REQUEST, event.corr, body)))
         return LATER
+
+    # ------------------------------------------------------------------ looks at all nodes
+
+    def _collect(self, event: Received, now: float, what: str, limit: int, timeout_s: float | None) -> Any:
+        """What nodes and members say themselves; see `ray._node.looks`."""
+        nodes = [node.key for node in self._service.nodes.living()]
+        self._collector.ask(event.sender, event.corr, nodes, what, int(limit), float(timeout_s or NEVER_S), now)
+        return LATER
+
+    def _on_state_is(self, event: FromNode, message: StateIs, now: float) -> None:
+        self._collector.heard(event.node, message)
+
+    def _at_node(self, event: Received, now: float, node: int, ask: str, arguments: list[Any]) -> Any:
+        """A request that one node answers, whichever that is."""
+        if ask not in AT_NODE:
+            text = f"a node is not asked for {ask!r} by others; there are {AT_NODE}"
+            raise RefusedError(ValueError.__name__, text)
+        if self._service.nodes.get(node) is None:
+            known = self._service.nodes.find(node)
+            text = f"{known} is lost: {known.reason}" if known is not None else f"node {node:016x} is not known"
+            raise RefusedError(ValueError.__name__, text)
+        return self._forward(node, event, ask, *arguments)
+
+    def _job_states(self, event: Received, now: float) -> list[dict[str, Any]]:
+        """Jobs with where their drivers are or were, and since when, in seconds before now."""
+        return [
+            {
+                "job": job.number,
+                "driver": job.driver,
+                "pid": job.pid,
+                "node": self._service.members.node_of(job.driver),
+                "age_s": now - job.started,
+                "ended_s": None if job.ended is None else now - job.ended,
+                "namespace": job.namespace,
+                "entrypoint": str(job.config.get("entrypoint", "")),
+                "metadata": job.config.get("metadata") or {},
+            }
+            for job in self._service.jobs.all()
+        ]
+
+    def _group_states(self, event: Received, now: float) -> list[dict[str, Any]]:
+        """Placement groups; a cluster whose service has no table of them has none."""
+        table = getattr(self._service, "groups", None)
+        return [] if table is None else list(table.list())
 
     # ------------------------------------------------------------------ resources and nodes
 
@@ -151,6 +209,7 @@ class ControlRequests(Requests):
             self._answer(asker, corr, total)
 
     def _on_tick(self, event: Tick, now: float) -> None:
+        self._collector.tick(now)
         for ticket in self._deadlines.due(now):
             for key in list(self._tickets[ticket][2]):
                 node = self._service.nodes.get(key)
@@ -158,10 +217,12 @@ class ControlRequests(Requests):
                 self._add_free(ticket, key, {name: max(units, 0) for name, units in free.items()})
 
     def _on_node_lost(self, event: NodeLost, now: float) -> None:
+        self._collector.node_lost(event.node)
         for ticket in [ticket for ticket, entry in self._tickets.items() if event.node in entry[2]]:
             self._add_free(ticket, event.node, {})
 
     def _on_left(self, event: ProcessLeft, now: float) -> None:
+        self._collector.asker_left(event.proc)
         for ticket in [ticket for ticket, entry in self._tickets.items() if entry[0] == event.proc]:
             del self._tickets[ticket]
             self._deadlines.clear(ticket)
@@ -183,6 +244,7 @@ class ControlRequests(Requests):
                 "SessionDir": node.session_dir,
                 "IsHead": node.key == nodes.head,
                 "Reason": node.reason,
+                "AgeS": now - node.joined_at,
             }
             for node in nodes.all()
         ]

@@ -172,6 +172,11 @@ class LeaseTable(Machine):
         lease = self._by_proc.get(proc)
         return (lease.owner, lease.id) if lease is not None and lease.owner != ACTORS else (0, 0)
 
+    def label_of(self, proc: int) -> str:
+        """What the worker was lent for, for people; empty if it is idle."""
+        lease = self._by_proc.get(proc)
+        return lease.label if lease is not None else ""
+
     def why(self, owner: int, class_id: int) -> str:
         """Why the owner's demand for this class is not met, as a sentence."""
         return self._why((owner, class_id))

@@ -31,7 +31,7 @@ from ray._control.machine import (
     Tick,
     earliest,
 )
-from ray._node import events, lease_records, requests
+from ray._node import events, lease_records, looks, requests
 from ray._node.leases import LeaseTable
 from ray._node.processes import DiedElsewhere, ProcessEnded, ProcessTable
 from ray._node.resources import Ledger
@@ -152,6 +152,7 @@ class NodeManager:
         self.segments = SegmentTable(capacity=facts.object_store_memory, validate=validate)
         self.processes = ProcessTable(validate=validate)
         self.requests = requests.RequestTable(self)
+        self.looks = looks.LookTable(self)
         self.jobs: dict[int, JobFacts] = {}
         self.nodes: dict[int, messages.NodeEntry] = {}
         """The other nodes."""
@@ -162,6 +163,7 @@ class NodeManager:
             self.segments,
             self.processes,
             self.requests,
+            self.looks,
         )
         self._queue: deque[Event | Effect] = deque()
         self._out: list[Effect] = []
@@ -183,6 +185,7 @@ class NodeManager:
             messages.DeathsElsewhere: self._on_deaths_elsewhere,
             messages.GiveUpMember: lambda m, now: self._tell(self.processes, events.GivenUp(m.proc, m.by), now),
             messages.AskFree: self._on_ask_free,
+            messages.AskState: lambda m, now: self._queue.append(events.StateAsked(m)),
             messages.AreYouAlive: lambda m, now: self._out.append(events.ToControl(messages.Alive(m.serial))),
             messages.Leave: lambda m, now: self._out.append(Shutdown(m.reason)),
         }
@@ -229,7 +232,7 @@ class NodeManager:
             case Send():
                 self._on_send(event)
             case events.Forward():
-                self._on_send(Send(event.proc, event.message))
+                self._on_send(Send(event.proc, event.message, event.corr))
             case events.Company():
                 for machine in (self.processes, self.leases):
                     self._tell(machine, event, now)
@@ -386,7 +389,7 @@ class NodeManager:
 
     def _process_left(self, proc: int, now: float) -> None:
         left = ProcessLeft(proc)
-        for machine in (self.leases, self.segments, self.processes, self.requests):
+        for machine in (self.leases, self.segments, self.processes, self.requests, self.looks):
             self._tell(machine, left, now)
 
     # ------------------------------------------------------------------ what the control service says

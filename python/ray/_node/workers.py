@@ -49,7 +49,7 @@ from ray._node.events import (
     ZygoteLost,
 )
 from ray._node.exits import describe_exit
-from ray._node.worker_records import STARTING, Kind, Ticket, Worker
+from ray._node.worker_records import STARTING, Ended, Kind, Ticket, Worker
 from ray._protocol import ROLE_WORKER, Exit
 
 if TYPE_CHECKING:
@@ -96,6 +96,10 @@ UNCLAIMED_EXITS: Final = 1024
 """Exits of children that no `Forked` has named yet; older ones are forgotten."""
 
 
+ENDED_REMEMBERED: Final = 1000
+"""Ended workers that can be listed; older ones are forgotten."""
+
+
 class WorkerPool(Machine):
     """See the module's docstring.
 
@@ -116,6 +120,7 @@ class WorkerPool(Machine):
         self._starting: dict[Kind, int] = {}
         self._failures: dict[Kind, int] = {}
         self._unclaimed: deque[tuple[int, int, float]] = deque(maxlen=UNCLAIMED_EXITS)
+        self._ended: deque[Ended] = deque(maxlen=ENDED_REMEMBERED)
         self._deadlines: Deadlines[int] = Deadlines()
         self._delayed = ""
         """Why no worker can be started just now; empty if one can."""
@@ -145,6 +150,14 @@ class WorkerPool(Machine):
         """The job that a worker serves; 0 if it is none of ours."""
         worker = self._workers.get(proc)
         return worker.kind[0] if worker is not None else 0
+
+    def living(self) -> list[Worker]:
+        """Every worker, to be looked at."""
+        return list(self._workers.values())
+
+    def ended(self) -> list[Ended]:
+        """Those that were there, as far as they are remembered, oldest first."""
+        return list(self._ended)
 
     def pids(self) -> list[int]:
         """Every process that was forked and not reaped."""
@@ -229,7 +242,7 @@ class WorkerPool(Machine):
     def _fork(self, kind: Kind, now: float) -> None:
         proc = self._new_id()
         self._require(proc not in self._workers, f"process id {proc} drawn twice")
-        worker = Worker(proc, kind, "forking", now)
+        worker = Worker(proc, kind, "forking", now, started=now)
         self._workers[proc] = worker
         self._starting[kind] = self._starting.get(kind, 0) + 1
         self._deadlines.set(proc, now + FORK_DEADLINE_S)
@@ -401,6 +414,8 @@ class WorkerPool(Machine):
         intended = bool(worker.announced)
         killed = worker.doubt if worker.overdue and worker.exit_code == -signal.SIGKILL else ""
         cause = describe_exit(worker.pid, worker.exit_code, worker.announced, stopped=worker.stopped, killed=killed)
+        ended = Ended(worker.proc, worker.pid, worker.kind[0], cause, worker.exit_code, intended, worker.started, now)
+        self._ended.append(ended)
         if worker.joined:
             self._emit(WorkerGone(worker.proc, worker.pid, cause, event.lines, worker.exit_code, intended, oom=False))
             self._start_forks(now)

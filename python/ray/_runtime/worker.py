@@ -24,7 +24,7 @@ from types import GeneratorType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ray import _core
-from ray._runtime import context, errors, forked, methods, output
+from ray._runtime import context, errors, forked, methods, output, special_methods, stacks
 from ray._runtime import session as membership
 from ray._runtime.calls import translated
 from ray._runtime.ids import TaskID
@@ -668,10 +668,10 @@ class Worker:
         """A method of the actor, ready to be called."""
         actor = context.actor
         assert actor is not None, "a method came before the actor was created"
-        special = _SPECIAL.get(name)
+        special = special_methods.SPECIAL.get(name)
         method = getattr(actor.instance, name, None) if special is None else special.__get__(actor.instance)
         if method is None:
-            method = _missing(actor.methods.class_name, name)
+            method = special_methods.missing(actor.methods.class_name, name)
         self.bound_methods[name] = method
         return method
 
@@ -773,34 +773,6 @@ def _load(task: Task, set_cpus: Callable[[int], None]) -> Loaded | BaseException
         return errors.task_error(wrapped, task.name)
 
 
-def _missing(class_name: str, name: str) -> Callable[..., Any]:
-    def raise_missing(*_args: Any, **_kwargs: Any) -> Any:
-        message = f"the actor's class {class_name} has no method {name!r}"
-        raise AttributeError(message)
-
-    return raise_missing
-
-
-def _ray_ready(_self: Any) -> bool:
-    return True
-
-
-def _ray_terminate(_self: Any) -> None:
-    assert context.worker is not None, "a method runs in a worker"
-    context.worker.exit_actor("__ray_terminate__ was called")
-
-
-def _ray_call(self: Any, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    return fn(self, *args, **kwargs)
-
-
-_SPECIAL: dict[str, Any] = {
-    "__ray_ready__": _ray_ready,
-    "__ray_terminate__": _ray_terminate,
-    "__ray_call__": _ray_call,
-}
-
-
 def _set_title(title: str) -> None:
     """Names the main thread, as `top` shows it; 15 bytes is what the kernel keeps."""
     try:
@@ -822,6 +794,7 @@ def prepare() -> None:
     import ray.remote_function  # noqa: F401  (loaded for its own sake)
     from ray._runtime import serialization
 
+    stacks.prepare()
     # The pickler class is made at its first use, and used by every worker.
     serialization.load(serialization.dump(prepare)[0], [])
 

@@ -144,6 +144,8 @@ impl Core {
                 let State { owner, out, .. } = state;
                 owner.handle_lease_failed(ClassId(class), &reason, now, out);
             }
+            // Answered before it comes here.
+            FromNode::Describe { .. } => {}
             FromNode::NodeAddress { node, address, cause } => self.node_found(ProcId(node.0), &address, &cause),
             // A request: this process stays while others may need what it owns.
             FromNode::Exit if state.executor.running_count() > 0 || !state.owner.is_bare() => {}
@@ -210,6 +212,9 @@ impl Handler for Shell {
         } else if from == core.node
             && let Some(msg) = node_wire::decode(frame.kind, frame.body)
         {
+            if let FromNode::Describe { what, limit } = msg {
+                return core.describe(frame.corr, what, limit);
+            }
             core.step(|state, now| core.handle_node_message(state, frame.corr, msg, fd, now));
         }
     }
@@ -268,6 +273,9 @@ impl Handler for Shell {
             core.step(|state, now| {
                 state.timer_armed = false;
                 state.owner.handle_timeout(now, &mut state.out);
+                if state.history.poll_timeout().is_some_and(|at| at <= now) {
+                    core.send_history(state);
+                }
             });
         }
     }
