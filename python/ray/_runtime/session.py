@@ -162,7 +162,7 @@ def request(op: str, timeout_s: float | None = 30.0, **arguments: Any) -> Any:
     try:
         reply = found.request(op, body, timeout_s)
     except RuntimeError as error:
-        raise _refusal(error) from None
+        raise refusal(error) from None
     except CoreClosed as error:
         raise gone(error) from None
     return msgspec.msgpack.decode(reply) if reply else None
@@ -172,7 +172,7 @@ _REFUSALS: dict[str, type[Exception]] = {"ValueError": ValueError, "KeyError": K
                                          "NotImplementedError": NotImplementedError}  # fmt: skip
 
 
-def _refusal(error: RuntimeError) -> Exception:
+def refusal(error: RuntimeError) -> Exception:
     if len(error.args) == 2:
         name, message = error.args
         return _REFUSALS.get(name, RuntimeError)(message)
