@@ -27,6 +27,7 @@ ERROR_OUT_OF_MEMORY: int
 ERROR_PENDING_CALLS: int
 ERROR_INFEASIBLE: int
 ERROR_OTHER: int
+ERROR_GROUP_REMOVED: int
 
 class CoreClosed(ConnectionError):
     """The core has lost its node, or was closed."""
@@ -94,6 +95,7 @@ class Core:
         proc: int,
         role: int,
         hooks: Hooks,
+        task_oom_retries: int = -1,
     ) -> None: ...
     @property
     def node(self) -> int: ...
@@ -156,6 +158,13 @@ class Core:
 
     # cold requests to the node; msgpack in, msgpack out. Raises RuntimeError(name, message) on refusal.
     def request(self, op: str, args: bytes, timeout: float | None = 30.0) -> bytes: ...
+    def tell(self, op: str, args: bytes) -> None:
+        """A request that is not answered. Comes after everything that this process has said before."""
+    def promise(self, value: W, op: str, args: bytes, awaited: str) -> ObjectRef[W]:
+        """A reference to `value` that is ready when the node has answered a request; if it refuses, to an exception.
+
+        `value` holds no references. `awaited` says what the answer waits for: "it waits until ...".
+        """
     def next_log(self) -> tuple[str, int, int, list[str]] | tuple[str, str] | tuple[object] | None:
         """Blocks a logging thread: LogLines as (name, pid, stream, lines), Notice as (level, text), a failed task's
         exception that nobody has looked at as (exception,), None at the end.
@@ -300,7 +309,9 @@ class NodeCore:
     ) -> None: ...
     def poll(self, timeout: float | None) -> list[tuple[Any, ...]]:
         """Waits for events, at most `timeout` seconds. Each is one of
-        ("frame", proc, kind, corr, body), ("joined", proc, role, pid), ("left", proc, reason), ("fd", token).
+        ("frame", proc, kind, corr, body), ("joined", proc, role, pid), ("left", proc, reason, ended), ("fd", token),
+        ("pulled", ticket, error or "", [(node, refused, error) of each source that failed], bytes).
+        `ended`: the peer closed the connection, as the end of its process does; otherwise it broke.
         """
     def address(self) -> str | None:
         """Where it listens for other nodes, as bound ("ip:port"); None without `listen`."""
@@ -316,6 +327,22 @@ class NodeCore:
     def backlog(self, proc: int) -> int:
         """Bytes that wait to be read by a process."""
     def disconnect(self, proc: int) -> None: ...
+    def offer_segment(self, segment: int, fd: int, size: int, filled: int) -> None:
+        """Sends blocks of this segment to other nodes that ask; what is not `filled` comes by a pull."""
+    def withdraw_segment(self, segment: int) -> bool:
+        """Sends no more of a segment; True if nothing of it is on its way, so that its memory may be used anew."""
+    def pull(
+        self,
+        ticket: int,
+        sources: Sequence[tuple[int, str, int, int]],  # node, ip:port or path, segment, offset; asked in order
+        length: int,
+        segment: int,  # of this node; offered as far as it is filled
+        fd: int,
+        offset: int,
+    ) -> None:
+        """Begins to pull a block; its end is an event of `poll`. ValueError for an address that is none."""
+    def cancel_pull(self, ticket: int) -> None:
+        """Ends a pull soon; its event still comes."""
     def close(self) -> None: ...
 
 def discover(address: str, token: bytes, timeout_s: float) -> tuple[int, int, int]:

@@ -1,6 +1,6 @@
 """Messages between a node process and the cores of drivers and workers.
 
-This module owns the meaning of message kinds 64 to 118 and nothing else: no socket, no state.
+This module owns the meaning of message kinds 64 to 127 and nothing else: no socket, no state.
 A message is a msgpack array whose fields stand in the order written here; the struct is chosen
 by the frame's kind, so bodies carry no tag. Fields may be appended at the end with a default:
 a decoder ignores what it does not know, and fills in what an older peer did not send.
@@ -37,6 +37,13 @@ CAUSE_TEXT: Final = 0
 CAUSE_INIT_ERROR: Final = 1
 """`ActorState.cause` is the error payload with which the actor's ``__init__`` failed."""
 
+RETRY_CHARGED: Final = 0
+"""A repetition is one of the task's `max_retries`."""
+RETRY_FREE: Final = 1
+"""The node chose this worker among others of its owner: a repetition is not charged to `max_retries`."""
+RETRY_NEVER: Final = 2
+"""A repetition would come to the same end."""
+
 STREAM_OUT: Final = 1
 STREAM_ERR: Final = 2
 
@@ -69,6 +76,9 @@ class LeaseDemand(Message, frozen=True):
     Replaces what the same owner said before about the same class; 0 withdraws. The node counts
     a lease against it at the moment of the grant. `env` is empty or msgpack ``{"env_vars": {..}}``;
     a worker serves one env for its whole life. `label` is what people are shown: a function's name.
+    `retriable` says whether tasks of the class are repeated if their worker is ended for want of memory.
+    `granted` is how many leases of the class have come to the owner, ever: those on their way are counted against
+    `count` too. -1 if the owner does not say.
     """
 
     class_id: int
@@ -77,6 +87,8 @@ class LeaseDemand(Message, frozen=True):
     env: bytes = b""
     strategy: bytes = b""
     label: str = ""
+    retriable: bool = True
+    granted: int = -1
 
 
 class LeaseReturn(Message, frozen=True):
@@ -142,18 +154,43 @@ class SegmentClaims(Message, frozen=True):
     """Answer to `SegmentAdopted`: the blocks in that segment which belong to objects that the sender owns.
 
     Sent after the sender has read everything that the dead lessee had sent it, so that a block whose
-    location was still on its way is claimed too.
+    location was still on its way is claimed too. A later answer replaces an earlier one.
     """
 
     segment: int
     blocks: list[tuple[int, int]]
+    node: int = 0
+    """Where the segment lies; 0 for the node that is told."""
 
 
 class BlocksFreed(Message, frozen=True):
-    """Blocks of an adopted segment which the sender claimed and which nothing refers to any more."""
+    """Blocks of an adopted segment which the sender claimed and which nothing refers to any more. `node` as above."""
 
     segment: int
     offsets: list[int]
+    node: int = 0
+
+
+class Pull(Message, frozen=True):
+    """A process met a location on another node, and wants a copy here. Answered by `Pulled` or `SegmentDenied`.
+
+    It holds the copy from the answer until `PullReleased`, or its end; until the answer it must hold a reference to the
+    object. With `prefetch` it will ask again when it needs the copy: there is no answer (corr is 0), and no hold; all
+    who wait for an answer come first.
+    """
+
+    object: bytes
+    node: int
+    segment: int
+    offset: int
+    len: int
+    prefetch: bool = False
+
+
+class PullReleased(Message, frozen=True):
+    """The sender has no view on copies of this object any more, and waits for none."""
+
+    object: bytes
 
 
 class ActorCreate(Message, frozen=True):
@@ -286,7 +323,8 @@ class WorkerDied(Message, frozen=True):
     """A process has ended. To its lease's holder (with the lease), and to who asked with `PeerLost` (lease 0).
 
     `exit_code` is negative for signals. `cause` is a sentence for people, with the last log lines.
-    `intended` tells an announced or requested end from a crash.
+    `intended` tells an announced or requested end from a crash; `oom`, that memory was short. `retry` says what a
+    repetition of the task that ran there costs, as one of the constants `RETRY_*`.
     """
 
     proc: int
@@ -295,6 +333,7 @@ class WorkerDied(Message, frozen=True):
     exit_code: int
     intended: bool
     oom: bool
+    retry: int = RETRY_CHARGED
 
 
 class Deaths(Message, frozen=True):
@@ -313,9 +352,14 @@ class SegmentGranted(Message, frozen=True):
 
 
 class SegmentDenied(Message, frozen=True):
-    """No segment. The text names capacity, use and the largest holders."""
+    """No segment. The text names capacity, use and the largest holders.
+
+    `kept`, after a `Pull`: the value is where it was, and only a copy cannot be had here now. Otherwise who wanted to
+    read it tells its owner that it is lost.
+    """
 
     message: str
+    kept: bool = False
 
 
 class SegmentMapped(Message, frozen=True):
@@ -326,6 +370,14 @@ class SegmentMapped(Message, frozen=True):
     lessee: int
 
 
+class Pulled(Message, frozen=True):
+    """A segment with a copy to read, with its descriptor. The block begins at `offset`."""
+
+    segment: int
+    size: int
+    offset: int
+
+
 class SegmentTrim(Message, frozen=True):
     """Memory is short by `bytes`: return empty segments."""
 
@@ -333,9 +385,14 @@ class SegmentTrim(Message, frozen=True):
 
 
 class SegmentAdopted(Message, frozen=True):
-    """The segment's lessee has died. Every core answers with `SegmentClaims`; frees go to the node from now on."""
+    """The segment's lessee has died. Every core answers with `SegmentClaims`; frees go to the node from now on.
+
+    `node` is where the segment lies. Members of other nodes may be asked again when their answer can have been lost.
+    """
 
     segment: int
+    node: int
+    lessee: int
 
 
 class ActorState(Message, frozen=True):
@@ -391,10 +448,14 @@ class Notice(Message, frozen=True):
 
 
 class LeaseFailed(Message, frozen=True):
-    """No worker for this class can be started; the demand is dropped. The owner fails what waits for it."""
+    """No worker for this class can be had; the demand is dropped. The owner fails what waits for it.
+
+    `group_removed`: because the placement group that it was to run in is gone.
+    """
 
     class_id: int
     reason: str
+    group_removed: bool = False
 
 
 class ActorStop(Message, frozen=True):
@@ -481,6 +542,8 @@ KIND_REQUEST: Final = 81
 KIND_RETIRED: Final = 82
 KIND_LEASE_KEPT: Final = 83
 KIND_WHERE_IS_NODE: Final = 84
+KIND_PULL: Final = 85
+KIND_PULL_RELEASED: Final = 86
 KIND_LEASE_GRANTED: Final = 96
 KIND_LEASE_RECLAIM: Final = 97
 KIND_WORKER_DIED: Final = 98
@@ -500,6 +563,7 @@ KIND_EXIT: Final = 111
 KIND_DEATHS: Final = 112
 KIND_PRESSURE: Final = 113
 KIND_NODE_ADDRESS: Final = 114
+KIND_PULLED: Final = 115
 KIND_DESCRIBE: Final = 116
 KIND_DESCRIBED: Final = 117
 KIND_TASK_EVENTS: Final = 118
@@ -528,6 +592,8 @@ TO_NODE: Final[dict[int, type[Message]]] = {
     KIND_WHERE_IS_NODE: WhereIsNode,
     KIND_DESCRIBED: Described,
     KIND_TASK_EVENTS: TaskEvents,
+    KIND_PULL: Pull,
+    KIND_PULL_RELEASED: PullReleased,
 }
 
 FROM_NODE: Final[dict[int, type[Message]]] = {
@@ -550,6 +616,7 @@ FROM_NODE: Final[dict[int, type[Message]]] = {
     KIND_DEATHS: Deaths,
     KIND_PRESSURE: Pressure,
     KIND_NODE_ADDRESS: NodeAddress,
+    KIND_PULLED: Pulled,
     KIND_DESCRIBE: Describe,
 }
 

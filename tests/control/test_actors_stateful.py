@@ -135,7 +135,7 @@ class Actors(RuleBasedStateMachine):
     @invariant()
     def named_actors_are_not_dead(self) -> None:
         table = self.world.control.actors
-        for name in table.names.list(None):
+        for name in table.names.listed(None):
             actor = table.get(name.actor)
             assert actor is not None
             assert actor.state != "dead"

@@ -15,7 +15,7 @@ def test_keys_live_in_namespaces_and_overwriting_can_be_refused():
     assert store.bytes_used == 3
     store.put("a", b"kk", b"")
     assert store.keys("a", b"k") == [b"k", b"kk"]
-    assert store.delete("a", b"k", prefix=True) == 2
+    assert store.delete("a", b"k", prefix=True) == [b"k", b"kk"]
     assert store.bytes_used == 0
 
 

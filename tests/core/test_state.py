@@ -283,7 +283,7 @@ def test_the_node_and_the_job_are_listed(state):
     node = one(state.list_nodes())
     assert node.is_head_node
     assert (node.state, node.resources_total["CPU"]) == ("ALIVE", 4.0)
-    assert state.get_node(node.node_id) == node
+    assert state.get_node(node.node_id).node_ip == node.node_ip
     job = one(state.list_jobs(filters=[("status", "=", "RUNNING")]))
     assert (job.job_id, job.driver_info["pid"]) == (ray.get_runtime_context().get_job_id(), str(os.getpid()))
     assert state.get_job(job.job_id).type == "DRIVER"

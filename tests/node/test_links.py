@@ -79,7 +79,8 @@ def test_a_forgotten_node_is_not_connected_to_and_the_cause_is_told(nodes):
     one, other = nodes
     one.core.forget_node(other.key, "it missed 5 heartbeats")
     one.core.send(other.key, HELLO, 1, b"")
-    [(key, reason)] = one.wait("left")
+    [(key, reason, ended)] = one.wait("left")
+    assert not ended
     assert key == other.key
     assert "it missed 5 heartbeats" in reason
     one.core.set_node_address(other.key, other.address)

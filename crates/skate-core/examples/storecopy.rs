@@ -9,7 +9,7 @@ use std::time::Instant;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 
 use skate_core::store::{Store, copy_into};
-use skate_proto::ids::{ProcId, SegmentId};
+use skate_proto::ids::{NodeKey, ProcId, SegmentId};
 
 fn rate(bytes: usize, repeat: usize, mut act: impl FnMut()) -> f64 {
     let mut best = f64::MAX;
@@ -35,11 +35,11 @@ fn main() {
         let mut plain = vec![1u8; len];
         let memcpy = rate(len, 10, || plain.copy_from_slice(&source));
         let cold = rate(len, 3, || {
-            let store = Store::new(ProcId(1));
+            let store = Store::new(ProcId(1), NodeKey(1));
             lease(&store, 1, store.wish_bytes(len as u64).max(len as u64));
             copy_into(&store.alloc(len as u64).unwrap(), &[(0, &source)]);
         });
-        let store = Store::new(ProcId(1));
+        let store = Store::new(ProcId(1), NodeKey(1));
         lease(&store, 1, store.wish_bytes(len as u64));
         let warm = rate(len, 10, || {
             let block = store.alloc(len as u64).unwrap();
@@ -48,7 +48,7 @@ fn main() {
         });
         println!("{mib:4} MiB: memcpy {memcpy:5.2} GB/s, warm block {warm:5.2}, cold block {cold:5.2}");
     }
-    let store = Store::new(ProcId(1));
+    let store = Store::new(ProcId(1), NodeKey(1));
     lease(&store, 1, 64 << 20);
     let begin = Instant::now();
     let rounds = 1_000_000u64;

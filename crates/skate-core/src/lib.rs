@@ -8,4 +8,5 @@ pub mod parsers;
 pub mod stacks;
 pub mod store;
 pub mod sys;
+pub mod transfer;
 pub mod transport;

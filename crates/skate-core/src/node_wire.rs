@@ -6,8 +6,9 @@
 use serde::Serialize;
 use serde_bytes::{ByteBuf, Bytes};
 use skate_proto::actors::{ActorState, Creation};
-use skate_proto::ids::{ActorId, LeaseId, NodeKey, ProcId, SegmentId};
-use skate_proto::leases::ClassSpec;
+use skate_proto::ids::{ActorId, LeaseId, NodeKey, ObjectId, ProcId, SegmentId};
+use skate_proto::leases::{ClassSpec, Death};
+use skate_proto::location::Location;
 use skate_proto::msg::ActorSpec;
 use skate_proto::payload::{Blob, ErrorCode, Payload};
 
@@ -35,6 +36,8 @@ pub const REQUEST: u8 = 81;
 pub const RETIRED: u8 = 82;
 pub const LEASE_KEPT: u8 = 83;
 pub const WHERE_IS_NODE: u8 = 84;
+pub const PULL: u8 = 85;
+pub const PULL_RELEASED: u8 = 86;
 
 pub const LEASE_GRANTED: u8 = 96;
 pub const LEASE_RECLAIM: u8 = 97;
@@ -56,9 +59,14 @@ pub const DEATHS: u8 = 112;
 pub const PRESSURE: u8 = 113;
 pub const NODE_ADDRESS: u8 = 114;
 
+pub const PULLED: u8 = 115;
 pub const DESCRIBE: u8 = 116;
 pub const DESCRIBED: u8 = 117;
 pub const TASK_EVENTS: u8 = 118;
+
+/// `WorkerDied`: a retry is not charged to `max_retries`, or there is none; anything else is charged.
+const RETRY_FREE: u8 = 1;
+const RETRY_NEVER: u8 = 2;
 
 fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     rmp_serde::to_vec(value).expect("plain data always encodes")
@@ -73,8 +81,17 @@ impl Serialize for Demand<'_> {
     }
 }
 
-pub fn lease_demand(class: u32, count: u32, spec: &ClassSpec, label: &str) -> Vec<u8> {
-    encode(&(class, Demand(&spec.demand), count, Bytes::new(&spec.env), Bytes::new(&spec.strategy), label))
+pub fn lease_demand(class: u32, count: u32, spec: &ClassSpec, label: &str, granted: u32) -> Vec<u8> {
+    encode(&(
+        class,
+        Demand(&spec.demand),
+        count,
+        Bytes::new(&spec.env),
+        Bytes::new(&spec.strategy),
+        label,
+        spec.retriable,
+        granted,
+    ))
 }
 
 pub fn lease_return(lease: LeaseId, reusable: bool, node: NodeKey) -> Vec<u8> {
@@ -97,12 +114,29 @@ pub fn segment(segment: SegmentId) -> Vec<u8> {
     encode(&(segment.0,))
 }
 
-pub fn segment_claims(segment: SegmentId, blocks: &[(u64, u64)]) -> Vec<u8> {
-    encode(&(segment.0, blocks))
+/// `node` is where the segment lies: other nodes have segments of the same number.
+pub fn segment_claims(segment: SegmentId, blocks: &[(u64, u64)], node: NodeKey) -> Vec<u8> {
+    encode(&(segment.0, blocks, node.0))
 }
 
-pub fn blocks_freed(segment: SegmentId, offsets: &[u64]) -> Vec<u8> {
-    encode(&(segment.0, offsets))
+/// `node` as in [`segment_claims`].
+pub fn blocks_freed(segment: SegmentId, offsets: &[u64], node: NodeKey) -> Vec<u8> {
+    encode(&(segment.0, offsets, node.0))
+}
+
+pub fn pull(object: ObjectId, location: &Location, prefetch: bool) -> Vec<u8> {
+    encode(&(
+        Bytes::new(&object.to_bytes()),
+        location.node.0,
+        location.segment.0,
+        location.offset,
+        location.len,
+        prefetch,
+    ))
+}
+
+pub fn pull_released(object: ObjectId) -> Vec<u8> {
+    encode(&(Bytes::new(&object.to_bytes()),))
 }
 
 pub fn actor_create(creation: &Creation, spec: &ActorSpec) -> Vec<u8> {
@@ -186,7 +220,7 @@ pub enum FromNode {
     WorkerDied {
         proc: ProcId,
         cause: String,
-        oom: bool,
+        death: Death,
     },
     Deaths(Vec<(u64, String)>),
     SegmentGranted {
@@ -195,16 +229,25 @@ pub enum FromNode {
     },
     SegmentDenied {
         message: String,
+        kept: bool,
     },
     SegmentMapped {
         segment: SegmentId,
         size: u64,
     },
+    Pulled {
+        segment: SegmentId,
+        size: u64,
+        offset: u64,
+    },
     SegmentTrim {
         bytes: u64,
     },
+    /// `lessee` has died, that had this segment of `node`.
     SegmentAdopted {
         segment: SegmentId,
+        node: NodeKey,
+        lessee: ProcId,
     },
     ActorState {
         actor: ActorId,
@@ -233,6 +276,7 @@ pub enum FromNode {
     LeaseFailed {
         class: u32,
         reason: String,
+        group_removed: bool,
     },
     ActorStop,
     Exit,
@@ -265,21 +309,38 @@ pub fn decode(kind: u8, body: &[u8]) -> Option<FromNode> {
         }
         PRESSURE => FromNode::Pressure { pressed: get::<(bool,)>(body)?.0 },
         WORKER_DIED => {
-            let (proc, _lease, cause, _code, _intended, oom): (u64, u64, String, i32, bool, bool) = get(body)?;
-            FromNode::WorkerDied { proc: ProcId(proc), cause, oom }
+            let (proc, _lease, cause, _code, _intended, oom, retry): (u64, u64, String, i32, bool, bool, u8) =
+                get(body)?;
+            let death = match (oom, retry) {
+                (false, _) => Death::Crashed,
+                (true, RETRY_FREE) => Death::Evicted,
+                (true, RETRY_NEVER) => Death::EvictedAlone,
+                (true, _) => Death::OutOfMemory,
+            };
+            FromNode::WorkerDied { proc: ProcId(proc), cause, death }
         }
         DEATHS => FromNode::Deaths(get::<(Vec<(u64, String)>,)>(body)?.0),
         SEGMENT_GRANTED => {
             let (segment, size): (u64, u64) = get(body)?;
             FromNode::SegmentGranted { segment: SegmentId(segment), size }
         }
-        SEGMENT_DENIED => FromNode::SegmentDenied { message: get::<(String,)>(body)?.0 },
+        SEGMENT_DENIED => {
+            let (message, kept): (String, bool) = get(body)?;
+            FromNode::SegmentDenied { message, kept }
+        }
         SEGMENT_MAPPED => {
             let (segment, size, _lessee): (u64, u64, u64) = get(body)?;
             FromNode::SegmentMapped { segment: SegmentId(segment), size }
         }
+        PULLED => {
+            let (segment, size, offset): (u64, u64, u64) = get(body)?;
+            FromNode::Pulled { segment: SegmentId(segment), size, offset }
+        }
         SEGMENT_TRIM => FromNode::SegmentTrim { bytes: get::<(u64,)>(body)?.0 },
-        SEGMENT_ADOPTED => FromNode::SegmentAdopted { segment: SegmentId(get::<(u64,)>(body)?.0) },
+        SEGMENT_ADOPTED => {
+            let (segment, node, lessee): (u64, u64, u64) = get(body)?;
+            FromNode::SegmentAdopted { segment: SegmentId(segment), node: NodeKey(node), lessee: ProcId(lessee) }
+        }
         ACTOR_STATE => decode_actor_state(body)?,
         ACTOR_INIT => {
             let (actor, incarnation, spec, gpu_ids, _namespace, _name): (
@@ -310,8 +371,8 @@ pub fn decode(kind: u8, body: &[u8]) -> Option<FromNode> {
             FromNode::Notice { level, text }
         }
         LEASE_FAILED => {
-            let (class, reason): (u32, String) = get(body)?;
-            FromNode::LeaseFailed { class, reason }
+            let (class, reason, group_removed): (u32, String, bool) = get(body)?;
+            FromNode::LeaseFailed { class, reason, group_removed }
         }
         NODE_ADDRESS => {
             let (node, address, cause): (u64, String, String) = get(body)?;

@@ -79,7 +79,7 @@ fn call(actor: Option<ActorId>) -> CallDef {
 
 /// Submits a task, and answers the demand with a worker that is on another node.
 fn submit_to(here: &Cluster, a: &Core, args: Payload, worker: ProcId, node: ProcId) -> ObjectId {
-    let class = ClassSpec { demand: vec![("CPU".into(), 10_000)], env: vec![], strategy: vec![] };
+    let class = ClassSpec { demand: vec![("CPU".into(), 10_000)], env: vec![], strategy: vec![], retriable: true };
     let def = a.define(call(None), Blob::new(b"code"), Some(class), 0);
     let task = a.submit(def, args, vec![], None, None).unwrap();
     wait_told(here, a.me(), wire::LEASE_DEMAND);
@@ -172,7 +172,7 @@ fn a_worker_whose_node_is_gone_is_reported_as_lost() {
     wait_told(&here, A, wire::WHERE_IS_NODE);
     say(&here, A, wire::NODE_ADDRESS, &(THERE.0, "", "it was switched off"));
     assert_eq!(wait_told(&here, A, wire::PEER_LOST), rmp_serde::to_vec(&(B.0,)).unwrap());
-    say(&here, A, wire::WORKER_DIED, &(B.0, 1_u64 << 40, "node 11 was switched off", 0, false, false));
+    say(&here, A, wire::WORKER_DIED, &(B.0, 1_u64 << 40, "node 11 was switched off", 0, false, false, 0_u8));
     let error = get(&a, result);
     assert!(error.is_error() && String::from_utf8_lossy(&error.data).contains("switched off"), "{error:?}");
     wait_for("the route to be dropped", || a.statistics().contains(&("routes", 0)));

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{MemfdFlags, SealFlags, ftruncate, memfd_create};
 
 use skate_core::store::{MapError, SHARED_SEGMENT_BYTES_MAX, Store, copy_into};
-use skate_proto::ids::{ProcId, SegmentId};
+use skate_proto::ids::{NodeKey, ProcId, SegmentId};
 
 /// What the node does.
 fn segment(size: u64, seals: SealFlags) -> OwnedFd {
@@ -21,7 +21,7 @@ fn sealed(size: u64) -> OwnedFd {
 
 #[test]
 fn a_reader_sees_what_the_lessee_wrote() {
-    let (lessee, reader) = (Store::new(ProcId(1)), Store::new(ProcId(2)));
+    let (lessee, reader) = (Store::new(ProcId(1), NodeKey(1)), Store::new(ProcId(2), NodeKey(1)));
     assert!(lessee.alloc(100).is_none());
     let size = lessee.wish_bytes(100);
     let fd = sealed(size);
@@ -41,7 +41,7 @@ fn a_reader_sees_what_the_lessee_wrote() {
 
 #[test]
 fn numbers_from_a_peer_never_make_a_pointer_outside_the_segment() {
-    let store = Store::new(ProcId(1));
+    let store = Store::new(ProcId(1), NodeKey(1));
     let mapping = store.map_readonly(SegmentId(1), 4096, &sealed(4096)).unwrap();
     for (offset, len) in [(0, 4097), (4096, 1), (u64::MAX, 1), (1, u64::MAX), (5000, 0)] {
         assert_eq!(mapping.slice(offset, len), None);
@@ -51,7 +51,7 @@ fn numbers_from_a_peer_never_make_a_pointer_outside_the_segment() {
 
 #[test]
 fn a_segment_of_another_size_or_that_could_shrink_is_not_mapped() {
-    let store = Store::new(ProcId(1));
+    let store = Store::new(ProcId(1), NodeKey(1));
     let wrong = store.map_readonly(SegmentId(1), 8192, &sealed(4096));
     assert!(matches!(wrong, Err(MapError::Size { actual: 4096, announced: 8192, .. })));
     let loose = store.map_readonly(SegmentId(1), 4096, &segment(4096, SealFlags::GROW));
@@ -60,7 +60,7 @@ fn a_segment_of_another_size_or_that_could_shrink_is_not_mapped() {
 
 #[test]
 fn blocks_are_given_back_and_used_again() {
-    let store = Store::new(ProcId(1));
+    let store = Store::new(ProcId(1), NodeKey(1));
     let size = store.wish_bytes(1);
     store.add_segment(SegmentId(1), size, &sealed(size)).unwrap();
     let block = store.alloc(1000).unwrap().location();
@@ -73,7 +73,7 @@ fn blocks_are_given_back_and_used_again() {
 
 #[test]
 fn segments_double_and_large_objects_have_their_own() {
-    let store = Store::new(ProcId(1));
+    let store = Store::new(ProcId(1), NodeKey(1));
     let mut sizes = Vec::new();
     for n in 0..6 {
         let size = store.wish_bytes(10);
@@ -98,7 +98,7 @@ fn segments_double_and_large_objects_have_their_own() {
 
 #[test]
 fn empty_segments_are_kept_warm_within_a_limit_and_given_up_on_request() {
-    let store = Store::new(ProcId(1));
+    let store = Store::new(ProcId(1), NodeKey(1));
     let own = 100 << 20;
     let blocks: Vec<_> = (0..4)
         .map(|n| {
@@ -117,7 +117,7 @@ fn empty_segments_are_kept_warm_within_a_limit_and_given_up_on_request() {
 
 #[test]
 fn mappings_that_nothing_uses_are_bounded() {
-    let store = Store::new(ProcId(1));
+    let store = Store::new(ProcId(1), NodeKey(1));
     let held = store.map_readonly(SegmentId(0), 4096, &sealed(4096)).unwrap();
     for n in 1..100 {
         store.map_readonly(SegmentId(n), 4096, &sealed(4096)).unwrap();
@@ -133,14 +133,14 @@ fn mappings_that_nothing_uses_are_bounded() {
 #[test]
 #[should_panic(expected = "a part lies in its block")]
 fn a_part_outside_its_block_is_a_bug_of_the_caller() {
-    let store = Store::new(ProcId(1));
+    let store = Store::new(ProcId(1), NodeKey(1));
     store.add_segment(SegmentId(1), 4096, &sealed(4096)).unwrap();
     copy_into(&store.alloc(100).unwrap(), &[(90, &[0; 11])]);
 }
 
 #[test]
 fn threads_allocate_and_free_without_overlap() {
-    let store = Store::new(ProcId(1));
+    let store = Store::new(ProcId(1), NodeKey(1));
     for n in 0..3 {
         let size = store.wish_bytes(1);
         store.add_segment(SegmentId(n), size, &sealed(size)).unwrap();

@@ -3,10 +3,14 @@
 use std::collections::BTreeMap;
 
 use skate_core::node_wire as wire;
-use skate_proto::ids::{ActorId, LeaseId, NodeKey, ProcId, SegmentId};
+use skate_proto::ids::{ActorId, LeaseId, NodeKey, ObjectId, ProcId, SegmentId, TaskId};
 use skate_proto::leases::ClassSpec;
+use skate_proto::location::Location;
 
 const GOLDEN: &str = include_str!("../../../tests/golden/wire.txt");
+const OBJECT: ObjectId = ObjectId { task: TaskId { node: NodeKey(1), proc: ProcId(2), seq: 3 }, index: 4 };
+const LOCATION: Location =
+    Location { node: NodeKey(6), segment: SegmentId(5), lessee: ProcId(2), offset: 64, len: 200_000 };
 const ACTOR: ActorId = ActorId { proc: ProcId(11), seq: 12 };
 
 /// The bodies by name, with the kinds that they travel as.
@@ -22,16 +26,24 @@ fn golden() -> BTreeMap<&'static str, (u8, Vec<u8>)> {
 
 #[test]
 fn what_is_sent_to_the_node_is_as_agreed() {
-    let spec = ClassSpec { demand: vec![("CPU".into(), 10_000)], env: vec![0x80], strategy: Vec::new() };
+    let spec =
+        ClassSpec { demand: vec![("CPU".into(), 10_000)], env: vec![0x80], strategy: Vec::new(), retriable: true };
     let golden = golden();
     for (name, kind, body) in [
-        ("LeaseDemand", wire::LEASE_DEMAND, wire::lease_demand(7, 3, &spec, "square")),
+        ("LeaseDemand", wire::LEASE_DEMAND, wire::lease_demand(7, 3, &spec, "square", 2)),
         ("LeaseReturn", wire::LEASE_RETURN, wire::lease_return(LeaseId(9), true, NodeKey(6))),
         ("LeaseKept", wire::LEASE_KEPT, wire::lease_kept(LeaseId(9), NodeKey(6))),
         ("WhereIsNode", wire::WHERE_IS_NODE, wire::where_is_node(NodeKey(6))),
         ("Blocked", wire::BLOCKED, wire::empty()),
         ("SegmentRequest", wire::SEGMENT_REQUEST, wire::segment_request(200_000, 4 << 20)),
-        ("SegmentClaims", wire::SEGMENT_CLAIMS, wire::segment_claims(SegmentId(5), &[(0, 64), (4096, 256)])),
+        (
+            "SegmentClaims",
+            wire::SEGMENT_CLAIMS,
+            wire::segment_claims(SegmentId(5), &[(0, 64), (4096, 256)], NodeKey(6)),
+        ),
+        ("BlocksFreed", wire::BLOCKS_FREED, wire::blocks_freed(SegmentId(5), &[64, 4096], NodeKey(6))),
+        ("Pull", wire::PULL, wire::pull(OBJECT, &LOCATION, true)),
+        ("PullReleased", wire::PULL_RELEASED, wire::pull_released(OBJECT)),
         ("ActorKill", wire::ACTOR_KILL, wire::actor_kill(ACTOR, true)),
         ("ActorExit", wire::ACTOR_EXIT, wire::actor_exit(ACTOR, 2, "bye")),
         ("Described", wire::DESCRIBED, wire::described(1, 3, &[0x91, 0xc0])),
@@ -50,9 +62,11 @@ fn what_comes_from_the_node_is_understood() {
             "LeaseGranted",
             "LeaseGranted { class: 7, lease: LeaseId(4294967297), worker: ProcId(18446744073709551615), node: NodeKey(6), pid: 1000, gpu_ids: [0, 1] }",
         ),
-        ("WorkerDied", "WorkerDied { proc: ProcId(5), cause: \"gone\", oom: true }"),
+        ("WorkerDied", "WorkerDied { proc: ProcId(5), cause: \"gone\", death: EvictedAlone }"),
         ("SegmentGranted", "SegmentGranted { segment: SegmentId(5), size: 4194304 }"),
-        ("SegmentDenied", "SegmentDenied { message: \"full\" }"),
+        ("SegmentDenied", "SegmentDenied { message: \"full\", kept: true }"),
+        ("Pulled", "Pulled { segment: SegmentId(5), size: 4194304, offset: 64 }"),
+        ("SegmentAdopted", "SegmentAdopted { segment: SegmentId(5), node: NodeKey(6), lessee: ProcId(11) }"),
         ("SegmentMapped", "SegmentMapped { segment: SegmentId(5), size: 4194304 }"),
         (
             "ActorState",
@@ -61,7 +75,7 @@ fn what_comes_from_the_node_is_understood() {
         ("Reply", "Reply { ok: false, body: [192] }"),
         ("LogLines", "LogLines { name: \"f\", pid: 1000, stream: 2, lines: [\"hi\"] }"),
         ("Notice", "Notice { level: \"warning\", text: \"hi\" }"),
-        ("LeaseFailed", "LeaseFailed { class: 7, reason: \"no\" }"),
+        ("LeaseFailed", "LeaseFailed { class: 7, reason: \"no\", group_removed: true }"),
         ("NodeAddress", "NodeAddress { node: NodeKey(6), address: \"10.0.0.6:7\", cause: \"\" }"),
         ("Describe", "Describe { what: 1, limit: 100 }"),
         ("Exit", "Exit"),

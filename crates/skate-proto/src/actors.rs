@@ -136,6 +136,7 @@ impl Owner {
             missing,
             retries_left: 0,
             attempt: 0,
+            evictions: 0,
             place: Place::Waiting,
             actor: None,
             handle: None,

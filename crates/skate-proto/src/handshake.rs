@@ -30,7 +30,7 @@ use crate::digest;
 use crate::ids::ProcId;
 
 /// Version of everything on the wire. Processes of different versions refuse each other.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 const MAGIC: [u8; 4] = *b"SKAT";
 /// The target that stands for the node that listens at the address. No process has this id.
 pub const WHO_LISTENS: ProcId = ProcId(0);
@@ -59,6 +59,9 @@ pub enum Role {
     Driver = 2,
     Worker = 3,
     Tool = 4,
+    /// A node that wants blocks of shared memory: after the handshake no frames follow, but what
+    /// `skate_core::transfer` says.
+    Bulk = 5,
 }
 
 impl Role {
@@ -68,6 +71,7 @@ impl Role {
             2 => Self::Driver,
             3 => Self::Worker,
             4 => Self::Tool,
+            5 => Self::Bulk,
             _ => return None,
         })
     }
@@ -158,7 +162,9 @@ pub enum HandshakeError {
         "the peer speaks protocol version {theirs} and this process version {ours}; install the same release of Skate on both sides"
     )]
     Version { ours: u16, theirs: u16 },
-    #[error("the peer belongs to another session; is an old address or session directory in use?")]
+    #[error(
+        "the peer belongs to another session; is an old address or session directory in use, or the token of another cluster?"
+    )]
     Session,
     #[error("the node does not know process {:#018x}; it has ended, or has not joined yet", target.0)]
     UnknownTarget { target: ProcId },

@@ -2,15 +2,16 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{ProcId, SegmentId};
+use crate::ids::{NodeKey, ProcId, SegmentId};
 
-/// One block of a segment. The lessee is the process that allocates in the segment and to which a
-/// block is given back.
+/// One block of a segment. The node is where the segment lies: nodes number their segments by themselves. The lessee
+/// is the process that allocates in the segment and to which a block is given back.
 ///
 /// A location comes from a peer and is therefore a claim: a mapping checks `offset` and `len` against
 /// its own size before it makes a pointer of them.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Location {
+    pub node: NodeKey,
     pub segment: SegmentId,
     pub lessee: ProcId,
     pub offset: u64,
@@ -32,15 +33,15 @@ mod tests {
 
     #[test]
     fn an_end_beyond_the_number_range_is_none() {
-        let at = |offset, len| Location { segment: SegmentId(1), lessee: ProcId(2), offset, len };
+        let at = |offset, len| Location { node: NodeKey(7), segment: SegmentId(1), lessee: ProcId(2), offset, len };
         assert_eq!(at(64, 10).end(), Some(74));
         assert_eq!(at(u64::MAX, 1).end(), None);
     }
 
     proptest! {
         #[test]
-        fn locations_survive_the_wire(s: u64, p: u64, offset: u64, len: u64) {
-            let location = Location { segment: SegmentId(s), lessee: ProcId(p), offset, len };
+        fn locations_survive_the_wire(n: u64, s: u64, p: u64, offset: u64, len: u64) {
+            let location = Location { node: NodeKey(n), segment: SegmentId(s), lessee: ProcId(p), offset, len };
             let bytes = postcard::to_stdvec(&location).unwrap();
             prop_assert_eq!(postcard::from_bytes::<Location>(&bytes).unwrap(), location);
         }

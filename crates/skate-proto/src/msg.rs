@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{ActorId, FunctionId, ObjectId, ProcId, SegmentId, TaskId};
+use crate::ids::{ActorId, FunctionId, NodeKey, ObjectId, ProcId, SegmentId, TaskId};
 use crate::payload::{Blob, Payload, Value};
 
 /// How many values a call returns.
@@ -178,6 +178,7 @@ pub enum Msg {
     /// Reader to owner: the block is not where it was said to be.
     Missing {
         object: ObjectId,
+        node: NodeKey,
         segment: SegmentId,
     },
     /// Worker to owner: it ends by its own will, and has answered all that it started.

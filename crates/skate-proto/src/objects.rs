@@ -26,7 +26,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use smallvec::SmallVec;
 
-use crate::ids::{ObjectId, ProcId, TaskId};
+use crate::ids::{NodeKey, ObjectId, ProcId, SegmentId, TaskId};
 use crate::location::Location;
 use crate::msg::Msg;
 use crate::owner::{Effect, Out};
@@ -54,6 +54,8 @@ pub(crate) struct Entry {
     read: bool,
     /// Owner: the task that can make it again.
     pub(crate) lineage: Option<TaskId>,
+    /// The shell holds copies of values of this object that lie on other nodes.
+    copied: bool,
 }
 
 #[derive(Debug)]
@@ -181,6 +183,14 @@ impl Objects {
         self.entries.entry(id).or_default().local += 1;
     }
 
+    /// The shell took a copy of a value that lies on another node, and holds it until [`Effect::ReleaseCopies`]: as
+    /// long as anything counts the object, also when the value that was copied is lost, because views on the copy are
+    /// counts like any other. False if nothing counts the object; then the copy is not held.
+    #[must_use]
+    pub fn mark_copied(&mut self, id: ObjectId) -> bool {
+        self.entries.get_mut(&id).map(|entry| entry.copied = true).is_some()
+    }
+
     /// A token that this process takes for itself.
     pub(crate) fn adopt_token(&mut self, id: ObjectId) {
         if let Some(entry) = self.entries.get_mut(&id) {
@@ -266,6 +276,9 @@ impl Objects {
                 gone.actors.push(id);
             }
             gone.lineage.extend(entry.lineage);
+            if entry.copied {
+                out.push(Effect::ReleaseCopies(id));
+            }
             if entry.read && entry.value.is_none() && id.owner() == self.me {
                 self.awaited.insert(id);
             }
@@ -476,13 +489,13 @@ impl Objects {
 
     /// Blocks of a segment that owned values occupy.
     #[must_use]
-    pub fn blocks_in(&self, segment: crate::ids::SegmentId) -> Vec<(u64, u64)> {
+    pub fn blocks_in(&self, node: NodeKey, segment: SegmentId) -> Vec<(u64, u64)> {
         let mut blocks: Vec<_> = self
             .entries
             .iter()
             .filter(|(id, _)| id.owner() == self.me)
             .filter_map(|(_, entry)| match &entry.value {
-                Some(Value::Stored { location, .. }) if location.segment == segment => {
+                Some(Value::Stored { location, .. }) if location.node == node && location.segment == segment => {
                     Some((location.offset, location.len))
                 }
                 _ => None,

@@ -10,8 +10,8 @@ use std::collections::HashMap;
 
 use crate::actors::{ActorClient, Creation};
 use crate::describe::Unrun;
-use crate::ids::{ActorId, LeaseId, NodeKey, ObjectId, ProcId, SegmentId, TaskId};
-use crate::leases::{ClassId, Leases};
+use crate::ids::{ActorId, LeaseId, NodeKey, ObjectId, ProcId, TaskId};
+use crate::leases::{ClassId, Death, Leases};
 use crate::location::Location;
 use crate::msg::{ActorSpec, Msg};
 use crate::objects::{Gone, Objects, WaiterId, owner_died};
@@ -37,6 +37,8 @@ pub enum Effect {
     Unrun(Unrun),
     /// A block is not needed any more.
     Free(Location),
+    /// Copies of this object from other nodes are not read any more; see [`Objects::mark_copied`].
+    ReleaseCopies(ObjectId),
 }
 
 /// Messages to the node manager; the shell encodes them.
@@ -110,6 +112,9 @@ impl Out {
 /// what it made is final.
 pub const LINEAGE_BYTES_MAX: usize = 64 << 20;
 
+/// Lost nodes of which it is known why; the errors of values on others name the node alone.
+pub const LOST_NODES_MAX: usize = 256;
+
 #[derive(Debug)]
 pub struct Owner {
     pub(crate) me: ProcId,
@@ -126,6 +131,11 @@ pub struct Owner {
     pub(crate) streams: Map<TaskId, Stream>,
     pub(crate) lineage_bytes: usize,
     pub(crate) lineage_order: std::collections::VecDeque<TaskId>,
+    pub(crate) task_oom_retries: i32,
+    /// Objects whose value somebody else decides on, and what they wait for in words.
+    pub(crate) promises: Map<ObjectId, String>,
+    /// Why nodes were lost, for the errors of values that lay there.
+    pub(crate) lost_nodes: std::collections::BTreeMap<NodeKey, Box<str>>,
 }
 
 impl Owner {
@@ -145,7 +155,16 @@ impl Owner {
             streams: Map::default(),
             lineage_bytes: 0,
             lineage_order: std::collections::VecDeque::new(),
+            task_oom_retries: -1,
+            promises: Map::default(),
+            lost_nodes: std::collections::BTreeMap::new(),
         }
+    }
+
+    /// How often a task is repeated that the node's memory watch has ended, apart from its `max_retries`; any negative
+    /// number is no limit. Tasks whose `max_retries` is 0 are not repeated at all.
+    pub fn set_task_oom_retries(&mut self, count: i32) {
+        self.task_oom_retries = count;
     }
 
     #[must_use]
@@ -162,6 +181,27 @@ impl Owner {
         }
         self.objects.create(id, Some(value), None);
         id
+    }
+
+    /// A new object without a value; `keep_promise` must follow, or nobody who waits for it goes on. `awaited` is what
+    /// it waits for, in words.
+    pub fn promise(&mut self, awaited: &str) -> ObjectId {
+        let id = ObjectId { task: self.next_task_id(), index: 0 };
+        self.objects.create(id, None, None);
+        self.promises.insert(id, awaited.to_owned());
+        id
+    }
+
+    /// What was promised is there, or will never be. References in the value must be reachable by the caller now.
+    pub fn keep_promise(&mut self, id: ObjectId, kept: Result<Value, Payload>, now_ns: u64, out: &mut Out) {
+        if self.promises.remove(&id).is_none() {
+            return;
+        }
+        let value = kept.unwrap_or_else(Value::Inline);
+        for &inner in value.refs() {
+            self.objects.retain(inner);
+        }
+        self.fulfil(id, value, now_ns, out);
     }
 
     pub fn release(&mut self, id: ObjectId, out: &mut Out) {
@@ -207,7 +247,7 @@ impl Owner {
                 let reason = self.why(object, now_ns);
                 out.push(Effect::Send { to: from, msg: Msg::Because { question, reason }, urgent: true });
             }
-            Msg::Missing { object, segment } => self.handle_missing(object, segment, now_ns, out),
+            Msg::Missing { object, node, segment } => self.handle_missing(object, node, segment, now_ns, out),
             Msg::Define { .. }
             | Msg::Forget { .. }
             | Msg::Push(_)
@@ -221,18 +261,27 @@ impl Owner {
     }
 
     /// A process of the cluster has ended.
-    pub fn handle_process_gone(&mut self, proc: ProcId, cause: &str, oom: bool, now_ns: u64, out: &mut Out) {
+    pub fn handle_process_gone(&mut self, proc: ProcId, cause: &str, death: Death, now_ns: u64, out: &mut Out) {
         self.functions_at.remove(&proc);
         for definition in self.definitions.iter_mut() {
             definition.known_at.retain(|p| *p != proc);
         }
-        self.lose_worker(proc, cause, oom, now_ns, out);
+        self.lose_worker(proc, cause, death, now_ns, out);
         let mut gone = Gone::default();
         let orphans = self.objects.handle_process_gone(proc, cause, &mut gone, out);
         self.settle(gone, out);
         for id in orphans {
             self.fulfil(id, owner_died(id, cause), now_ns, out);
         }
+    }
+
+    /// A node of the cluster is lost, with every value on it. That is noticed value by value, when one is read: until
+    /// then nobody needs it, and what is read at once fails at once, by the reader's node.
+    pub fn handle_node_lost(&mut self, node: NodeKey, cause: &str) {
+        if self.lost_nodes.len() >= LOST_NODES_MAX {
+            self.lost_nodes.pop_first();
+        }
+        self.lost_nodes.insert(node, cause.into());
     }
 
     /// A value has arrived or was made: readers, resolvers and dependent tasks go on.
@@ -259,11 +308,6 @@ impl Owner {
     #[must_use]
     pub fn is_bare(&self) -> bool {
         self.tasks.is_empty() && self.creations.is_empty() && self.objects.owned() == 0
-    }
-
-    #[must_use]
-    pub fn blocks_in(&self, segment: SegmentId) -> Vec<(u64, u64)> {
-        self.objects.blocks_in(segment)
     }
 
     /// Numbers for `statistics()`.

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use crate::describe::Unrun;
-use crate::ids::{ActorId, LeaseId, ObjectId, ProcId, SegmentId, TaskId};
+use crate::ids::{ActorId, LeaseId, NodeKey, ObjectId, ProcId, SegmentId, TaskId};
 use crate::leases::ClassId;
 use crate::msg::{CallDef, Done, Msg, Push, Reason, Returns, Slot, WaitsFor};
 use crate::objects::Gone;
@@ -104,6 +104,8 @@ pub(crate) struct TaskEntry {
     pub(crate) missing: u32,
     pub(crate) retries_left: i32,
     pub(crate) attempt: u32,
+    /// Attempts that the memory watch has ended.
+    pub(crate) evictions: u32,
     pub(crate) place: Place,
     pub(crate) actor: Option<ActorId>,
     pub(crate) handle: Option<ObjectId>,
@@ -260,6 +262,7 @@ impl Owner {
             missing,
             retries_left,
             attempt: 0,
+            evictions: 0,
             place,
             actor,
             handle,
@@ -461,6 +464,12 @@ impl Owner {
         if entry.retries_left > 0 {
             entry.retries_left -= 1;
         }
+        self.attempt_again(task, now_ns, out);
+    }
+
+    /// Another attempt, whoever is charged for it.
+    pub(crate) fn attempt_again(&mut self, task: TaskId, now_ns: u64, out: &mut Out) {
+        let Some(entry) = self.tasks.get_mut(&task) else { return };
         entry.attempt += 1;
         entry.pushed_ns = 0;
         match entry.actor {
@@ -604,39 +613,47 @@ impl Owner {
 
     /// A reader of this process did not find the segment of a stored value. The owner is told; who waits for
     /// the object from now on waits for its answer, which is the value at another place, or an error.
-    pub fn report_missing(&mut self, object: ObjectId, segment: SegmentId, now_ns: u64, out: &mut Out) {
+    pub fn report_missing(&mut self, object: ObjectId, node: NodeKey, segment: SegmentId, now_ns: u64, out: &mut Out) {
         if object.owner() == self.me {
-            self.handle_missing(object, segment, now_ns, out);
+            self.handle_missing(object, node, segment, now_ns, out);
             return;
         }
-        if self.objects.location(object).is_some_and(|location| location.segment == segment) {
+        if self.objects.location(object).is_some_and(|at| (at.node, at.segment) == (node, segment)) {
             let mut gone = Gone::default();
             self.objects.forget_value(object, &mut gone, out);
             self.settle(gone, out);
         }
-        out.send(object.owner(), Msg::Missing { object, segment });
+        out.send(object.owner(), Msg::Missing { object, node, segment });
     }
 
     /// A stored value is not where it was: it is made again if its task is known.
-    pub fn handle_missing(&mut self, object: ObjectId, segment: SegmentId, now_ns: u64, out: &mut Out) {
-        if self.objects.location(object).is_none_or(|location| location.segment != segment) {
+    pub fn handle_missing(&mut self, object: ObjectId, node: NodeKey, segment: SegmentId, now_ns: u64, out: &mut Out) {
+        if self.objects.location(object).is_none_or(|at| (at.node, at.segment) != (node, segment)) {
             return;
         }
         let mut gone = Gone::default();
         self.objects.forget_value(object, &mut gone, out);
         self.settle(gone, out);
         let lineage = self.objects.entry(object).and_then(|entry| entry.lineage);
+        if lineage.is_some_and(|task| self.tasks.get(&task).is_some_and(|entry| entry.place != Place::Finished)) {
+            return; // it comes with another result of the same task, which is being made again already
+        }
         let can = lineage.is_some_and(|task| {
             self.tasks.get(&task).is_some_and(|e| e.place == Place::Finished && e.retries_left != 0)
         });
         let (Some(task), true) = (lineage, can) else {
+            let place = match self.lost_nodes.get(&node) {
+                Some(cause) => format!("its node ({cause})"),
+                None => format!("its shared memory on node {:016x}", node.0),
+            };
             let text = format!(
-                "Object {object} was lost with its shared memory, and the task that made it is not known any more \
-                 (it was put, its lineage exceeded the budget, or max_retries is 0)."
+                "Object {object} was lost with {place}, and there is no task that could make it again (it was put, is \
+                 the result of an actor's method, its lineage exceeded the budget, or max_retries is used up)."
             );
             self.fulfil(object, Value::Inline(Payload::error(ErrorCode::ObjectLost, &text)), now_ns, out);
             return;
         };
+        self.forget_results_beside(task, node, segment, out);
         let entry = self.tasks.get_mut(&task).expect("checked above");
         self.lineage_bytes = self.lineage_bytes.saturating_sub(entry.args.data.len() + 256);
         if entry.retries_left > 0 {
@@ -646,6 +663,22 @@ impl Owner {
         self.await_arguments(task, out);
         if self.tasks.get(&task).is_some_and(|entry| entry.missing == 0) {
             self.start(task, now_ns, out);
+        }
+    }
+
+    /// Other results of a task that were lost together with one: making them again costs one repetition, not one each.
+    fn forget_results_beside(&mut self, task: TaskId, node: NodeKey, segment: SegmentId, out: &mut Out) {
+        let Returns::Count(count) = self.definitions[self.tasks[&task].def].call.returns else { return };
+        for index in 0..count {
+            let id = ObjectId { task, index };
+            let is_lost = |at: crate::location::Location| {
+                at.node == node && (at.segment == segment || self.lost_nodes.contains_key(&node))
+            };
+            if self.objects.location(id).is_some_and(is_lost) {
+                let mut gone = Gone::default();
+                self.objects.forget_value(id, &mut gone, out);
+                self.settle(gone, out);
+            }
         }
     }
 
@@ -725,6 +758,9 @@ impl Owner {
         }
         if id.owner() != self.me {
             return because("it belongs to another process".into(), WaitsFor::Owner);
+        }
+        if let Some(awaited) = self.promises.get(&id) {
+            return because(format!("it waits until {awaited}"), WaitsFor::Nothing);
         }
         let Some(entry) = self.tasks.get(&id.task) else {
             return because("no task of its owner makes it".into(), WaitsFor::Nothing);

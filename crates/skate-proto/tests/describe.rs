@@ -5,7 +5,7 @@ use std::sync::Arc;
 use skate_proto::describe::ObjectRow;
 use skate_proto::executor::{Executor, WorkKind};
 use skate_proto::ids::{ActorId, FunctionId, LeaseId, NodeKey, ObjectId, ProcId, TaskId};
-use skate_proto::leases::{ClassId, ClassSpec};
+use skate_proto::leases::{ClassId, ClassSpec, Death};
 use skate_proto::msg::{ActorSpec, CallDef, Push, Returns, Slot};
 use skate_proto::owner::{Effect, Out, Owner};
 use skate_proto::payload::{Blob, ErrorCode, Payload, Value};
@@ -38,7 +38,7 @@ fn call(recorded: bool) -> CallDef {
 impl Bench {
     fn new() -> Self {
         let mut owner = Owner::new(ME, NodeKey(9));
-        let class = owner.class(ClassSpec { demand: vec![("CPU".into(), 10_000)], env: vec![], strategy: vec![] });
+        let class = owner.class(ClassSpec { demand: vec![("CPU".into(), 10_000)], env: vec![], strategy: vec![], retriable: true });
         Self { owner, out: Out::default(), class }
     }
 
@@ -125,7 +125,7 @@ fn every_attempt_that_a_worker_did_not_answer_is_noted_once() {
     let quiet = bench.submit(vec![], 0, false, 0);
     bench.lend();
     bench.unrun();
-    bench.owner.handle_process_gone(WORKER, "it was killed", false, 40, &mut bench.out);
+    bench.owner.handle_process_gone(WORKER, "it was killed", Death::Crashed, 40, &mut bench.out);
     assert_eq!(bench.unrun(), [(task, 0, ErrorCode::WorkerCrashed as u8, 30)], "it is tried again");
     bench.owner.cancel(ObjectId { task, index: 0 }, false, false, 50, &mut bench.out);
     bench.owner.cancel(ObjectId { task: quiet, index: 0 }, false, false, 50, &mut bench.out);

@@ -19,7 +19,7 @@ use skate_proto::actors::{ActorState, Creation};
 use skate_proto::executor::{Executor, Work, WorkKind};
 use skate_proto::ids::TaskId;
 use skate_proto::ids::{ActorId, FunctionId, LeaseId, NodeKey, ObjectId, ProcId, SegmentId};
-use skate_proto::leases::{ClassId, ClassSpec};
+use skate_proto::leases::{ClassId, ClassSpec, Death};
 use skate_proto::location::Location;
 use skate_proto::msg::{ActorSpec, CallDef, Msg, Returns, Slot};
 use skate_proto::objects::WaiterId;
@@ -68,7 +68,12 @@ struct Process {
 impl Process {
     fn new(number: u64) -> Self {
         let mut owner = Owner::new(ProcId(number), NodeKey(NODE));
-        let class = owner.class(ClassSpec { demand: vec![("CPU".into(), 10_000)], env: vec![], strategy: vec![] });
+        let class = owner.class(ClassSpec {
+            demand: vec![("CPU".into(), 10_000)],
+            env: vec![],
+            strategy: vec![],
+            retriable: true,
+        });
         let mut define = |returns, backpressure, retries| {
             let call = CallDef { returns, backpressure, ..call(None) };
             owner.define(call, Blob::new(b"f"), Some(class), retries)
@@ -199,6 +204,7 @@ impl World {
                     Effect::Send { to, msg, .. } if to == me => self.receive(me, me, Packet::Core(msg)),
                     Effect::Send { to, msg, .. } => self.send(me, to, Packet::Core(msg)),
                     Effect::Node(msg) => self.manage(me, msg),
+                    Effect::ReleaseCopies(id) => panic!("{id} was never copied"),
                     Effect::Free(location) => {
                         let known =
                             self.blocks.remove(&location.segment).is_some() || self.lost.remove(&location.segment);
@@ -221,7 +227,7 @@ impl World {
             let Process { owner, executor, out, .. } = process;
             match packet {
                 Packet::Gone(dead) => {
-                    owner.handle_process_gone(dead, "killed", false, now, out);
+                    owner.handle_process_gone(dead, "killed", Death::Crashed, now, out);
                     let (counted, interrupted) = executor.handle_process_gone(dead);
                     owner.release_all(&counted, out);
                     for task in interrupted {
@@ -464,7 +470,7 @@ impl World {
         self.next_segment += 1;
         let segment = SegmentId(self.next_segment);
         self.blocks.insert(segment, object_owner);
-        Value::Stored { location: Location { segment, lessee, offset: 0, len: 64 }, refs }
+        Value::Stored { location: Location { node: NodeKey(NODE), segment, lessee, offset: 0, len: 64 }, refs }
     }
 
     fn put(&mut self, me: ProcId, choice: usize) {
@@ -609,7 +615,9 @@ impl World {
             self.lost.insert(segment);
         }
         if self.lost.contains(&segment) {
-            self.step(me, |process, now| process.owner.report_missing(id, segment, now, &mut process.out));
+            self.step(me, |process, now| {
+                process.owner.report_missing(id, NodeKey(NODE), segment, now, &mut process.out)
+            });
         }
     }
 

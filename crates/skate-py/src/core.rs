@@ -140,7 +140,7 @@ impl PyCore {
 #[pymethods]
 impl PyCore {
     #[new]
-    #[pyo3(signature = (*, address, session, token, node, proc, role, hooks))]
+    #[pyo3(signature = (*, address, session, token, node, proc, role, hooks, task_oom_retries = -1))]
     #[expect(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn new(
         py: Python<'_>,
@@ -151,6 +151,7 @@ impl PyCore {
         proc: u64,
         role: u8,
         hooks: Py<Hooks>,
+        task_oom_retries: i32,
     ) -> PyResult<Self> {
         let role = match role {
             crate::ROLE_DRIVER => Role::Driver,
@@ -169,6 +170,7 @@ impl PyCore {
         } else {
             inner.set_signals(handler_raised);
         }
+        inner.set_task_oom_retries(task_oom_retries);
         let mut current = CURRENT.lock();
         // A tool beside a driver leaves the driver's references as they are.
         if role != Role::Tool || current.is_none() {
@@ -443,6 +445,23 @@ impl PyCore {
         }
         let parts: Vec<String> = py.import("msgspec.msgpack")?.call_method1("decode", (body,))?.extract()?;
         Err(PyErr::new::<PyRuntimeError, _>((parts.first().cloned(), parts.get(1).cloned())))
+    }
+
+    fn tell(&self, op: &str, args: &[u8]) -> PyResult<()> {
+        self.inner.tell(op, args).map_err(to_py)
+    }
+
+    fn promise(
+        &self,
+        py: Python<'_>,
+        value: &Bound<'_, PyAny>,
+        op: &str,
+        args: &[u8],
+        awaited: &str,
+    ) -> PyResult<ObjectRef> {
+        let value = Serialized::new(py, self.hooks.get(), value)?.into_value(py, &self.inner)?;
+        let object = self.inner.promise(op, args, value, awaited).map_err(to_py)?;
+        Ok(self.object_ref(object))
     }
 
     fn next_log<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {

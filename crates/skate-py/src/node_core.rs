@@ -3,18 +3,19 @@
 use std::collections::HashMap;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
 use skate_core::core::CoreError;
+use skate_core::transfer::{Bulk, Failure, Outcome, Pull, SILENCE_S_MAX, Source, parse_address};
 use skate_core::transport::{
     Address, CloseReason, Config, DiscoverError, Driven, Frame, Handler, Listener, PeerInfo, SendMode, Transport,
 };
 use skate_proto::handshake::Role;
-use skate_proto::ids::ProcId;
+use skate_proto::ids::{ProcId, SegmentId};
 
 use crate::core::{deadline, waiting};
 use crate::errors::to_py;
@@ -22,22 +23,40 @@ use crate::errors::to_py;
 enum Event {
     Frame { from: u64, kind: u8, corr: u64, body: Vec<u8> },
     Joined { proc: u64, role: u8, pid: u32 },
-    Left { proc: u64, reason: String },
+    Left { proc: u64, reason: String, ended: bool },
     Fd(u64),
+    Pulled(Outcome),
 }
 
 #[derive(Default)]
-struct Queue {
+struct Events {
     events: Mutex<Vec<Event>>,
     transport: Mutex<Option<Arc<Transport>>>,
 }
 
-impl Queue {
+impl Events {
     fn add(&self, event: Event) {
         self.events.lock().push(event);
         if let Some(transport) = &*self.transport.lock() {
             transport.wake();
         }
+    }
+}
+
+#[derive(Default)]
+struct Queue {
+    events: Arc<Events>,
+    /// Set when the transport has started.
+    bulk: OnceLock<Bulk>,
+}
+
+impl Queue {
+    fn add(&self, event: Event) {
+        self.events.add(event);
+    }
+
+    fn bulk(&self) -> &Bulk {
+        self.bulk.get().expect("the transport starts before the node is handed out")
     }
 }
 
@@ -47,7 +66,11 @@ impl Handler for Queue {
     }
 
     fn on_started(&self, transport: &Arc<Transport>) {
-        *self.transport.lock() = Some(transport.clone());
+        *self.events.transport.lock() = Some(transport.clone());
+        let events = self.events.clone();
+        let tell = move |outcome| events.add(Event::Pulled(outcome));
+        let bulk = Bulk::new(&transport.me(), transport.credentials(), SILENCE_S_MAX, tell);
+        assert!(self.bulk.set(bulk).is_ok(), "a transport starts once");
     }
 
     fn on_batch_end(&self) {}
@@ -57,7 +80,12 @@ impl Handler for Queue {
     }
 
     fn on_closed(&self, peer: ProcId, reason: CloseReason) {
-        self.add(Event::Left { proc: peer.0, reason: reason.to_string() });
+        let ended = matches!(reason, CloseReason::Closed);
+        self.add(Event::Left { proc: peer.0, reason: reason.to_string(), ended });
+    }
+
+    fn on_bulk(&self, _peer: PeerInfo, socket: OwnedFd) {
+        self.bulk().accept(socket);
     }
 
     fn on_fd_ready(&self, token: u64) {
@@ -165,13 +193,14 @@ impl NodeCore {
     fn poll<'py>(&self, py: Python<'py>, timeout: Option<f64>) -> PyResult<Bound<'py, PyList>> {
         let deadline = deadline(timeout)?;
         self.watch_anew()?;
-        let waited = waiting(py, || match self.transport.drive(&|| !self.queue.events.lock().is_empty(), deadline) {
-            Driven::Done | Driven::TimedOut => Ok(()),
-            Driven::Interrupted => Err(CoreError::Interrupted),
-            Driven::Closed => Err(CoreError::Closed("the transport was closed".into())),
-        });
+        let waited =
+            waiting(py, || match self.transport.drive(&|| !self.queue.events.events.lock().is_empty(), deadline) {
+                Driven::Done | Driven::TimedOut => Ok(()),
+                Driven::Interrupted => Err(CoreError::Interrupted),
+                Driven::Closed => Err(CoreError::Closed("the transport was closed".into())),
+            });
         waited?;
-        let events = std::mem::take(&mut *self.queue.events.lock());
+        let events = std::mem::take(&mut *self.queue.events.events.lock());
         let list = PyList::empty(py);
         for event in events {
             let item = match event {
@@ -179,10 +208,15 @@ impl NodeCore {
                     ("frame", from, kind, corr, PyBytes::new(py, &body)).into_pyobject(py)?.into_any()
                 }
                 Event::Joined { proc, role, pid } => ("joined", proc, role, pid).into_pyobject(py)?.into_any(),
-                Event::Left { proc, reason } => ("left", proc, reason).into_pyobject(py)?.into_any(),
+                Event::Left { proc, reason, ended } => ("left", proc, reason, ended).into_pyobject(py)?.into_any(),
                 Event::Fd(token) => {
                     self.told.lock().push(token);
                     ("fd", token).into_pyobject(py)?.into_any()
+                }
+                Event::Pulled(Outcome { ticket, error, failures, bytes }) => {
+                    let failure = |f: Failure| (f.node.0, f.refused, f.error);
+                    let failures: Vec<_> = failures.into_iter().map(failure).collect();
+                    ("pulled", ticket, error, failures, bytes).into_pyobject(py)?.into_any()
                 }
             };
             list.append(item)?;
@@ -241,8 +275,54 @@ impl NodeCore {
         self.transport.disconnect(ProcId(proc));
     }
 
+    /// Sends blocks of this segment to other nodes that ask; what is not `filled` comes by a pull. The descriptor is
+    /// duplicated.
+    fn offer_segment(&self, segment: u64, fd: i32, size: u64, filled: u64) -> PyResult<()> {
+        // SAFETY: as for `send_fd`.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        self.queue.bulk().offer(SegmentId(segment), fd.try_clone_to_owned()?, size, filled);
+        Ok(())
+    }
+
+    /// Sends no more of a segment; true if nothing of it is on its way, so that its memory may be used anew.
+    fn withdraw_segment(&self, segment: u64) -> bool {
+        self.queue.bulk().withdraw(SegmentId(segment))
+    }
+
+    /// Begins to pull a block into a segment of this node, from the first of the sources that delivers. Its end is an
+    /// event. `sources` are (node, address, segment, offset).
+    fn pull(
+        &self,
+        ticket: u64,
+        sources: Vec<(u64, String, u64, u64)>,
+        length: u64,
+        segment: u64,
+        fd: i32,
+        offset: u64,
+    ) -> PyResult<()> {
+        let read = |(node, address, segment, offset): (u64, String, u64, u64)| {
+            let address = parse_address(&address).ok_or_else(|| {
+                PyValueError::new_err(format!("{address:?} is neither ip:port nor the path of a socket"))
+            })?;
+            Ok(Source { node: ProcId(node), address, segment: SegmentId(segment), offset })
+        };
+        let sources = sources.into_iter().map(read).collect::<PyResult<_>>()?;
+        // SAFETY: as for `send_fd`.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()?;
+        self.queue.bulk().pull(Pull { ticket, sources, len: length, segment: SegmentId(segment), fd, offset });
+        Ok(())
+    }
+
+    /// Ends a pull soon; its event still comes.
+    fn cancel_pull(&self, ticket: u64) {
+        self.queue.bulk().cancel(ticket);
+    }
+
     fn close(&self, py: Python<'_>) {
-        py.detach(|| self.transport.shutdown());
-        *self.queue.transport.lock() = None;
+        py.detach(|| {
+            self.transport.shutdown();
+            self.queue.bulk().shutdown();
+        });
+        *self.queue.events.transport.lock() = None;
     }
 }

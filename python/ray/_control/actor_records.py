@@ -10,7 +10,10 @@ from ray._protocol import CAUSE_TEXT
 
 
 class PlaceActor(Event, frozen=True):
-    """Find a worker for this incarnation. Answered by `Placed` or `Unplaceable`, unless withdrawn."""
+    """Find a worker for this incarnation. Answered by `Placed` or `Unplaceable`, unless withdrawn.
+
+    `retriable` says whether there may be another incarnation after this one.
+    """
 
     actor: bytes
     incarnation: int
@@ -21,6 +24,8 @@ class PlaceActor(Event, frozen=True):
     strategy: bytes
     label: str
     creator: int
+    owner: int
+    retriable: bool
 
 
 class WithdrawActor(Event, frozen=True):
@@ -72,8 +77,18 @@ class ActorWorkerGone(Event, frozen=True):
     exit_code: int
 
 
+class Life(msgspec.Struct, frozen=True, array_like=True):
+    """What of an actor changes, for the next control service. `proc` is 0 while no worker was placed."""
+
+    incarnation: int
+    proc: int
+    node: int
+
+
 class Actor(msgspec.Struct):
-    """One actor. `state` is one of pending, starting, alive, dead."""
+    """One actor. `state` is one of pending, starting, alive, dead; or missing, after a restart of the head: it may live
+    on a node that has not come back yet.
+    """
 
     id: bytes
     owner: int

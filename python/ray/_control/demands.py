@@ -9,10 +9,13 @@ import msgspec
 from ray._control.strategy import Strategy  # noqa: TC001  (msgspec reads the annotation)
 
 Key: TypeAlias = "tuple[int, int | bytes]"
-"""(owner, class id) of a demand for leases; (`ACTORS`, actor id) of an actor's."""
+"""(owner, class id) of a demand for leases; (`ACTORS`, actor id) of an actor's; (`GROUPS`, group id)."""
 
 ACTORS: Final = 0
 """Stands for the control service as an owner: process ids are never zero."""
+
+GROUPS: Final = -1
+"""Stands for all placement groups as an owner, of what they wait for on a node."""
 
 
 class Demand(msgspec.Struct):
@@ -32,6 +35,10 @@ class Demand(msgspec.Struct):
     label: str
     since: float
     incarnation: int = 0
+    lives_for: int = 0
+    """The process that owns the actor; for leases the key says it."""
+    retriable: bool = True
+    """Whether its tasks are repeated, or the actor is restarted, if a node ends the worker for want of memory."""
     count: int = 0
     placed: int = 0
     """Leases that were given to nodes and not refused, ever."""
@@ -43,6 +50,10 @@ class Demand(msgspec.Struct):
     """Leases that each node was asked for, for spreading."""
     shy: dict[int, float] = {}
     """Nodes that refused, and until when they are left alone."""
+    held_back: dict[int, str] = {}
+    """Nodes that refused for want of memory, and what they said. Only to be told to people."""
+    for_group: bool = False
+    """It waits for its placement group to be created, or to be whole again."""
     waits: bool = False
     """Whether people are told when this takes long."""
     hopeless: str = ""

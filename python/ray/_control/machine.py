@@ -7,6 +7,7 @@ takes time is an effect whose outcome comes back as an event.
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 from collections import deque
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
@@ -86,6 +87,19 @@ class ToNode(Effect, frozen=True):
 
     node: int
     message: Message
+
+
+class Save(Effect, frozen=True):
+    """Keep a record for the next control service, or delete it (None). What is said after it waits until it is safe."""
+
+    table: str
+    key: bytes
+    value: bytes | None
+
+
+def digest(*parts: object) -> bytes:
+    """A key for a record that is found by its value: of one length, whatever the parts are."""
+    return hashlib.sha256(msgspec.msgpack.encode(parts)).digest()[:16]
 
 
 class Notify(Effect, frozen=True):

@@ -26,18 +26,33 @@ from ray._control.machine import (
     ToNode,
 )
 from ray._control.messages import (
+    Announced,
     DeathsElsewhere,
     Deliver,
     FromMember,
     GiveUpMember,
+    MayHaveMissed,
     MemberGone,
     MemberJoined,
+    OwnersAsked,
+    SegmentOrphaned,
     ToMembers,
     ToOtherNode,
     WhoIs,
 )
 from ray._control.node_records import NodeCame, NodeLost
-from ray._protocol import KIND_LEASE_GRANTED, ROLE_DRIVER, ROLE_WORKER, LeaseGranted, WorkerDied, decode
+from ray._protocol import (
+    KIND_LEASE_GRANTED,
+    KIND_SEGMENT_ADOPTED,
+    ROLE_DRIVER,
+    ROLE_TOOL,
+    ROLE_WORKER,
+    LeaseGranted,
+    SegmentAdopted,
+    WorkerDied,
+    decode,
+    encode,
+)
 
 TELL_ALL_AFTER_S: Final = 0.1
 """How long the news of a death may wait for others, to reach every node in one message."""
@@ -47,6 +62,17 @@ TELL_ALL_AT: Final = 256
 
 DEATHS_REMEMBERED: Final = 10_000
 """Who asks about an older death learns only that the process is unknown."""
+
+
+ENDS_BY_ITSELF_S: Final = 0.5
+"""Who is asked about and takes longer to end lived on when its connection was lost: it was the network that failed."""
+
+
+class NodesApart(Event, frozen=True):
+    """A process of one node could not reach, or lost, a worker of another one, which lived."""
+
+    asker: int
+    node: int
 
 
 class GrantPassed(Event, frozen=True):
@@ -78,8 +104,10 @@ class MemberTable(Machine):
         self._members: dict[int, Member] = {}
         self._by_node: dict[int, dict[int, Member]] = {}
         self._deaths: dict[int, WorkerDied] = {}
-        self._askers: dict[int, dict[int, None]] = {}
-        """For each process whose end is awaited, who asked."""
+        self._askers: dict[int, dict[int, float]] = {}
+        """For each process whose end is awaited, who asked, and when."""
+        self._unconfirmed: dict[int, dict[int, Member]] = {}
+        """Members of a node that has come back and has not said that they are still there."""
         self._untold: dict[int, list[tuple[int, str]]] = {}
         """Deaths that other nodes have not heard of, by the node on which they were."""
         self._deadlines: Deadlines[str] = Deadlines()
@@ -87,9 +115,11 @@ class MemberTable(Machine):
         self._node_messages = {
             MemberJoined: self._on_joined,
             MemberGone: self._on_gone,
+            Announced: self._on_announced,
             ToMembers: self._on_to_members,
             ToOtherNode: self._on_to_other_node,
             WhoIs: self._on_who_is,
+            SegmentOrphaned: self._on_orphaned,
         }
 
     # ------------------------------------------------------------------ queries
@@ -126,18 +156,38 @@ class MemberTable(Machine):
         self._by_node.setdefault(event.node, {})
 
     def _on_joined(self, event: FromNode, message: MemberJoined, now: float) -> None:
-        if event.node not in self._by_node or message.proc in self._members:
-            return
+        self._unconfirmed.get(event.node, {}).pop(message.proc, None)
+        if event.node not in self._by_node or message.proc in self._members or message.proc in self._deaths:
+            return  # said again by a node that came back, maybe of one that has ended since
         member = Member(message.proc, event.node, message.role, message.pid, message.job)
         self._members[member.proc] = self._by_node[event.node][member.proc] = member
         self._emit(ProcessJoined(member.proc, member.role, member.pid, member.job))
 
+    def expect_again(self, node: int) -> None:
+        """The node has come back: who is not announced again has gone meanwhile."""
+        self._unconfirmed[node] = dict(self._by_node[node])
+        if procs := tuple(self._by_node[node]):
+            for other in self._by_node:
+                if other != node:
+                    self._emit(ToNode(other, MayHaveMissed(procs)))
+
+    def _on_announced(self, event: FromNode, message: Announced, now: float) -> None:
+        for member in self._unconfirmed.pop(event.node, {}).values():
+            cause = f"the {member} has ended while its node had no connection"
+            self._leave(member, MemberGone(member.proc, member.pid, cause, (), 0, intended=False), now)
+
     def _on_gone(self, event: FromNode, message: MemberGone, now: float) -> None:
         member = self._members.get(message.proc)
+        self._unconfirmed.get(event.node, {}).pop(message.proc, None)
+        if member is None and message.proc not in self._deaths and event.node in self._by_node:
+            # It ended while this control service was not there, and the one before had not heard of it either.
+            member = Member(message.proc, event.node, ROLE_WORKER, message.pid, 0)
+            self._members[member.proc] = self._by_node[event.node][member.proc] = member
         if member is not None and member.node == event.node:
             self._leave(member, message, now)
 
     def _on_node_lost(self, event: NodeLost, now: float) -> None:
+        self._unconfirmed.pop(event.node, None)
         for member in self._by_node.pop(event.node, {}).values():
             cause = f"its node was lost: {event.reason}"
             gone = MemberGone(member.proc, member.pid, f"the {member} is gone, because {cause}", (), 0, intended=False)
@@ -150,14 +200,16 @@ class MemberTable(Machine):
         del self._members[member.proc]
         self._by_node.get(member.node, {}).pop(member.proc, None)
         cause = _with_lines(gone)
-        died = WorkerDied(member.proc, 0, cause, gone.exit_code, gone.intended, gone.oom)
+        died = WorkerDied(member.proc, 0, cause, gone.exit_code, gone.intended, gone.oom, gone.retry)
         self._deaths[member.proc] = died
         if len(self._deaths) > DEATHS_REMEMBERED:
             del self._deaths[next(iter(self._deaths))]
         if member.role == ROLE_WORKER:
             self._emit(ActorWorkerGone(member.proc, member.pid, gone.cause, gone.lines, gone.exit_code))
-        for asker in self._askers.pop(member.proc, {}):
+        for asker, asked_at in self._askers.pop(member.proc, {}).items():
             self._emit(Send(asker, died))
+            if now - asked_at >= ENDS_BY_ITSELF_S and member.node in self._by_node and self.node_of(asker):
+                self._emit(NodesApart(self.node_of(asker), member.node))
         self._emit(ProcessLeft(member.proc))
         if len(self._by_node) > 1 or member.node not in self._by_node:
             self._untold.setdefault(member.node, []).append((member.proc, cause))
@@ -198,6 +250,19 @@ class MemberTable(Machine):
         if message.node in self._by_node:
             self._emit(ToNode(message.node, FromMember(message.proc, message.kind, message.corr, message.body)))
 
+    def _on_orphaned(self, event: FromNode, message: SegmentOrphaned, now: float) -> None:
+        body = encode(SegmentAdopted(message.segment, event.node, message.lessee))
+        by_node = {
+            node: tuple(proc for proc, member in members.items() if member.role != ROLE_TOOL)
+            for node, members in self._by_node.items()
+            if node != event.node
+        }
+        asked = tuple(proc for procs in by_node.values() for proc in procs)
+        self._emit(ToNode(event.node, OwnersAsked(message.segment, asked)))
+        for node, procs in by_node.items():
+            if procs:
+                self._emit(ToNode(node, Deliver(procs, KIND_SEGMENT_ADOPTED, 0, body)))
+
     def _on_who_is(self, event: FromNode, message: WhoIs, now: float) -> None:
         asker, member = self._members.get(message.asker), self._members.get(message.proc)
         if asker is None:
@@ -206,7 +271,7 @@ class MemberTable(Machine):
             unknown = f"process {message.proc:016x} is not known: it never joined, or ended long ago"
             self._emit(Send(asker.proc, self._deaths.get(message.proc) or _lost(message.proc, unknown)))
         elif member.role == ROLE_WORKER:
-            self._askers.setdefault(member.proc, {})[asker.proc] = None
+            self._askers.setdefault(member.proc, {})[asker.proc] = now
             self._emit(ToNode(member.node, GiveUpMember(member.proc, f"the {asker} on another node")))
         else:
             # Drivers belong to the user and are not killed for a broken connection.

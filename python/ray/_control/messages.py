@@ -1,9 +1,10 @@
 """Messages between node processes and the control service.
 
-This module owns the meaning of message kinds 128 to 159 (to the control service) and 160 to 191 (from it). They travel
-between two node processes as msgpack arrays, like those of `ray._protocol`; on the head node they are handed over as
-they are. All links are first in, first out, and everything that concerns two nodes goes through the control service,
-so that what a node was told about a process always comes before what follows from it.
+This module owns the meaning of message kinds 128 to 143, 192 to 199 and 208 to 215 (to the control service), and of
+160 to 191 and 200 to 207 (from it). They travel between two node processes as msgpack arrays, like those of
+`ray._protocol`; on the head node they are handed over as they are. All links are first in, first out, and everything
+that concerns two nodes goes through the control service, so that what a node was told about a process always comes
+before what follows from it.
 
 The body of a member's own message is passed on as it came: who decodes it is who acts on it.
 """
@@ -14,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from ray._protocol import Message
+from ray._protocol import RETRY_CHARGED, Message
 
 
 class NodeEntry(msgspec.Struct, frozen=True, array_like=True):
@@ -25,21 +26,16 @@ class NodeEntry(msgspec.Struct, frozen=True, array_like=True):
     hostname: str
 
 
-class MemberEntry(msgspec.Struct, frozen=True, array_like=True):
-    """A connected driver, worker or tool."""
-
-    proc: int
-    role: int
-    pid: int
-    job: int
-
-
 # ---------------------------------------------------------------------------------------------
 # From a node to the control service
 
 
 class NodeHello(Message, frozen=True):
-    """A node joins: the first message on its connection. `address` is where other nodes reach it, "" if they cannot."""
+    """A node joins: the first message on its connection. `address` is where other nodes reach it, "" if they cannot.
+
+    `python` is the version of its interpreter, "3.11.7"; releases that did not say it yet are taken as they come. A
+    `client` is only there for a program outside of the cluster.
+    """
 
     node: int
     address: str
@@ -50,10 +46,45 @@ class NodeHello(Message, frozen=True):
     session_dir: str
     resources: dict[str, int]
     labels: dict[str, str]
+    python: str = ""
+    client: bool = False
+    returns: bool = False
+    """It has been part of the cluster and lost its head. What is on it follows, up to `Announced`."""
+
+
+class ActorHosted(Message, frozen=True):
+    """A node that returns has this actor on it; its worker has run ``__init__`` if it is `ready`."""
+
+    actor: bytes
+    incarnation: int
+    proc: int
+    pid: int
+    ready: bool
+
+
+class MemberSubscribes(Message, frozen=True):
+    """A member of a node that returns wants to know of these actors' changes. What it knows already is not repeated."""
+
+    proc: int
+    actors: list[bytes]
+
+
+class SegmentOrphaned(Message, frozen=True):
+    """The lessee of this segment has died: members of other nodes are to be asked which blocks in it are theirs.
+
+    Answered by `OwnersAsked`, before any of them answers. Said again when answers may have been lost.
+    """
+
+    segment: int
+    lessee: int
+
+
+class Announced(Message, frozen=True):
+    """The node that returns has said all; what it had said before and was not heard follows."""
 
 
 class MemberJoined(Message, frozen=True):
-    """A core has connected to the node. A driver's `job` is 0: the control service numbers jobs (`JobChanged`)."""
+    """A core has connected to the node. A new driver's `job` is 0: the control service numbers jobs (`JobChanged`)."""
 
     proc: int
     role: int
@@ -64,7 +95,8 @@ class MemberJoined(Message, frozen=True):
 class MemberGone(Message, frozen=True):
     """A member is gone for good; its resources are free. Comes once for each `MemberJoined`.
 
-    `cause` is a sentence, `lines` what it logged last, `exit_code` negative for signals.
+    `cause` is a sentence, `lines` what it logged last, `exit_code` negative for signals; `oom` and `retry` are as in
+    `WorkerDied`.
     """
 
     proc: int
@@ -74,6 +106,7 @@ class MemberGone(Message, frozen=True):
     exit_code: int = 0
     intended: bool = True
     oom: bool = False
+    retry: int = RETRY_CHARGED
 
 
 class MemberSaid(Message, frozen=True):
@@ -123,17 +156,21 @@ class ActorUnplaceable(Message, frozen=True):
 
 
 class ActorRefused(Message, frozen=True):
-    """The actor does not fit here now: the view on which it was placed was old."""
+    """The actor does not fit here now: the view on which it was placed was old.
+
+    Or it was ended here lately for want of memory, and `held_back` says so.
+    """
 
     actor: bytes
     incarnation: int
+    held_back: str = ""
 
 
 class Overflow(Message, frozen=True):
     """Leases of one class that an owner wants and its own node cannot give now; 0 withdraws.
 
     `count` is meant absolutely, on top of the `heard` leases of this demand which the node knows to be placed
-    elsewhere; `heard` -1 says that the demand is over.
+    elsewhere; `heard` -1 says that the demand is over. `retriable` is as in `LeaseDemand`.
     """
 
     owner: int
@@ -145,14 +182,19 @@ class Overflow(Message, frozen=True):
     env: bytes
     strategy: bytes
     label: str
+    retriable: bool = True
 
 
 class LeasesRefused(Message, frozen=True):
-    """Of the leases that were placed here this many do not fit now."""
+    """Of the leases that were placed here this many do not fit now.
+
+    Or one like them was ended here lately for want of memory, and `held_back` says so.
+    """
 
     owner: int
     class_id: int
     count: int
+    held_back: str = ""
 
 
 class Resources(Message, frozen=True):
@@ -209,15 +251,47 @@ class Alive(Message, frozen=True):
     serial: int
 
 
+class BundlesPrepared(Message, frozen=True):
+    """All bundles of this attempt are set aside on the node. Answer to `PrepareBundles`."""
+
+    group: bytes
+    attempt: int
+
+
+class BundlesRefused(Message, frozen=True):
+    """The bundles do not fit now, and nothing is set aside. Answer to `PrepareBundles`; `reason` is a sentence."""
+
+    group: bytes
+    attempt: int
+    reason: str
+
+
 # ---------------------------------------------------------------------------------------------
 # From the control service to a node
 
 
 class Nodes(Message, frozen=True):
-    """Other nodes that have joined, and those that have gone, with why."""
+    """Other nodes that have joined, and those that have gone, with why.
+
+    `welcome` answers the greeting of a node that joins or comes back. `durable`: the control service comes back when it
+    dies, so the node stays and waits for it. `whole`: there are no others, because the receiver may have missed that
+    they went.
+    """
 
     joined: list[NodeEntry]
     gone: list[tuple[int, str]]
+    durable: bool = False
+    whole: bool = False
+    welcome: bool = False
+
+
+class Heard(Message, frozen=True):
+    """This many of the node's messages since its last `Announced` or `NodeHello` need not be said again.
+
+    Those that say how things are just now (`NEWS`) are not counted.
+    """
+
+    count: int
 
 
 class Deliver(Message, frozen=True):
@@ -241,7 +315,9 @@ class FromMember(Message, frozen=True):
 class PlaceActor(Message, frozen=True):
     """Start a worker for this incarnation. Answered by `ActorPlaced`, `ActorUnplaceable` or `ActorRefused`.
 
-    With `queue` it waits on this node for what it lacks, instead of being refused.
+    With `queue` it waits on this node for what it lacks, instead of being refused. `owner` is the process whose actor
+    it is, and `retriable` whether it may be restarted once more: the node asks both when memory runs short, and such an
+    actor does not run on here when the head may have started it anew elsewhere (`_node.fence`).
     """
 
     actor: bytes
@@ -254,6 +330,8 @@ class PlaceActor(Message, frozen=True):
     label: str
     serial: int
     queue: bool
+    owner: int = 0
+    retriable: bool = False
 
 
 class WithdrawActor(Message, frozen=True):
@@ -265,7 +343,8 @@ class WithdrawActor(Message, frozen=True):
 class PlaceLeases(Message, frozen=True):
     """Lend workers to an owner. Grants go to the owner; what does not fit now is answered by `LeasesRefused`.
 
-    With `queue` they wait on this node in its usual order, instead of being refused.
+    With `queue` they wait on this node in its usual order, instead of being refused. `retriable` is as in
+    `LeaseDemand`.
     """
 
     owner: int
@@ -278,6 +357,7 @@ class PlaceLeases(Message, frozen=True):
     label: str
     serial: int
     queue: bool
+    retriable: bool = True
 
 
 class WithdrawLeases(Message, frozen=True):
@@ -351,6 +431,58 @@ class GiveUpMember(Message, frozen=True):
     by: str
 
 
+class PrepareBundles(Message, frozen=True):
+    """Set resources aside for bundles of a placement group, by index: for all of them or for none.
+
+    Answered by `BundlesPrepared` or `BundlesRefused`, unless released before. With `queue` they wait here in the usual
+    order for what they lack, instead of being refused. With `commit`, which is for the only node of a cluster, they are
+    offered at once and no `CommitBundles` follows. Of one group there is one attempt at a time, each with a number of
+    its own; `name` is what people call the group.
+    """
+
+    group: bytes
+    attempt: int
+    name: str
+    job: int
+    bundles: dict[int, dict[str, int]]
+    serial: int
+    queue: bool
+    commit: bool
+
+
+class CommitBundles(Message, frozen=True):
+    """What was set aside by this attempt is offered from now on to whoever runs in the group."""
+
+    group: bytes
+    attempt: int
+
+
+class ReleaseBundles(Message, frozen=True):
+    """Give back what an attempt has set aside, or waits for; `attempt` 0 means whatever the group has here.
+
+    Who runs there is stopped. With `removed` there will be no such group any more, and what waits for it fails;
+    `reason` completes "... because".
+    """
+
+    group: bytes
+    attempt: int
+    removed: bool
+    reason: str
+
+
+class OwnersAsked(Message, frozen=True):
+    """Answer to `SegmentOrphaned`: all members of other nodes, each of which has been sent `SegmentAdopted`."""
+
+    segment: int
+    procs: tuple[int, ...]
+
+
+class MayHaveMissed(Message, frozen=True):
+    """These members' node was away: what was said to them meanwhile, they have not heard."""
+
+    procs: tuple[int, ...]
+
+
 class AskFree(Message, frozen=True):
     """Somebody wants to know what is free. Answered by `FreeIs` when leases that nobody uses have come back."""
 
@@ -370,9 +502,10 @@ class AskState(Message, frozen=True):
 
 
 class AreYouAlive(Message, frozen=True):
-    """To be answered at once by `Alive`."""
+    """To be answered at once by `Alive`. `heard` is the last question whose answer has come; 0 if none has."""
 
     serial: int
+    heard: int = 0
 
 
 class Leave(Message, frozen=True):
@@ -398,7 +531,13 @@ TO_CONTROL: Final[dict[int, type[Message]]] = {
     141: NoticeRaised,
     142: FreeIs,
     143: Alive,
-    150: StateIs,
+    208: ActorHosted,
+    209: MemberSubscribes,
+    210: Announced,
+    192: BundlesPrepared,
+    193: BundlesRefused,
+    211: SegmentOrphaned,
+    212: StateIs,
 }
 
 FROM_CONTROL: Final[dict[int, type[Message]]] = {
@@ -422,7 +561,31 @@ FROM_CONTROL: Final[dict[int, type[Message]]] = {
     177: AreYouAlive,
     178: Leave,
     184: AskState,
+    179: Heard,
+    200: PrepareBundles,
+    201: CommitBundles,
+    202: ReleaseBundles,
+    180: OwnersAsked,
+    181: MayHaveMissed,
 }
+
+NEWS: Final = frozenset(
+    (
+        NodeHello,
+        Resources,
+        Overflow,
+        LeasesRefused,
+        ActorRefused,
+        FreeIs,
+        Alive,
+        StateIs,
+        ActorHosted,
+        MemberSubscribes,
+        Announced,
+        SegmentOrphaned,
+    )
+)
+"""Messages to the control service that need not be repeated to a new one: it hears of the state anew."""
 
 KINDS: Final[dict[type[Message], int]] = {
     message: kind for table in (TO_CONTROL, FROM_CONTROL) for kind, message in table.items()

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from ray._control import kv
 from ray._control.collecting import Collector
 from ray._control.demands import ACTORS
+from ray._control.group_placement import demand_of
+from ray._control.group_requests import GroupRequests
 from ray._control.machine import Deadlines, FromNode, Machine, ProcessLeft, Received, Send, Tick, ToNode, earliest
 from ray._control.messages import AskFree, FreeIs, FromMember, JobChanged, StateIs
 from ray._control.node_records import NodeLost
@@ -68,6 +71,7 @@ class Requests(Machine):
                 raise RefusedError(msg, f"this cluster knows no request {message.op!r}")
             names, operation = known
             result = operation(event, now, *_arguments(names, message.args))
+            self._act()
         except RefusedError as error:
             self._refuse(event, error.name, str(error))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -77,7 +81,12 @@ class Requests(Machine):
             if result is not LATER:
                 self._answer(event.sender, event.corr, result)
 
+    def _act(self) -> None:
+        """Take over what other tables want done because of an operation; comes before its answer."""
+
     def _answer(self, to: int, corr: int, result: Any) -> None:
+        if not corr:
+            return  # it was told, and does not ask
         self._emit(Send(to, Reply(ok=True, body=msgspec.msgpack.encode(result)), corr))
 
     def _refuse(self, event: Received, name: str, text: str) -> None:
@@ -119,14 +128,16 @@ class ControlRequests(Requests):
             "job.list": ((), self._job_list),
             "state.collect": (("what", "limit", "timeout_s"), self._collect),
             "state.at": (("node", "ask", "arguments"), self._at_node),
-            "state.actors": ((), self._actor_list),
             "state.jobs": ((), self._job_states),
-            "state.groups": ((), self._group_states),
             "stats": (("counts",), self._stats),
+            **GroupRequests(service, LATER, RefusedError).ops,
         }
 
     def next_deadline(self) -> float | None:
         return earliest(self._deadlines.next(), self._collector.next_deadline())
+
+    def _act(self) -> None:
+        self._out.extend(self._service.groups.take_effects())
 
     def _forward(self, node: int, event: Received, op: str, *arguments: Any) -> Any:
         """Let the manager of a node answer."""
@@ -172,11 +183,6 @@ class ControlRequests(Requests):
             }
             for job in self._service.jobs.all()
         ]
-
-    def _group_states(self, event: Received, now: float) -> list[dict[str, Any]]:
-        """Placement groups; a cluster whose service has no table of them has none."""
-        table = getattr(self._service, "groups", None)
-        return [] if table is None else list(table.list())
 
     # ------------------------------------------------------------------ resources and nodes
 
@@ -243,18 +249,29 @@ class ControlRequests(Requests):
                 "Socket": node.socket,
                 "SessionDir": node.session_dir,
                 "IsHead": node.key == nodes.head,
+                "IsClient": node.client,
                 "Reason": node.reason,
                 "AgeS": now - node.joined_at,
             }
             for node in nodes.all()
         ]
 
-    def _demands(self, event: Received, now: float) -> list[dict[str, Any]]:
-        """What waits for room on any node, and why."""
-        return [
+    def _demands(self, event: Received, now: float) -> Any:
+        """What waits for room on any node, and why. A placement group counts as one: it comes as a whole.
+
+        A node without others keeps what else waits for itself.
+        """
+        waiting = [
             {"label": demand.label, "count": demand.count, "demand": demand.demand, "why": why}
             for demand, why in self._service.placement.pending()
+        ] + [
+            {"label": str(group), "count": 1, "demand": demand_of(group.missing.values()), "why": group.why}
+            for group in self._service.groups.all()
+            if group.state in ("pending", "preparing")
         ]
+        if not self._service.nodes.is_alone:
+            return waiting
+        return self._forward(self._service.nodes.head, event, "node.demands", waiting)
 
     # ------------------------------------------------------------------ actors
 
@@ -264,14 +281,18 @@ class ControlRequests(Requests):
         if not name:
             msg = "ValueError"
             raise RefusedError(msg, "an actor's name must not be empty")
-        return self._service.actors.reserve_name(event.sender, name, namespace, actor, meta or b"")
+        actors = self._service.actors
+        reserved = actors.reserve_name(event.sender, name, namespace, actor, meta or b"")
+        for effect in actors.take_effects():  # the record, before the answer
+            self._emit(effect)
+        return reserved
 
     def _by_name(self, event: Received, now: float, name: str, namespace: str | None) -> dict[str, Any]:
         actors = self._service.actors
         held = actors.names.get(name, namespace or "")
         actor = actors.get(held.actor) if held is not None else None
         if held is None or actor is None:
-            known = [x.name for x in actors.names.list(namespace or "")][:10]
+            known = [x.name for x in actors.names.listed(namespace or "")][:10]
             there = f"There are: {', '.join(known)}" if known else "No actor in it has a name"
             msg = "ValueError"
             raise RefusedError(
@@ -282,7 +303,7 @@ class ControlRequests(Requests):
         return {"meta": held.meta, **self._describe(actor)}
 
     def _list_named(self, event: Received, now: float, namespace: str | None) -> list[dict[str, str]]:
-        return [{"name": x.name, "namespace": x.namespace} for x in self._service.actors.names.list(namespace)]
+        return [{"name": x.name, "namespace": x.namespace} for x in self._service.actors.names.listed(namespace)]
 
     def _actor_info(self, event: Received, now: float, actor: bytes) -> dict[str, Any]:
         record = self._service.actors.get(actor)
@@ -360,13 +381,19 @@ class ControlRequests(Requests):
     def _kv_put(
         self, event: Received, now: float, key: bytes, value: bytes, namespace: str | None, overwrite: Any
     ) -> bool:
-        return self._service.kv.put(namespace or "", key, value, overwrite=overwrite in (None, True))
+        store, space = self._service.kv, namespace or ""
+        is_new = store.put(space, key, value, overwrite=overwrite in (None, True))
+        self._emit(kv.record(space, key, store.get(space, key)))
+        return is_new
 
     def _kv_get(self, event: Received, now: float, key: bytes, namespace: str | None) -> bytes | None:
         return self._service.kv.get(namespace or "", key)
 
     def _kv_del(self, event: Received, now: float, key: bytes, namespace: str | None, prefix: Any) -> int:
-        return self._service.kv.delete(namespace or "", key, prefix=bool(prefix))
+        deleted = self._service.kv.delete(namespace or "", key, prefix=bool(prefix))
+        for each in deleted:
+            self._emit(kv.record(namespace or "", each, None))
+        return len(deleted)
 
     def _kv_keys(self, event: Received, now: float, prefix: bytes | None, namespace: str | None) -> list[bytes]:
         return self._service.kv.keys(namespace or "", prefix or b"")
@@ -378,6 +405,7 @@ class ControlRequests(Requests):
             msg = "ValueError"
             raise RefusedError(msg, "only a driver has a job to configure")
         self._service.jobs.configure(job.number, config)
+        self._emit(self._service.jobs.record(job.number))
         for node in self._service.nodes.living():
             self._emit(ToNode(node.key, JobChanged(job.number, job.driver, job.config)))
         return job.number
@@ -389,7 +417,7 @@ class ControlRequests(Requests):
         """Counts of the asker's node, with those of the control service."""
         service = self._service
         counts = {"kv_bytes": service.kv.bytes_used, **counts}
-        for table in (service.actors, service.members, service.nodes, service.placement):
+        for table in (service.actors, service.members, service.nodes, service.groups, service.placement):
             counts.update(table.statistics())
         return counts
 

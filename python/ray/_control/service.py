@@ -3,22 +3,30 @@
 A message of a node goes in, and messages to nodes come out. Owns nothing but the order in which the tables hear of
 things, and where the effects for a process are sent. Without input or output: a whole cluster can be simulated.
 
-Order matters in two places. When a member has ended, its actor is placed again before the rest of the cluster is
-told. When a node is lost, its members have ended one by one before what it had been given is placed anew.
+What must outlive this process leaves as records (`Save`); what is said after a record is to wait until it is safe. A
+control service that starts with records (`restore`) gives nodes `RETURN_S` to come back and say what is on them, before
+it decides about what they do not have (`_end_return`).
+
+Order matters in three places. When a member has ended, its actor is placed again before the rest of the cluster is
+told. When a node is lost, its members have ended one by one before what it had been given is placed anew. And when a
+placement group is gone, its actors are known to be over before anything of theirs could be placed again.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from ray._control import actor_records, messages
+from ray._control import actor_records, actors, jobs, kv, messages, nodes
 from ray._control.actors import ActorTable
+from ray._control.group_records import GroupOver, JobOver
+from ray._control.groups import GroupTable
 from ray._control.jobs import JobTable
 from ray._control.kv import KeyValueStore
 from ray._control.machine import (
+    Deadlines,
     Effect,
     Event,
     FromNode,
@@ -29,14 +37,15 @@ from ray._control.machine import (
     ProcessJoined,
     ProcessLeft,
     Received,
+    Save,
     Send,
     Tick,
     ToNode,
     earliest,
 )
 from ray._control.members import MemberTable
-from ray._control.node_records import DisconnectNode, NodeCame, NodeLost
-from ray._control.nodes import NodeTable
+from ray._control.node_records import DisconnectNode, NodeCame, NodeFreed, NodeLost, NodeReturned, NodeWentAway
+from ray._control.nodes import RETURN_S, NodeTable
 from ray._control.placement import Placement
 from ray._control.requests import ControlRequests
 from ray._protocol import KINDS, ROLE_DRIVER, ROLE_TOOL, TO_NODE, Message, Notice, decode, encode
@@ -45,39 +54,93 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
+RETURNED_S: Final = 0.2
+"""How long is waited for members that connect anew, once all nodes are back."""
+
+HEARD_AT: Final = 256
+HEARD_AFTER_S: Final = 0.05
+"""A node is told what was heard of it after so many messages, or so long: in one message for many."""
+
+
 class ControlService:
     """See the module's docstring.
 
     Args:
         head: The node that hosts it.
+        durable: Whether somebody performs `Save`.
         validate: Check every table's invariants after each event.
     """
 
-    def __init__(self, *, head: int, validate: bool = False) -> None:
-        self.nodes = NodeTable(head=head, validate=validate)
+    def __init__(self, *, head: int, durable: bool = False, validate: bool = False) -> None:
+        self._durable = durable
+        self.nodes = NodeTable(head=head, durable=durable, validate=validate)
         self.members = MemberTable(validate=validate)
-        self.placement = Placement(self.nodes, self.members.node_of, validate=validate)
+        self.groups = GroupTable(self.nodes, lambda proc: self.members.get(proc) is not None, validate=validate)
+        self.placement = Placement(self.nodes, self.groups, self.members.node_of, validate=validate)
         self.jobs = JobTable()
         self.kv = KeyValueStore()
         self.actors = ActorTable(job_of=self.job_of, node_of=self.members.node_of, validate=validate)
         self.requests = ControlRequests(self)
-        self._machines: tuple[Machine, ...] = (self.nodes, self.members, self.actors, self.placement, self.requests)
+        self._machines: tuple[Machine, ...] = (
+            self.nodes,
+            self.members,
+            self.actors,
+            self.groups,
+            self.placement,
+            self.requests,
+        )
         self._queue: deque[Event | Effect] = deque()
         self._out: list[Effect] = []
+        self._heard: dict[int, int] = {}
+        """Messages of each node that it must not repeat, and which of them it knows of."""
+        self._told_heard: dict[int, int] = {}
+        self._orphans: dict[tuple[int, int], FromNode] = {}
+        """By node and segment, what is asked of members once all are known that have come back."""
+        self._deadlines: Deadlines[str] = Deadlines()
+
+    def restore(self, records: Iterable[tuple[str, bytes, bytes]], now: float) -> None:
+        """Go on where the control service before has left off. To be called first, if at all."""
+        lives: list[tuple[bytes, bytes]] = []
+        for table, key, value in records:
+            match table:
+                case nodes.TABLE:
+                    self.nodes.restore(key, value)
+                case jobs.TABLE:
+                    self.jobs.restore(value)
+                case kv.TABLE:
+                    self.kv.restore(value)
+                case actors.LIVES_TABLE:
+                    lives.append((key, value))
+                case actors.ACTORS_TABLE | actors.NAMES_TABLE:
+                    self.actors.restore(table, key, value)
+        for key, value in lives:
+            self.actors.restore(actors.LIVES_TABLE, key, value)
+        self._deadlines.set("return", now + RETURN_S)
+
+    @property
+    def is_returning(self) -> bool:
+        """Whether nodes have time to come back."""
+        return "return" in self._deadlines
 
     def handle(self, node: int, message: Message, now: float) -> list[Effect]:
         """Take a node's message. Effects are `ToNode`, `DisconnectNode` and `Log`, to be performed in order."""
         self._queue.append(FromNode(node, message))
         return self._run(now)
 
-    def node_left(self, node: int, reason: str, now: float) -> list[Effect]:
-        """A node's connection has closed."""
+    def node_left(self, node: int, reason: str, now: float, *, ended: bool) -> list[Effect]:
+        """A node's connection has closed; `ended`: by its end, so the process has ended too."""
         if self.nodes.get(node) is not None:
-            self._queue.append(NodeLost(node, f"its connection was lost ({reason})"))
+            text = f"its connection was lost ({reason})"
+            self._queue.append(NodeLost(node, text) if ended else NodeWentAway(node, reason))
         return self._run(now)
 
     def tick(self, now: float) -> list[Effect]:
         """A deadline may have passed."""
+        for key in self._deadlines.due(now):
+            if key == "return":
+                self._end_return(now)
+            else:
+                self._tell_heard()
         for machine in self._machines:
             deadline = machine.next_deadline()
             if deadline is not None and deadline <= now:
@@ -85,7 +148,7 @@ class ControlService:
         return self._run(now)
 
     def next_deadline(self) -> float | None:
-        return earliest(*(machine.next_deadline() for machine in self._machines))
+        return earliest(self._deadlines.next(), *(machine.next_deadline() for machine in self._machines))
 
     def job_of(self, proc: int) -> int:
         """The job of a member; 0 if unknown."""
@@ -111,6 +174,9 @@ class ControlService:
                     self._deliver(node, (event.to,), event.message, event.corr)
             case Multicast():
                 self._multicast(event.to, event.message)
+            case Save():
+                if self._durable:
+                    self._out.append(event)
             case ToNode() | Log() | DisconnectNode():
                 self._out.append(event)
             case Notify():
@@ -120,12 +186,29 @@ class ControlService:
             case ProcessLeft():
                 self._on_left(event, now)
             case NodeCame():
-                for machine in (self.members, self.placement):
+                for machine in (self.members, self.groups, self.placement):
                     self._tell(machine, event, now)
                 for job in self.jobs.running():
                     self._out.append(ToNode(event.node, messages.JobChanged(job.number, job.driver, job.config)))
+            case NodeLost() if any(type(other) is not NodeLost for other in self._queue):
+                # What was decided before leaves first: an order must not come after its own withdrawal.
+                self._queue.append(event)
             case NodeLost():
                 self._on_node_lost(event, now)
+            case NodeWentAway():
+                self._tell(self.nodes, event, now)
+                self._tell(self.placement, event, now)
+            case NodeReturned():
+                self.members.expect_again(event.node)
+                self._queue.extend(self.members.take_effects())
+                for job in self.jobs.running():
+                    self._out.append(ToNode(event.node, messages.JobChanged(job.number, job.driver, job.config)))
+            case NodeFreed():
+                for machine in (self.groups, self.placement):
+                    self._tell(machine, event, now)
+            case GroupOver():
+                self._tell(self.actors, event, now)
+                self._tell(self.placement, event, now)
             case _ if (translated := self._to_node(event)) is not None:
                 self._out.append(translated)
             case Event():
@@ -149,6 +232,14 @@ class ControlService:
         message = event.message
         if self.nodes.get(event.node) is None and type(message) is not messages.NodeHello:
             return  # it is lost, and was told to leave
+        if type(message) in (messages.NodeHello, messages.Announced):
+            self._heard[event.node] = self._told_heard[event.node] = 0
+        elif event.node != self.nodes.head and type(message) not in messages.NEWS:
+            self._heard[event.node] = self._heard.get(event.node, 0) + 1
+            if self._heard[event.node] - self._told_heard.get(event.node, 0) >= HEARD_AT:
+                self._tell_heard()
+            elif "heard" not in self._deadlines:
+                self._deadlines.set("heard", now + HEARD_AFTER_S)
         match message:
             case messages.MemberSaid():
                 self._on_said(event.node, message)
@@ -157,6 +248,16 @@ class ControlService:
             case messages.ActorUnplaceable():
                 self.placement.actor_failed(message.actor)
                 self._queue.append(actor_records.Unplaceable(message.actor, message.incarnation, message.reason))
+            case messages.Announced():
+                self._tell(self.members, event, now)
+                if self.is_returning and not self.nodes.expected():
+                    # Everybody is back. What was said meanwhile and not heard is on its way right behind.
+                    self._deadlines.set("return", now + RETURNED_S)
+                elif not self.is_returning:
+                    self.actors.give_up_unknown()
+                    self._queue.extend(self.actors.take_effects())
+            case messages.SegmentOrphaned() if self.is_returning:
+                self._orphans[event.node, message.segment] = event
             case messages.NoticeRaised():
                 self._queue.append(Notify(message.job, message.level, message.text))
             case _:
@@ -177,7 +278,9 @@ class ControlService:
             self._queue.append(Received(said.proc, message, said.corr))
 
     def _on_actor_placed(self, node: int, placed: messages.ActorPlaced) -> None:
-        if self.placement.actor_started(node, placed):
+        if self.actors.hosts(placed.proc, placed.actor):
+            return  # said again by a node that came back
+        if self.placement.actor_started(node, placed) or self.actors.is_missing(placed.actor, placed.incarnation):
             self._queue.extend(self.placement.take_effects())
             self._queue.append(
                 actor_records.Placed(placed.actor, placed.incarnation, node, placed.proc, placed.pid, placed.gpu_ids)
@@ -191,28 +294,57 @@ class ControlService:
     def _on_joined(self, event: ProcessJoined, now: float) -> None:
         if event.role == ROLE_TOOL:
             return  # it asks and looks, but owns nothing
-        if event.role == ROLE_DRIVER:
+        if event.role == ROLE_DRIVER and not event.job:
             job = self.jobs.start(event.proc, event.pid, now)
             self.members.set_job(event.proc, job)
+            self._queue.append(self.jobs.record(job))
             for node in self.nodes.living():
                 self._out.append(ToNode(node.key, messages.JobChanged(job, event.proc, {})))
         self._tell(self.actors, event, now)
 
     def _on_left(self, event: ProcessLeft, now: float) -> None:
-        for machine in (self.actors, self.placement, self.requests):
+        for machine in (self.actors, self.groups, self.placement, self.requests):
             self._tell(machine, event, now)
-        job = self.jobs.end(event.proc, now)
+        self._end_job(self.jobs.end(event.proc, now), now)
+
+    def _end_job(self, job: int, now: float) -> None:
         if job:
+            self._queue.append(self.jobs.record(job))
+            self._tell(self.groups, JobOver(job), now)
             for node in self.nodes.living():
                 self._out.append(ToNode(node.key, messages.JobGone(job)))
 
     def _on_node_lost(self, event: NodeLost, now: float) -> None:
         if self.nodes.get(event.node) is None:
             return
-        for machine in (self.nodes, self.members, self.placement, self.requests):
-            # The members' ends are heard of one by one, before the next table hears of the node's.
-            for effect in machine.handle(event, now):
-                self._route(effect, now)
+        others, self._queue = self._queue, deque()
+        for machine in (self.nodes, self.groups, self.members, self.placement, self.requests):
+            # The members' ends are heard of one by one, before what the node had been given is placed anew; and all
+            # that follows from one node's loss comes before the loss of the next.
+            self._tell(machine, event, now)
+            while self._queue:
+                self._route(self._queue.popleft(), now)
+        self._queue = others
+
+    def _end_return(self, now: float) -> None:
+        """Nodes had their time: what is not here now is gone."""
+        self.nodes.give_up_expected()
+        self._queue.extend(self.nodes.take_effects())
+        for job in self.jobs.running():
+            if not self.members.node_of(job.driver):
+                self._end_job(self.jobs.end(job.driver, now), now)
+        self.actors.give_up_missing()
+        self._queue.extend(self.actors.take_effects())
+        orphans, self._orphans = self._orphans, {}
+        self._queue.extend(orphans.values())
+
+    def _tell_heard(self) -> None:
+        """Let nodes forget what they keep for a next control service."""
+        self._deadlines.clear("heard")
+        for node, count in self._heard.items():
+            if count != self._told_heard.get(node):
+                self._told_heard[node] = count
+                self._out.append(ToNode(node, messages.Heard(count)))
 
     # ------------------------------------------------------------------ effects
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ray._control.storage.writer import StorageWriter
     from ray._node.config import NodeConfig
     from ray._node.forkserver import ForkServer
     from ray._node.shell import Core
@@ -86,6 +87,8 @@ def _run(config: NodeConfig) -> str:
 
     from ray._core import NodeCore, memfd, random_id
 
+    # Nobody finds a head that does not lead: it listens only then.
+    records, known = _lead(config) if config.records else (None, [])
     core = NodeCore(
         path=config.socket_path,
         session=config.session,
@@ -93,7 +96,7 @@ def _run(config: NodeConfig) -> str:
         node=config.node,
         listen=config.listen or None,
     )
-    return _serve(config, core, forks, signals, memfd, random_id)
+    return _serve(config, core, forks, signals, memfd, random_id, records, known)
 
 
 def _serve(
@@ -103,12 +106,15 @@ def _serve(
     signals: int,
     memfd: Callable[[str, int], int],
     random_id: Callable[[], int],
+    records: StorageWriter | None,
+    known: list[tuple[str, bytes, bytes]],
 ) -> str:
     import gc
 
     from ray._node import registry, session
+    from ray._node.config import python_version
     from ray._node.manager import NodeFacts, NodeManager
-    from ray._node.membership import HeadNode, Membership, WorkerNode
+    from ray._node.membership import HEADLESS_S, HeadNode, Membership, WorkerNode
     from ray._node.shell import Shell, log
 
     validate = os.environ.get("RAY_VALIDATE") == "1"
@@ -125,19 +131,26 @@ def _serve(
             name=config.name,
             session_dir=config.session_dir,
             labels=config.labels,
+            memory=config.memory,
+            python=python_version(),
+            client=config.client,
         ),
         new_id=random_id,
         validate=validate,
     )
     node: Membership
     if config.head_node:
-        core.set_node_address(config.head_node, config.head_address)
-        node = WorkerNode(manager, config.head_node)
+        core.set_node_address(config.head_node, config.head_address.split(",")[0])
+        headless_s = float(os.environ.get(HEADLESS_VARIABLE) or HEADLESS_S)
+        node = WorkerNode(manager, config.head_node, tuple(config.head_address.split(",")), headless_s)
     else:
         from ray._control.service import ControlService
 
-        node = HeadNode(manager, ControlService(head=config.node, validate=validate))
-    shell = Shell(config, core, node, forks, signals, memfd)
+        control = ControlService(head=config.node, durable=records is not None, validate=validate)
+        if known:
+            control.restore(known, time.monotonic())
+        node = HeadNode(manager, control)
+    shell = Shell(config, core, node, forks, signals, memfd, records)
 
     def ready() -> None:
         if config.findable:
@@ -153,10 +166,48 @@ def _serve(
     return shell.run(ready)
 
 
+LEASE_S: Final = 2.0
+"""For how long a head leads without renewing; a standby takes over when it has not."""
+
+LEAD_AGAIN_S: Final = 0.1
+"""Pause between a standby's tries to lead."""
+
+
+HEADLESS_VARIABLE: Final = "RAY_gcs_rpc_server_reconnect_timeout_s"
+
+
+def _lead(config: NodeConfig) -> tuple[StorageWriter, list[tuple[str, bytes, bytes]]]:
+    """Become the one head that writes these records; also returns what the one before has left.
+
+    Raises:
+        RuntimeError: If another head leads, and this one is no standby.
+    """
+    from ray._control import storage
+    from ray._control.storage.writer import StorageWriter
+    from ray._node.shell import log
+
+    opened = storage.open(config.records)
+    holder, waits = f"{config.hostname}:{config.listen}", False
+    while opened.acquire(holder, LEASE_S) is None:
+        if not config.standby:
+            msg = f"another head leads with the records in {opened.place}; end it first, or be its standby"
+            raise RuntimeError(msg)
+        if not waits:
+            waits = True
+            log(f"standing by: another head leads with the records in {opened.place}")
+            _tell(config, f"ok {config.address}:{config.listen.rpartition(':')[2]}\n".encode())
+        time.sleep(LEAD_AGAIN_S)
+    known = list(opened.load())
+    log(f"leading with {len(known)} records in {opened.place}")
+    return StorageWriter(opened), known
+
+
 def _announced(config: NodeConfig, core: Core) -> str:
     """Where other nodes reach this one; empty if it listens for none."""
+    from ray._node.config import address_of
+
     bound = core.address()
-    return f"{config.address}:{bound.rpartition(':')[2]}" if bound else ""
+    return address_of(config.address, int(bound.rpartition(":")[2])) if bound else ""
 
 
 def _catch_signals() -> int:

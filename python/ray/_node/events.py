@@ -10,7 +10,8 @@ from typing import Final
 import msgspec
 
 from ray._control.machine import Effect, Event
-from ray._protocol import Message  # noqa: TC001  (msgspec reads the annotation)
+from ray._node.peer_protocol import PeerMessage  # noqa: TC001  (msgspec reads the annotation)
+from ray._protocol import RETRY_CHARGED, Message
 
 # ------------------------------------------------------------------ node <-> control service
 
@@ -116,6 +117,57 @@ class GivenUp(Event, frozen=True):
     by: str
 
 
+class Asked(Event, frozen=True):
+    """The head asks whether this node lives, and is answered. `heard` is the last answer that had come there."""
+
+    serial: int
+    heard: int
+
+
+# ------------------------------------------------------------------ the fence
+
+
+class Welcomed(Event, frozen=True):
+    """A head has heard this node's last greeting, and the node is part of its cluster."""
+
+
+class HeadAbsent(Event, frozen=True):
+    """A look for a head that began at `asked_at` found that nobody listens there: none runs."""
+
+    asked_at: float
+
+
+class ActorGuarded(Event, frozen=True):
+    """A worker is about to become an actor that the head may start anew elsewhere if this node is lost."""
+
+    proc: int
+    pid: int
+
+
+class Freeze(Effect, frozen=True):
+    """Stop these workers where they are. The pids belong to children that were not reaped yet."""
+
+    pids: tuple[int, ...]
+
+
+class Thaw(Effect, frozen=True):
+    """Let workers go on that were stopped."""
+
+    pids: tuple[int, ...]
+
+
+class Guard(Effect, frozen=True):
+    """Have the zygote stop guarded workers if it hears of no later time before this one (of the monotonic clock)."""
+
+    until: float
+    added: tuple[int, ...]
+    gone: tuple[int, ...]
+
+
+class ZygoteFenced(Event, frozen=True):
+    """The zygote has stopped the workers that it guards, because their time was over."""
+
+
 # ------------------------------------------------------------------ leases <-> workers
 
 
@@ -189,6 +241,8 @@ class WorkerGone(Event, frozen=True):
     exit_code: int
     intended: bool
     oom: bool
+    retry: int = RETRY_CHARGED
+    """As in `WorkerDied`."""
 
 
 class PeerGivenUp(Event, frozen=True):
@@ -305,11 +359,15 @@ class ChildExited(Event, frozen=True):
 
 
 class LogTail(Event, frozen=True):
-    """Outcome of `ReadLogTail`, with how many descriptors the node itself has then."""
+    """Outcome of `ReadLogTail`, with how many descriptors the node itself has then.
+
+    `oom_kill` says who counted that the kernel ended a process for want of memory just before; empty if nobody did.
+    """
 
     proc: int
     lines: tuple[str, ...]
     node_usage: DescriptorUsage = DescriptorUsage()
+    oom_kill: str = ""
 
 
 # ------------------------------------------------------------------ workers -> shell
@@ -330,10 +388,14 @@ class Kill(Effect, frozen=True):
 
 
 class ReadLogTail(Effect, frozen=True):
-    """Read the last lines of the worker's log; answered by `LogTail` before anything else happens."""
+    """Read the last lines of the worker's log; answered by `LogTail` before anything else happens.
+
+    `unexplained`: it was killed by SIGKILL, and not by this node.
+    """
 
     proc: int
     pid: int
+    unexplained: bool = False
 
 
 class Labelled(Effect, frozen=True):
@@ -355,7 +417,8 @@ class Disconnect(Effect, frozen=True):
 class GrantSegment(Effect, frozen=True):
     """Create the memory file (unless it is recycled from `recycled`), and send it as `SegmentGranted`.
 
-    A failure comes back as `SegmentFailed`; nothing was sent then.
+    With `to` 0 it is for the node itself: nothing is sent, and other nodes see of it what is pulled into it. A failure
+    comes back as `SegmentFailed`; nothing was sent then.
     """
 
     to: int
@@ -383,7 +446,216 @@ class ShareSegment(Effect, frozen=True):
     lessee: int
 
 
+class OwnersAsked(Event, frozen=True):
+    """The control service has asked these members of other nodes for their blocks in an adopted segment.
+
+    The list is complete: who is not in it has ended, or never was.
+    """
+
+    segment: int
+    procs: tuple[int, ...]
+
+
+class MayHaveMissed(Event, frozen=True):
+    """What was said to these members of other nodes lately may have been lost with a link; they still live."""
+
+    procs: tuple[int, ...]
+
+
 class DropSegment(Effect, frozen=True):
     """Close the node's descriptor; the memory goes when the last mapping goes."""
 
     segment: int
+
+
+# ------------------------------------------------------------------ pulls <-> segments
+
+
+class RoomWanted(Event, frozen=True):
+    """Pulls needs a segment for a copy of `size` bytes. Answered by `RoomGranted` or `RoomDenied` with the ticket."""
+
+    ticket: int
+    node: int
+    size: int
+
+
+class RoomUnwanted(Event, frozen=True):
+    """The ticket is withdrawn; what was granted already comes back by `RoomReturned`."""
+
+    ticket: int
+    node: int
+
+
+class RoomGranted(Event, frozen=True):
+    """The segment is the node's own until it is returned or evicted. Its memory file is made before this is heard."""
+
+    ticket: int
+    segment: int
+    size: int
+
+
+class RoomDenied(Event, frozen=True):
+    """There is no room, or the system refused the memory file; also after `RoomGranted`, which is void then."""
+
+    ticket: int
+    text: str
+
+
+class RoomReturned(Event, frozen=True):
+    """The copy did not come about. Its memory is not used again: parts of it may be on their way to other nodes."""
+
+    segment: int
+
+
+class CopyIdle(Event, frozen=True):
+    """Nobody on this node holds the copy in this segment: it is a cache, to be evicted when room is needed."""
+
+    segment: int
+
+
+class CopyHeld(Event, frozen=True):
+    """Somebody holds the copy again. Heard before anything else is, so no eviction comes in between."""
+
+    segment: int
+
+
+class CopyEvicted(Event, frozen=True):
+    """An idle copy's segment was needed for something else."""
+
+    segment: int
+
+
+# ------------------------------------------------------------------ pulls <-> shell
+
+
+class StartPull(Effect, frozen=True):
+    """Pull a block into a segment of this node, from the first of `sources` (node, address, segment, offset) that
+    delivers. Answered by `PullDone` with the same ticket.
+    """
+
+    ticket: int
+    sources: tuple[tuple[int, str, int, int], ...]
+    len: int
+    segment: int
+
+
+class CancelPull(Effect, frozen=True):
+    """End a pull soon. `PullDone` still comes."""
+
+    ticket: int
+
+
+class PullDone(Event, frozen=True):
+    """A pull has ended, and nothing is written to its segment any more. `error` is empty when every byte is there.
+
+    `failures` are the sources that did not deliver: node, whether it said that it does not have the block, and why.
+    """
+
+    ticket: int
+    error: str
+    failures: tuple[tuple[int, bool, str], ...] = ()
+    bytes: int = 0
+
+
+class ShareCopy(Effect, frozen=True):
+    """Send a copy's segment as `Pulled`."""
+
+    to: int
+    corr: int
+    segment: int
+    size: int
+    offset: int
+
+
+# ------------------------------------------------------------------ other nodes
+
+
+class PeerJoined(Event, frozen=True):
+    """Another node can be reached, for blocks at `address` (ip:port). Comes again when the address changes."""
+
+    node: int
+    address: str
+
+
+class LinkLost(Event, frozen=True):
+    """The link to another node broke, with what was on its way; the next message makes another. The node may live."""
+
+    node: int
+
+
+class PeerLeft(Event, frozen=True):
+    """Another node has left the cluster for good; its number is never used again."""
+
+    node: int
+
+
+class ToPeer(Effect, frozen=True):
+    """Send a message to another node. Lost silently if it is gone; its `PeerLeft` follows anyway."""
+
+    node: int
+    message: PeerMessage
+
+
+class FromPeer(Event, frozen=True):
+    """Another node sent a message."""
+
+    node: int
+    message: PeerMessage
+
+
+# ------------------------------------------------------------------ memory <-> shell, leases, workers
+
+
+class MemoryUse(msgspec.Struct, frozen=True):
+    """How much of one limit is used, in bytes. `name` says whose limit it is."""
+
+    name: str
+    limit: int
+    used: int
+
+
+class ProcessUse(msgspec.Struct, frozen=True):
+    """What a process has in memory, in bytes, and what it is. The object store's shared memory has the pid 0."""
+
+    pid: int
+    bytes: int
+    command: str
+
+
+class ReadMemory(Effect, frozen=True):
+    """Look at the use of memory; answered by `MemoryRead` before anything else happens."""
+
+    detailed: bool = False
+
+
+class MemoryRead(Event, frozen=True):
+    """Outcome of `ReadMemory`: every limit above the node; if it was to be detailed, what each process has."""
+
+    uses: tuple[MemoryUse, ...]
+    processes: tuple[ProcessUse, ...] = ()
+
+
+class MemoryStalled(Event, frozen=True):
+    """The kernel says that processes wait for memory."""
+
+
+class EvictWorker(Event, frozen=True):
+    """Memory tells workers to end one at once. `cause` is what is told instead of how it ended; `retry` as in
+    `WorkerDied`.
+    """
+
+    proc: int
+    cause: str
+    retry: int
+
+
+class LimitLeases(Event, frozen=True):
+    """Memory tells leases how many of one demand there may be at a time, or None for as many as fit.
+
+    `owner` and `name` are a lease's key; `reason` completes "waits: ...".
+    """
+
+    owner: int
+    name: int | bytes
+    limit: int | None
+    reason: str = ""

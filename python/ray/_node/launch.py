@@ -167,12 +167,13 @@ class _InterruptsHeld:
         self._noted = (number, frame)
 
 
-def start_local_node(config: NodeConfig, *, stays: bool = False) -> NodeProcess:
+def start_local_node(config: NodeConfig, *, stays: bool = False, temp_dir: str = "") -> NodeProcess:
     """Start a node and wait until it serves. Whatever interrupts that, no node is left.
 
     Args:
         config: What it is.
         stays: Whether it stays when this process ends.
+        temp_dir: Where its session directory is made, instead of among this user's others.
 
     Raises:
         ValueError: If the configuration cannot be met by any node.
@@ -182,7 +183,7 @@ def start_local_node(config: NodeConfig, *, stays: bool = False) -> NodeProcess:
     try:
         try:
             with _InterruptsHeld():
-                node, heard = _start(config, stays=stays)
+                node, heard = _start(config, stays=stays, temp_dir=temp_dir)
             answer = _hear(heard)
         finally:
             if heard >= 0:
@@ -203,7 +204,7 @@ def _is_ok(answer: bytes) -> bool:
     return answer.startswith(b"ok ") and answer.endswith(b"\n")
 
 
-def _start(config: NodeConfig, *, stays: bool) -> tuple[NodeProcess, int]:
+def _start(config: NodeConfig, *, stays: bool, temp_dir: str) -> tuple[NodeProcess, int]:
     """Start a node; also returns the descriptor that its first words come from.
 
     Descriptors, the driver's pid and, if it is empty, the session directory of `config` are filled in here.
@@ -218,7 +219,7 @@ def _start(config: NodeConfig, *, stays: bool) -> tuple[NodeProcess, int]:
     if config.session_dir:
         directory, lock = config.session_dir, config.lock_fd
     else:
-        directory, lock = session.create()
+        directory, lock = session.create(temp_dir)
     alive, lifeline = os.pipe()
     heard, ready = os.pipe()
     told = os.memfd_create("ray-node-config", os.MFD_CLOEXEC)

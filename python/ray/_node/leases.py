@@ -8,8 +8,11 @@ come from there (`LeasesPlaced`), as do actors. Does not know how workers come t
 A lease goes through two states. It is *starting* from the moment its resources are taken until a worker
 is there, and *held* until it is returned, its owner dies or its worker dies.
 
+Placement groups wait here for the resources of their bundles like everybody else, and a demand in a group is one for
+the resources that its bundles offer (`bundles`).
+
 Invariants:
-- what leases hold and what is free add up to what the node has;
+- what leases and bundles hold and what is free add up to what the node has;
 - a demand's starting leases are no more than its count;
 - what cannot be met here now is known to the control service, as soon as there are other nodes;
 - what it has placed here is started at once, or refused, unless it is to queue;
@@ -23,7 +26,8 @@ from typing import TYPE_CHECKING, Final
 
 from ray._control import messages
 from ray._control import strategy as strategies
-from ray._control.demands import ACTORS, Key
+from ray._control.demands import ACTORS, GROUPS, Key
+from ray._control.group_placement import demand_of
 from ray._control.machine import (
     Deadlines,
     Log,
@@ -36,14 +40,16 @@ from ray._control.machine import (
     Tick,
     earliest,
 )
-from ray._control.shown import show, show_demand
+from ray._control.shown import show_demand
 from ray._control.waits import Waits
-from ray._node import fairness
+from ray._node import fairness, lease_words
+from ray._node.bundles import Reservations
 from ray._node.events import (
     Company,
     FreeWorker,
     JobKnown,
     Labelled,
+    LimitLeases,
     PeerUnreachable,
     StartsDelayed,
     StopWorker,
@@ -56,11 +62,15 @@ from ray._node.events import (
     WorkerUnavailable,
 )
 from ray._node.lease_records import (
+    LEASE_BASE_MASK,
     STARTING_PER_DEMAND_MAX,
     ActorDemand,
     ActorPlaced,
     ActorUnplaceable,
     ActorWithdrawn,
+    BundlesCommitted,
+    BundlesReleased,
+    BundlesWanted,
     Elsewhere,
     GuestWithdrawn,
     Lease,
@@ -68,7 +78,10 @@ from ray._node.lease_records import (
     NowHopeless,
     ToldElsewhere,
     Want,
+    guest,
+    overflow,
 )
+from ray._node.resources import is_cpu
 from ray._protocol import (
     ACTOR_DEAD,
     CAUSE_TEXT,
@@ -114,6 +127,7 @@ class LeaseTable(Machine):
     def __init__(self, *, node: int, ledger: Ledger, new_id: Callable[[], int], validate: bool = False) -> None:
         super().__init__(validate=validate)
         self.ledger = ledger
+        self.reservations = Reservations(ledger)
         self._node = node
         self._jobs: dict[int, int] = {}
         """Connected cores and guests, and their jobs: only they may own leases."""
@@ -122,17 +136,21 @@ class LeaseTable(Machine):
         """The same demands by owner, in the order in which owners and classes have their turn."""
         self._leases: dict[int, Lease] = {}
         self._by_proc: dict[int, Lease] = {}
+        self._granted: dict[Key, int] = {}
+        """Leases that owners of this node got, ever, by class; of classes for which any was granted."""
         self._pressed: dict[int, None] = {}
         """Owners that were told that others wait."""
         self._kept = 0
         """How many leases were asked back and are in use."""
-        self._serial = new_id() & _LEASE_BASE_MASK
+        self._serial = new_id() & LEASE_BASE_MASK
         self._alone = True
         """There is no other node."""
         self._placed_serial = 0
         """The last order of the control service that was followed."""
         self._reported: tuple[dict[str, int], int] = ({}, 0)
         self._report_at = 0.0
+        self._limits: dict[Key, LimitLeases] = {}
+        """Demands of which there may be so many leases, for want of memory."""
         self._starts_delayed = ""
         """Why the worker pool cannot start workers just now."""
         self._waits = Waits()
@@ -145,12 +163,16 @@ class LeaseTable(Machine):
             WorkerGone: self._on_worker_gone,
             PeerUnreachable: self._on_unreachable,
             StartsDelayed: self._on_starts_delayed,
+            LimitLeases: self._on_limit,
             ActorDemand: self._on_actor_demand,
             ActorWithdrawn: self._on_actor_withdrawn,
             LeasesPlaced: self._on_leases_placed,
             GuestWithdrawn: self._on_guest_withdrawn,
             Elsewhere: self._on_elsewhere,
             NowHopeless: self._on_hopeless,
+            BundlesWanted: self._on_bundles_wanted,
+            BundlesCommitted: self._on_bundles_committed,
+            BundlesReleased: self._on_bundles_released,
             ToldElsewhere: self._on_told_elsewhere,
             Company: self._on_company,
             JobKnown: self._on_job_known,
@@ -172,10 +194,9 @@ class LeaseTable(Machine):
         lease = self._by_proc.get(proc)
         return (lease.owner, lease.id) if lease is not None and lease.owner != ACTORS else (0, 0)
 
-    def label_of(self, proc: int) -> str:
-        """What the worker was lent for, for people; empty if it is idle."""
-        lease = self._by_proc.get(proc)
-        return lease.label if lease is not None else ""
+    def held(self) -> Iterator[Lease]:
+        """Leases with a worker, in the order in which they were asked for."""
+        return (lease for lease in self._leases.values() if lease.held)
 
     def why(self, owner: int, class_id: int) -> str:
         """Why the owner's demand for this class is not met, as a sentence."""
@@ -185,6 +206,11 @@ class LeaseTable(Machine):
         """Why an actor has no worker yet, as a sentence."""
         return self._why((ACTORS, actor))
 
+    def pending(self) -> list[tuple[Want, str]]:
+        """What waits for room on this node and was not told to the control service, and why."""
+        wants = [want for want in self._wants.values() if want.unmet and not want.placed_only]
+        return [(want, self._why(want.key)) for want in wants]
+
     def statistics(self) -> dict[str, int]:
         """Counts for people and tests."""
         held = sum(lease.held for lease in self._leases.values())
@@ -193,6 +219,7 @@ class LeaseTable(Machine):
             "leases_starting": len(self._leases) - held,
             "demands_waiting": len(self._wants),
             "leases_wanted": sum(want.unmet for want in self._wants.values()),
+            "reservations": len(self.reservations),
         }
 
     def next_deadline(self) -> float | None:
@@ -213,7 +240,10 @@ class LeaseTable(Machine):
         if event.sender not in self._jobs:
             return  # it has gone meanwhile
         want = self._wants.get(key)
-        if want is None and message.count > 0:
+        # What was granted and had not come to the owner when it spoke is part of what it speaks of.
+        coming = self._granted.get(key, 0) - message.granted if message.granted >= 0 else 0
+        count = max(message.count - coming, 0)
+        if want is None and count > 0:
             if len(self._turns.get(event.sender, ())) >= DEMANDS_PER_OWNER_MAX:
                 reason = f"more than {DEMANDS_PER_OWNER_MAX} kinds of tasks wait in one process"
                 self._emit(Send(event.sender, LeaseFailed(message.class_id, reason)))
@@ -223,16 +253,17 @@ class LeaseTable(Machine):
                     key=key,
                     job=self._jobs[event.sender],
                     demand={name: units for name, units in message.demand.items() if units > 0},
-                    count=message.count,
+                    count=count,
                     env=message.env,
                     strategy=message.strategy,
                     label=message.label,
                     place={},
+                    retriable=message.retriable,
                 ),
                 now,
             )
         elif want is not None:
-            want.count = max(message.count, 0)
+            want.count = count
             self._cancel_surplus(want)
         self._schedule(now)
 
@@ -250,6 +281,8 @@ class LeaseTable(Machine):
             strategy=order.strategy,
             label=order.label,
             place=order.place,
+            lives_for=order.owner,
+            retriable=order.retriable,
             incarnation=order.incarnation,
             guest=True,
             queues=order.queue,
@@ -270,9 +303,10 @@ class LeaseTable(Machine):
 
     def _add(self, want: Want, now: float) -> Want:
         want.how = strategies.parse(want.strategy)
-        want.placed_only = not want.guest and self._is_for_control(want)
+        want.placed_only = not want.guest and want.needs_view(self._node, self.ledger, alone=self._alone)
         self._wants[want.key] = want
         self._turns.setdefault(want.owner, {})[want.key] = want
+        self._hold_back(want.key)
         # Of guests that must not wait here, and of those that do beside other nodes, the control service tells people.
         want.waits = not want.guest or (self._alone and want.queues)
         if want.waits:
@@ -285,19 +319,12 @@ class LeaseTable(Machine):
         if infeasible:
             self._tell_waits(now)
 
-    def _is_for_control(self, want: Want) -> bool:
-        """Whether only a view of all nodes can tell where the demand is met."""
-        how = want.how
-        if how.kind == strategies.NODE and (how.node == self._node or (self._alone and how.soft)):
-            return False
-        return not how.is_local_first and not (self._alone and how.kind == strategies.SPREAD)
-
     def _remove(self, want: Want) -> None:
         del self._wants[want.key]
         if want.waits:
             self._waits.remove(want)
         if want.told >= 0:
-            self._emit(ToControl(_overflow(want, 0, -1)))
+            self._emit(ToControl(overflow(want, 0, -1)))
         turn = self._turns[want.owner]
         del turn[want.key]
         if not turn:
@@ -330,28 +357,12 @@ class LeaseTable(Machine):
         working = {lease.key for lease in self._leases.values() if lease.held}
         for group in self._waits.due(now, working):
             want = next(iter(group.members.values()))
-            kind = "actor" if want.owner == ACTORS else "task"
-            name, many = want.label or "(unnamed)", group.count > 1
-            each = "each" if many else "it"
-            # Owners tell the number of tasks when it has doubled.
-            number = str(group.count) if want.owner == ACTORS else f"About {group.count}"
-            who = f"{number} {kind}s {name}" if many else f"The {kind} {name}"
             if group.infeasible:
-                asked = show_demand({**want.place, **want.demand})
-                asks, it = ("ask", "they go") if many else ("asks", "it goes")
-                has = f"In total this node has {show_demand(self.ledger.total)}. " if self._alone else ""
-                text = (
-                    f"{who} {asks} for {asked}, which no node has: {each} {self._infeasible(want)}. "
-                    f"{has}{it.capitalize()} on waiting; ask for less, or start with "
-                    "more resources."
-                )
+                total = self.ledger.total if self._alone else None
+                text = lease_words.infeasible(group, want, self._infeasible(want) or "", total)
                 self._emit(Notify(want.job, "warning", text))
             else:
-                text = (
-                    f"{who} {'have' if many else 'has'} waited for {now - group.moved_at:.0f} seconds: {each} "
-                    f"{self._why(want.key)}. An actor holds what it asked for as long as it lives, also while idle."
-                )
-                self._emit(Notify(want.job, "info", text))
+                self._emit(Notify(want.job, "info", lease_words.stalled(group, want, self._why(want.key), now)))
 
     # ------------------------------------------------------------------ granting
 
@@ -365,6 +376,8 @@ class LeaseTable(Machine):
 
     def _share_out(self, now: float) -> None:
         blocked = fairness.share_out(self._turns, self.ledger, self._start)
+        if GROUPS in self._turns and self._finish_reservations():
+            blocked = fairness.share_out(self._turns, self.ledger, self._start)
         self._refuse_what_waits()
         blocked = [want for want in blocked if want.key in self._wants and want.unmet > 0]
         if not any(want.passed_over >= want.patience for want in blocked):
@@ -404,11 +417,25 @@ class LeaseTable(Machine):
         return [lease for lease in self._leases.values() if lease.owner != ACTORS]
 
     def _start(self, want: Want) -> None:
+        if want.bundles is not None:
+            want.count = 0
+            self.reservations.reserve(want.bundles)
+            self._emit(ToControl(messages.BundlesPrepared(want.bundles.group, want.bundles.attempt)))
+            return
         self._serial += 1
-        lease = Lease(self._serial, want.key, want.label, self.ledger.take(want.demand), want.job)
+        lease = Lease(
+            self._serial,
+            want.key,
+            want.label,
+            self.ledger.take(want.demand),
+            want.job,
+            lives_for=want.lives_for,
+            retriable=want.retriable,
+        )
         self._leases[lease.id] = lease
         want.starting += 1
         want.here = max(want.here - 1, 0)
+        self._hold_back(want.key)
         self._emit(WantWorker(lease.id, want.job, want.env, want.label, want.owner == ACTORS))
 
     # ------------------------------------------------------------------ other nodes
@@ -427,7 +454,7 @@ class LeaseTable(Machine):
         elif order.count > 0:
             self._jobs[order.owner] = order.job
             if want is None:
-                want = self._add(_guest(order), now)
+                want = self._add(guest(order), now)
             want.count += order.count
             want.queues = order.queue or (want.queues and want.unmet > order.count)
         self._schedule(now)
@@ -441,11 +468,15 @@ class LeaseTable(Machine):
             if want.starting >= STARTING_PER_DEMAND_MAX or not refused:
                 continue  # it has resources, and goes on when the first of them have workers
             self._report_now()
-            if want.owner == ACTORS:
+            if want.bundles is not None:
+                order, why = want.bundles, self._why(want.key)
+                self._emit(ToControl(messages.BundlesRefused(order.group, order.attempt, why)))
+            elif want.owner == ACTORS:
                 assert isinstance(want.key[1], bytes)
-                self._emit(ToControl(messages.ActorRefused(want.key[1], want.incarnation)))
+                self._emit(ToControl(messages.ActorRefused(want.key[1], want.incarnation, want.held_back)))
             else:
-                self._emit(ToControl(messages.LeasesRefused(want.owner, _class_of(want), refused)))
+                refusal = messages.LeasesRefused(want.owner, want.class_id, refused, want.held_back)
+                self._emit(ToControl(refusal))
             if want.guest:
                 want.count -= refused
                 self._cancel_surplus(want)
@@ -459,7 +490,8 @@ class LeaseTable(Machine):
         key = (event.message.owner, event.message.class_id)
         want = self._wants.get(key)
         if want is not None and want.guest and want.queues:
-            want.count = want.starting
+            # One lease stood in line. What was placed here beside it is refused if it does not fit.
+            want.count = max(want.count - 1, want.starting)
             want.queues = False
             self._cancel_surplus(want)
             self._schedule(now)
@@ -478,7 +510,10 @@ class LeaseTable(Machine):
 
     def _on_told_elsewhere(self, event: ToldElsewhere, now: float) -> None:
         assert isinstance(event.message, LeaseGranted | LeaseFailed)
-        want = self._wants.get((event.owner, event.message.class_id))
+        key = (event.owner, event.message.class_id)
+        if isinstance(event.message, LeaseGranted) and event.owner in self._jobs:
+            self._granted[key] = self._granted.get(key, 0) + 1
+        want = self._wants.get(key)
         if want is None or want.guest:
             return
         if isinstance(event.message, LeaseFailed):
@@ -502,13 +537,24 @@ class LeaseTable(Machine):
         for want in list(self._wants.values()):
             if want.guest:
                 # An actor that queues on the only node may find room on another one.
-                if not event.alone and want.owner == ACTORS and want.unmet:
+                if not event.alone and want.owner in (ACTORS, GROUPS) and want.unmet:
                     want.queues = False
                 continue
-            want.placed_only = self._is_for_control(want)
+            want.placed_only = want.needs_view(self._node, self.ledger, alone=self._alone)
             self._waits.remove(want)
             want.hopeless = ""
             self._begin_wait(want, now)
+        self._schedule(now)
+
+    def say_again(self, now: float) -> None:
+        """A new control service knows of nothing: what the one before had placed may come, and is not counted on."""
+        for want in self._wants.values():
+            if not want.guest:
+                want.elsewhere = want.here = want.heard = want.told_heard = 0
+                want.told = -1
+        self._placed_serial = 0
+        self._reported = ({}, 0)
+        self._report_at = now
         self._schedule(now)
 
     def _on_job_known(self, event: JobKnown, now: float) -> None:
@@ -522,7 +568,7 @@ class LeaseTable(Machine):
             count = max(want.unmet - want.here, 0)
             if (count, want.heard) != (want.told, want.told_heard) and (count or want.told >= 0):
                 want.told, want.told_heard = count, want.heard
-                self._emit(ToControl(_overflow(want, count, want.heard)))
+                self._emit(ToControl(overflow(want, count, want.heard)))
         if self._alone or (self.ledger.available(), self._placed_serial) == self._reported:
             self._deadlines.clear("report")
         elif now >= self._report_at:
@@ -535,6 +581,72 @@ class LeaseTable(Machine):
         self._deadlines.clear("report")
         self._reported = (self.ledger.available(), self._placed_serial)
         self._emit(ToControl(messages.Resources(*self._reported)))
+
+    # ------------------------------------------------------------------ placement groups
+
+    def _on_bundles_wanted(self, event: BundlesWanted, now: float) -> None:
+        order = event.message
+        self._require((GROUPS, order.group) not in self._wants, f"group {order.group.hex()} is being prepared already")
+        self._placed_serial = max(self._placed_serial, order.serial)
+        want = Want(
+            key=(GROUPS, order.group),
+            job=order.job,
+            demand=demand_of(order.bundles.values()),
+            count=1,
+            env=b"",
+            strategy=b"",
+            label=order.name,
+            place={},
+            guest=True,
+            queues=order.queue,
+            bundles=order,
+        )
+        self._add(want, now)
+        self._schedule(now)
+
+    def _finish_reservations(self) -> bool:
+        """Forget the demands of groups that have got what they asked for. True if something is offered now."""
+        offers = False
+        for want in [want for want in self._turns[GROUPS].values() if not want.count]:
+            self._remove(want)
+            assert want.bundles is not None
+            if want.bundles.commit:
+                offers |= self.reservations.commit(want.bundles.group, want.bundles.attempt)
+        return offers
+
+    def _on_bundles_committed(self, event: BundlesCommitted, now: float) -> None:
+        if self.reservations.commit(event.message.group, event.message.attempt):
+            self._schedule(now)
+
+    def _on_bundles_released(self, event: BundlesReleased, now: float) -> None:
+        order = event.message
+        waiting = self._wants.get((GROUPS, order.group))
+        if waiting is not None and waiting.bundles is not None and order.attempt in (0, waiting.bundles.attempt):
+            self._remove(waiting)
+        if order.removed:
+            self._fail_group(order.group, order.reason)
+        for reservation in self.reservations.of(order.group, order.attempt):
+            for lease in [x for x in self._leases.values() if reservation.has(x.allocation)]:
+                self._stop_lease(lease, order.reason)
+            self.reservations.release(reservation)
+        self._schedule(now)
+
+    def _fail_group(self, group: bytes, reason: str) -> None:
+        """What waits to run in a group that is gone is given up. Of actors the control service knows it already."""
+        for want in [want for want in self._wants.values() if want.how.group == group]:
+            if not want.guest:
+                self._emit(Send(want.owner, LeaseFailed(want.class_id, reason, group_removed=True)))
+            want.count = want.here = want.elsewhere = 0
+            self._cancel_surplus(want)
+
+    def _stop_lease(self, lease: Lease, reason: str) -> None:
+        """A lease ends with its worker, or before it has one."""
+        if lease.held:
+            self._emit(StopWorker(lease.proc, reason))
+        else:
+            self._emit(UnwantWorker(lease.id))
+            self._wants[lease.key].starting -= 1
+        self._end(lease)
 
     # ------------------------------------------------------------------ workers come
 
@@ -556,8 +668,10 @@ class LeaseTable(Machine):
             self._emit(Labelled(event.proc, lease.label))
         owner, name = lease.key
         if isinstance(name, bytes):
-            self._emit(ActorPlaced(name, want.incarnation, event.proc, event.pid, gpu_ids))
+            self._emit(ActorPlaced(name, want.incarnation, event.proc, event.pid, gpu_ids, want.retriable))
         else:
+            if not want.guest:
+                self._granted[lease.key] = self._granted.get(lease.key, 0) + 1
             self._emit(Send(owner, LeaseGranted(name, lease.id, event.proc, self._node, event.pid, gpu_ids)))
         if want.count == 0:
             self._remove(want)
@@ -653,15 +767,14 @@ class LeaseTable(Machine):
         self._jobs.pop(event.proc, None)
         self._pressed.pop(event.proc, None)
         for lease in [x for x in self._leases.values() if x.owner == event.proc]:
-            if lease.held:
-                self._emit(StopWorker(lease.proc, "the process that it worked for has ended"))
-            else:
-                self._emit(UnwantWorker(lease.id))
-                self._wants[lease.key].starting -= 1
-            self._end(lease)
+            self._stop_lease(lease, "the process that it worked for has ended")
         for want in list(self._turns.get(event.proc, {}).values()):
             want.told = -1  # the control service hears of the owner's end itself
             self._remove(want)
+        for key in [key for key in self._limits if key[0] == event.proc]:
+            del self._limits[key]
+        for key in [key for key in self._granted if key[0] == event.proc]:
+            del self._granted[key]
         self._schedule(now)
 
     def _end(self, lease: Lease) -> None:
@@ -670,6 +783,27 @@ class LeaseTable(Machine):
         if lease.held:
             del self._by_proc[lease.proc]
         self.ledger.give(lease.allocation)
+        self._hold_back(lease.key)
+
+    def _on_limit(self, event: LimitLeases, now: float) -> None:
+        key = (event.owner, event.name)
+        if event.limit is None:
+            self._limits.pop(key, None)
+        elif event.owner == ACTORS or event.owner in self._jobs:
+            self._limits[key] = event
+        self._hold_back(key)
+        self._schedule(now)
+
+    def _hold_back(self, key: Key) -> None:
+        """Note at a demand whether there may be another lease of it, whenever its limit or their number has changed."""
+        want = self._wants.get(key)
+        if want is None:
+            return
+        limited = self._limits.get(key)
+        want.held_back = ""
+        if limited is not None and limited.limit is not None:
+            leases = sum(lease.key == key for lease in self._leases.values())
+            want.held_back = limited.reason if leases >= limited.limit else ""
 
     # ------------------------------------------------------------------ CPUs lent while waiting
 
@@ -717,20 +851,14 @@ class LeaseTable(Machine):
         if want.unmet == 0:
             delayed = f", but {self._starts_delayed}" if self._starts_delayed else ""
             return f"has its resources; its worker process is being started{delayed}"
+        if want.held_back:
+            return f"waits: {want.held_back}"
         lacking = self.ledger.lacking(want.demand)
         if not lacking:
             return f"needs {show_demand(want.demand)}; waits its turn behind a larger demand that waited longer"
-        name = lacking[0]
-        total = self.ledger.total[name]
-        used = total - max(self.ledger.free[name], 0)
-        users = [f"{x.label or 'unnamed'} (pid {x.pid})" for x in self._users(name)]
-        more = f" and {len(users) - 4} more" if len(users) > 4 else ""
-        by = f" by {', '.join(users[:4])}{more}" if users else ""
-        asked = f"needs {name}: {show(name, want.demand[name])}"
-        return f"{asked}; {show(name, used)} of {show(name, total)} are in use{by}"
-
-    def _users(self, name: str) -> Iterator[Lease]:
-        return (lease for lease in self._leases.values() if lease.allocation.holds(name) > 0)
+        holders = [lease for lease in self._leases.values() if lease.allocation.holds(lacking[0]) > 0]
+        users = [f"{x.label or 'unnamed'} (pid {x.pid})" for x in holders]
+        return lease_words.lacking(want, lacking[0], self.ledger, [*users, *self.reservations.users(lacking[0])])
 
     # ------------------------------------------------------------------ invariants
 
@@ -738,8 +866,10 @@ class LeaseTable(Machine):
         ledger = self.ledger
         for name, total in ledger.total.items():
             held = sum(lease.allocation.holds(name) for lease in self._leases.values())
+            held += self.reservations.holds(name)
             self._require(held + ledger.free[name] == total, f"{name} does not add up")
-            self._require(name == "CPU" or ledger.free[name] >= 0, f"{name} is oversubscribed")
+            self._require(is_cpu(name) or ledger.free[name] >= 0, f"{name} is oversubscribed")
+        self._require(all(want.count for want in self._turns.get(GROUPS, {}).values()), "a group waits for nothing")
         waiting = {key: want for key, want in self._wants.items() if want.waits}
         self._require(self._waits.members() == waiting, "a demand waits in no group, or in another's")
         for key, want in self._wants.items():
@@ -747,8 +877,14 @@ class LeaseTable(Machine):
             self._require(starting == want.starting, f"starting leases of {key} miscounted")
             self._require(0 <= want.starting <= want.count, f"{key} has more leases starting than wanted")
             self._require(self._turns[want.owner][key] is want, f"{key} has no turn")
-            self._require(want.owner == ACTORS or want.owner in self._jobs, f"{key} is wanted by the dead")
+            self._require(want.owner in (ACTORS, GROUPS) or want.owner in self._jobs, f"{key} is wanted by the dead")
         self._require(self._kept == sum(lease.kept for lease in self._leases.values()), "kept leases miscounted")
+        for key, limited in self._limits.items():
+            self._require(key[0] == ACTORS or key[0] in self._jobs, f"{key} of the dead is limited")
+            if (limited_want := self._wants.get(key)) is not None:
+                leases = sum(lease.key == key for lease in self._leases.values())
+                held_back = limited.limit is not None and leases >= limited.limit
+                self._require(bool(limited_want.held_back) == held_back, f"{key} is held back wrongly")
         for lease in self._leases.values():
             self._require(lease.reclaimed or not lease.kept, f"lease {lease.id} is kept from nobody")
             self._require(lease.owner == ACTORS or lease.owner in self._jobs, f"lease {lease.id} of the dead")
@@ -759,32 +895,3 @@ class LeaseTable(Machine):
             "a worker serves two leases",
         )
         self._require(not fairness.overlooked(self._turns, ledger), "something that fits waits")
-
-
-_LEASE_BASE_MASK: Final = ((1 << 63) - 1) & ~((1 << 20) - 1)
-"""Leases are counted from a random number with zeros at its end."""
-
-
-def _class_of(want: Want) -> int:
-    assert isinstance(want.key[1], int)
-    return want.key[1]
-
-
-def _guest(order: messages.PlaceLeases) -> Want:
-    return Want(
-        key=(order.owner, order.class_id),
-        job=order.job,
-        demand={name: units for name, units in order.demand.items() if units > 0},
-        count=0,
-        env=order.env,
-        strategy=order.strategy,
-        label=order.label,
-        place={},
-        guest=True,
-    )
-
-
-def _overflow(want: Want, count: int, heard: int) -> messages.Overflow:
-    return messages.Overflow(
-        want.owner, _class_of(want), count, heard, want.job, want.demand, want.env, want.strategy, want.label
-    )

@@ -137,10 +137,10 @@ class LookTable(Machine):
         """Workers and drivers, with those that have ended behind them."""
         manager = self._manager
         rows: list[dict[str, Any]] = []
+        labels = {lease.proc: lease.label for lease in manager.leases.held()}
         for worker in manager.pool.living():
-            label = manager.leases.label_of(worker.proc)
             row = _row(worker.proc, ROLE_WORKER, worker.pid, worker.kind[0], now - worker.started)
-            rows.append({**row, "state": worker.state, "label": label})
+            rows.append({**row, "state": worker.state, "label": labels.get(worker.proc, "")})
         for driver in manager.processes.drivers():
             process = manager.processes.get(driver)
             if process is not None:

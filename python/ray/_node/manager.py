@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from ray import _protocol as p
 from ray._control import messages
 from ray._control.machine import (
     Effect,
@@ -32,13 +33,21 @@ from ray._control.machine import (
     earliest,
 )
 from ray._node import events, lease_records, looks, requests
+from ray._node.config import MemorySettings
+from ray._node.fence import Fence
 from ray._node.leases import LeaseTable
+from ray._node.memory import MemoryWatch
+from ray._node.memory_victims import Tenant
 from ray._node.processes import DiedElsewhere, ProcessEnded, ProcessTable
+from ray._node.pulls import PullTable
 from ray._node.resources import Ledger
 from ray._node.segments import SegmentTable
 from ray._node.workers import WorkerPool
 from ray._protocol import (
+    ACTOR_DEAD,
     FOR_CONTROL,
+    KIND_ACTOR_INIT,
+    KIND_ACTOR_STATE,
     KIND_LEASE_FAILED,
     KIND_LEASE_GRANTED,
     KINDS,
@@ -47,17 +56,22 @@ from ray._protocol import (
     ROLE_WORKER,
     TO_NODE,
     UNIT,
+    ActorCreate,
+    ActorState,
+    ActorSubscribe,
+    BlocksFreed,
     LeaseKept,
     LeaseReturn,
     NodeAddress,
     Request,
+    SegmentClaims,
     WhereIsNode,
     decode,
     encode,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ray._protocol import Message
 
@@ -79,6 +93,9 @@ class NodeFacts(msgspec.Struct, frozen=True):
     name: str = ""
     session_dir: str = ""
     labels: dict[str, str] = {}
+    memory: MemorySettings = MemorySettings()
+    python: str = ""
+    client: bool = False
 
     def hello(self) -> messages.NodeHello:
         """How the node introduces itself."""
@@ -92,6 +109,8 @@ class NodeFacts(msgspec.Struct, frozen=True):
             self.session_dir,
             self.resources,
             self.labels,
+            self.python,
+            self.client,
         )
 
 
@@ -117,12 +136,15 @@ class CoreLeft(Event, frozen=True):
 
     proc: int
     reason: str
+    ended: bool = True
+    """The peer closed it, as the end of its process does; otherwise it broke."""
 
 
 class Shutdown(Effect, frozen=True):
-    """The node must end, with everything on it."""
+    """The node must end, with everything on it. Unless that is `wanted`, somebody will ask why."""
 
     reason: str
+    wanted: bool = True
 
 
 class JobFacts(msgspec.Struct, frozen=True):
@@ -131,6 +153,16 @@ class JobFacts(msgspec.Struct, frozen=True):
     number: int
     driver: int
     config: dict[str, Any]
+
+
+class Hosted(msgspec.Struct):
+    """A worker of this node that is an actor: whether it was told so, and whether it has said that it is ready."""
+
+    actor: bytes
+    incarnation: int
+    pid: int
+    told: bool = False
+    ready: bool = False
 
 
 class NodeManager:
@@ -149,21 +181,37 @@ class NodeManager:
         cpus = facts.resources.get("CPU", 0) // UNIT
         self.leases = LeaseTable(node=facts.node, ledger=ledger, new_id=new_id, validate=validate)
         self.pool = WorkerPool(new_id=new_id, idle_limit=max(cpus, 1), validate=validate)
-        self.segments = SegmentTable(capacity=facts.object_store_memory, validate=validate)
+        self.segments = SegmentTable(node=facts.node, capacity=facts.object_store_memory, validate=validate)
+        self.pulls = PullTable(node=facts.node, validate=validate)
         self.processes = ProcessTable(validate=validate)
         self.requests = requests.RequestTable(self)
         self.looks = looks.LookTable(self)
+        self.fence = Fence(validate=validate)
+        self.memory = MemoryWatch(
+            settings=facts.memory,
+            place=f"node {facts.name or facts.hostname} ({facts.address or facts.host})",
+            tenants=self._tenants,
+            validate=validate,
+        )
         self.jobs: dict[int, JobFacts] = {}
         self.nodes: dict[int, messages.NodeEntry] = {}
         """The other nodes."""
         self._lost_nodes: dict[int, str] = {}
+        self.remembers = False
+        """Whether the control service is elsewhere, and may have to be told again what is here."""
+        self._hosted: dict[int, Hosted] = {}
+        self._subscribed: dict[int, dict[bytes, None]] = {}
+        """Actors of whose changes members have asked to hear."""
         self._machines: tuple[Machine, ...] = (
             self.pool,
             self.leases,
             self.segments,
+            self.pulls,
             self.processes,
             self.requests,
             self.looks,
+            self.fence,
+            self.memory,
         )
         self._queue: deque[Event | Effect] = deque()
         self._out: list[Effect] = []
@@ -177,6 +225,9 @@ class NodeManager:
             messages.WithdrawLeases: lambda m, now: self._tell(self.leases, lease_records.GuestWithdrawn(m), now),
             messages.PlacedElsewhere: lambda m, now: self._tell(self.leases, lease_records.Elsewhere(m), now),
             messages.Hopeless: lambda m, now: self._tell(self.leases, lease_records.NowHopeless(m), now),
+            messages.PrepareBundles: lambda m, now: self._tell(self.leases, lease_records.BundlesWanted(m), now),
+            messages.CommitBundles: lambda m, now: self._tell(self.leases, lease_records.BundlesCommitted(m), now),
+            messages.ReleaseBundles: lambda m, now: self._tell(self.leases, lease_records.BundlesReleased(m), now),
             messages.StopMember: lambda m, now: self._queue.append(events.StopWorker(m.proc, m.reason)),
             messages.MemberExits: lambda m, now: self._queue.append(events.ExitAnnounced(m.proc, m.reason)),
             messages.MemberBroke: lambda m, now: self._breach(m.proc, m.what),
@@ -186,12 +237,17 @@ class NodeManager:
             messages.GiveUpMember: lambda m, now: self._tell(self.processes, events.GivenUp(m.proc, m.by), now),
             messages.AskFree: self._on_ask_free,
             messages.AskState: lambda m, now: self._queue.append(events.StateAsked(m)),
-            messages.AreYouAlive: lambda m, now: self._out.append(events.ToControl(messages.Alive(m.serial))),
-            messages.Leave: lambda m, now: self._out.append(Shutdown(m.reason)),
+            messages.OwnersAsked: lambda m, now: self._queue.append(events.OwnersAsked(m.segment, m.procs)),
+            messages.MayHaveMissed: lambda m, now: self._queue.append(events.MayHaveMissed(m.procs)),
+            messages.AreYouAlive: self._on_are_you_alive,
+            messages.Leave: lambda m, now: self._out.append(Shutdown(m.reason, wanted=False)),
         }
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take one event; the effects are for the shell, in order."""
+        if self.fence.is_due(now):
+            # However late this is: nothing that waits to be heard may have an effect before.
+            self._tell(self.fence, Tick(), now)
         self._queue.append(event)
         while self._queue:
             self._route(self._queue.popleft(), now)
@@ -210,6 +266,14 @@ class NodeManager:
         """Drivers that want the log lines of a job's workers."""
         facts = self.jobs.get(job)
         return [facts.driver] if facts is not None and facts.config.get("log_to_driver", True) else []
+
+    def _tenants(self) -> Iterator[Tenant]:
+        """The workers that are lent, with what the memory watch must know of them."""
+        return map(self._tenant, self.leases.held())
+
+    def _tenant(self, lease: lease_records.Lease) -> Tenant:
+        owner = lease.lives_for or lease.owner
+        return Tenant(lease.proc, lease.pid, lease.key, owner, lease.job, lease.label, lease.since, lease.retriable)
 
     # ------------------------------------------------------------------ routing
 
@@ -234,11 +298,14 @@ class NodeManager:
             case events.Forward():
                 self._on_send(Send(event.proc, event.message, event.corr))
             case events.Company():
-                for machine in (self.processes, self.leases):
+                for machine in (self.processes, self.leases, self.segments):
                     self._tell(machine, event, now)
             case Notify():
                 self._to_control(messages.NoticeRaised(event.job, event.level, event.text))
             case lease_records.ActorPlaced():
+                self._hosted[event.proc] = Hosted(event.actor, event.incarnation, event.pid)
+                if event.retriable:
+                    self._tell(self.fence, events.ActorGuarded(event.proc, event.pid), now)
                 self._to_control(
                     messages.ActorPlaced(event.actor, event.incarnation, event.proc, event.pid, event.gpu_ids)
                 )
@@ -246,6 +313,8 @@ class NodeManager:
                 self._to_control(messages.ActorUnplaceable(event.actor, event.incarnation, event.reason))
             case Event():
                 self._tell_first_taker(event, now)
+                if isinstance(event, events.WorkerReady):
+                    self._tell(self.memory, event, now)
                 if isinstance(event, events.FreeWorker):
                     self.requests.lease_ended()
                     self._queue.extend(self.requests.take_effects())
@@ -271,6 +340,8 @@ class NodeManager:
         if self.processes.get(frame.proc) is None:
             return  # it was turned away, or its end was noticed first
         if frame.kind in FOR_CONTROL:
+            if self.remembers:
+                self._remember(frame)
             self._to_control(messages.MemberSaid(frame.proc, frame.kind, frame.corr, frame.body))
             return
         try:
@@ -283,12 +354,15 @@ class NodeManager:
                 self._breach(frame.proc, f"sent a frame of unknown kind {frame.kind}")
             case Request():
                 self._on_request(frame, message)
-            case LeaseReturn() | LeaseKept() if message.node not in (0, self.facts.node):
+            case LeaseReturn() | LeaseKept() | SegmentClaims() | BlocksFreed() if self._is_for_other(message.node):
                 self._to_control(messages.ToOtherNode(message.node, frame.proc, frame.kind, frame.corr, frame.body))
             case WhereIsNode():
                 self._on_where_is(frame, message)
             case _:
                 self._queue.append(Received(frame.proc, message, frame.corr))
+
+    def _is_for_other(self, node: int) -> bool:
+        return node not in (0, self.facts.node)
 
     def _on_request(self, frame: FrameCame, request: Request) -> None:
         """What is not about this node alone is the control service's to answer."""
@@ -322,7 +396,7 @@ class NodeManager:
 
     def _counts(self) -> dict[str, int]:
         counts: dict[str, int] = {}
-        for table in (self.pool, self.leases, self.segments, self.processes):
+        for table in (self.pool, self.leases, self.segments, self.pulls, self.processes, self.fence, self.memory):
             counts.update(table.statistics())
         return counts
 
@@ -380,27 +454,84 @@ class NodeManager:
         holder, lease = self.leases.holder(gone.proc)
         self._out.append(Log(gone.cause))
         self._tell(self.leases, gone, now)
-        ended = ProcessEnded(gone.proc, _with_lines(gone), gone.exit_code, gone.intended, gone.oom, holder, lease)
-        self._tell(self.processes, ended, now)
-        self._to_control(
-            messages.MemberGone(gone.proc, gone.pid, gone.cause, gone.lines, gone.exit_code, gone.intended, gone.oom)
+        self._tell(self.fence, gone, now)
+        ended = ProcessEnded(
+            gone.proc, _with_lines(gone), gone.exit_code, gone.intended, gone.oom, holder, lease, gone.retry
         )
+        for effect in self.processes.handle(ended, now):
+            # Its lease's holder may be on another node. It must hear what a repetition costs before it hears, with
+            # everybody, of the bare death.
+            self._route(effect, now)
+        self._to_control(
+            messages.MemberGone(
+                gone.proc, gone.pid, gone.cause, gone.lines, gone.exit_code, gone.intended, gone.oom, gone.retry
+            )
+        )
+        self._hosted.pop(gone.proc, None)
         self._process_left(gone.proc, now)
+        self._tell(self.memory, gone, now)
 
     def _process_left(self, proc: int, now: float) -> None:
+        self._subscribed.pop(proc, None)
         left = ProcessLeft(proc)
-        for machine in (self.leases, self.segments, self.processes, self.requests, self.looks):
+        for machine in (self.leases, self.segments, self.pulls, self.processes, self.requests, self.looks):
             self._tell(machine, left, now)
+
+    # ------------------------------------------------------------------ for a control service that knows nothing yet
+
+    def _remember(self, frame: FrameCame) -> None:
+        """Note what a next control service has to be told again."""
+        match frame.kind:
+            case p.KIND_ACTOR_READY:
+                if (hosted := self._hosted.get(frame.proc)) is not None:
+                    hosted.ready = True
+            case p.KIND_ACTOR_SUBSCRIBE | p.KIND_ACTOR_CREATE:
+                try:
+                    message = decode(frame.kind, frame.body)
+                except msgspec.MsgspecError:
+                    return  # the control service will say what is wrong with it
+                assert isinstance(message, ActorSubscribe | ActorCreate)
+                self._subscribed.setdefault(frame.proc, {})[message.actor] = None
+
+    def announcement(self) -> list[Message]:
+        """What is on this node."""
+        said: list[Message] = [msgspec.structs.replace(self.facts.hello(), returns=True)]
+        said += [messages.MemberJoined(x.proc, x.role, x.pid, x.job) for x in self.processes.all()]
+        for proc, hosted in self._hosted.items():
+            if hosted.told:
+                said.append(
+                    messages.ActorHosted(hosted.actor, hosted.incarnation, proc, hosted.pid, ready=hosted.ready)
+                )
+        for proc, actors in self._subscribed.items():
+            said.append(messages.MemberSubscribes(proc, list(actors)))
+        return [*said, messages.Announced()]
+
+    def say_demands_again(self, now: float) -> list[Effect]:
+        """What the control service knew of this node, and what may have been lost between members and this node."""
+        self.leases.say_again(now)
+        self._queue.extend(self.leases.take_effects())
+        self.segments.ask_again()
+        self._queue.extend(self.segments.take_effects())
+        return self.handle(Tick(), now)
 
     # ------------------------------------------------------------------ what the control service says
 
     def _on_nodes(self, message: messages.Nodes, now: float) -> None:
+        if message.welcome:
+            self._tell(self.fence, events.Welcomed(), now)
         was_alone = not self.nodes
         for entry in message.joined:
             self.nodes[entry.node] = entry
             self._out.append(events.KnowNode(entry.node, entry.address))
-        for node, reason in message.gone:
+            self._tell(self.pulls, events.PeerJoined(entry.node, entry.address), now)
+        gone = list(message.gone)
+        if message.whole:
+            listed = {entry.node: None for entry in message.joined}
+            reason = "it was lost while this node had no connection to the head"
+            gone += [(node, f"node {node:016x} is lost: {reason}") for node in self.nodes if node not in listed]
+        for node, reason in gone:
             self.nodes.pop(node, None)
+            self._tell(self.pulls, events.PeerLeft(node), now)
             self._lost_nodes[node] = reason
             if len(self._lost_nodes) > LOST_NODES_MAX:
                 del self._lost_nodes[next(iter(self._lost_nodes))]
@@ -421,6 +552,16 @@ class NodeManager:
             told = decode(message.kind, message.body)
             for proc in message.procs:
                 self._tell(self.leases, lease_records.ToldElsewhere(proc, told), now)
+        elif message.kind == KIND_ACTOR_INIT:
+            for proc in message.procs:
+                if proc in self._hosted:
+                    self._hosted[proc].told = True
+        elif message.kind == KIND_ACTOR_STATE and self.remembers:
+            state = decode(message.kind, message.body)
+            assert isinstance(state, ActorState)
+            if state.state == ACTOR_DEAD:
+                for proc in message.procs:
+                    self._subscribed.get(proc, {}).pop(state.actor, None)
         self._out.append(events.Pass(message.procs, message.kind, message.corr, message.body))
 
     def _on_from_member(self, message: messages.FromMember, now: float) -> None:
@@ -451,7 +592,12 @@ class NodeManager:
     def _on_deaths_elsewhere(self, message: messages.DeathsElsewhere, now: float) -> None:
         self._tell(self.processes, DiedElsewhere(message.dead), now)
         for proc, _ in message.dead:
-            self._tell(self.leases, ProcessLeft(proc), now)
+            for machine in (self.leases, self.segments):
+                self._tell(machine, ProcessLeft(proc), now)
+
+    def _on_are_you_alive(self, message: messages.AreYouAlive, now: float) -> None:
+        self._tell(self.fence, events.Asked(message.serial, message.heard), now)
+        self._to_control(messages.Alive(message.serial))
 
     def _on_ask_free(self, message: messages.AskFree, now: float) -> None:
         self.requests.ask_free(message, now)

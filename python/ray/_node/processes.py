@@ -35,7 +35,7 @@ from ray._node.events import (
     PeerUnreachable,
     ToControl,
 )
-from ray._protocol import ROLE_DRIVER, ROLE_WORKER, Deaths, PeerLost, WorkerDied
+from ray._protocol import RETRY_CHARGED, ROLE_DRIVER, ROLE_WORKER, Deaths, PeerLost, WorkerDied
 
 TELL_ALL_AFTER_S: Final = 0.1
 """How long the news of a death may wait for others, to reach everybody in one message: when hundreds of actors end
@@ -58,6 +58,7 @@ class ProcessEnded(Event, frozen=True):
     oom: bool
     holder: int = 0
     lease: int = 0
+    retry: int = RETRY_CHARGED
 
 
 class DiedElsewhere(Event, frozen=True):
@@ -115,6 +116,10 @@ class ProcessTable(Machine):
             if process.role == ROLE_DRIVER and job in (0, process.job)
         ]
 
+    def all(self) -> list[Process]:
+        """Every connected core, with what is known of it."""
+        return list(self._connected.values())
+
     def connected(self) -> list[int]:
         """Every connected core."""
         return list(self._connected)
@@ -132,7 +137,7 @@ class ProcessTable(Machine):
 
     def _on_ended(self, event: ProcessEnded, now: float) -> None:
         self._connected.pop(event.proc, None)
-        died = WorkerDied(event.proc, 0, event.cause, event.exit_code, event.intended, event.oom)
+        died = WorkerDied(event.proc, 0, event.cause, event.exit_code, event.intended, event.oom, event.retry)
         self._remember(died)
         if event.holder:
             self._emit(Send(event.holder, msgspec.structs.replace(died, lease=event.lease)))

@@ -1,7 +1,11 @@
 """Which nodes run on this machine: one small file for each, by which drivers and further nodes find their cluster.
 
 A file lies in ``<base>/nodes/`` (see `session.base_dir`), is only its user's to read, for it has the cluster's token,
-and counts while its node holds the lock of its session directory. Nodes that belong to one driver have none.
+and counts while its node holds the lock of its session directory, wherever that lies. Nodes that belong to one driver
+have none. Other users, and other values of ``RAY_TMPDIR``, have another base, and so they never meet.
+
+Invariant: a process is only signalled after it was seen to hold the lock, through a descriptor opened before: a number
+that was given to another process meanwhile, or that means another one in another container, is left alone.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from ray._node import session
+from ray._node.config import python_version
 
 if TYPE_CHECKING:
     from ray._node.config import NodeConfig
@@ -37,6 +42,18 @@ class Record(msgspec.Struct, frozen=True):
     started: float
     private: bool = False
     driver_pid: int = 0
+    python: str = ""
+    """Version of its interpreter; empty if it was written by a release that did not say."""
+
+    @property
+    def path(self) -> str:
+        """Its file, as far as this user's own directory has it."""
+        return f"{directory()}/{self.node:016x}.json"
+
+
+def directory() -> str:
+    """Where the records of this user's nodes lie."""
+    return f"{session.base_dir()}/nodes"
 
 
 def write(config: NodeConfig, address: str, pid: int, started: float) -> str:
@@ -54,10 +71,11 @@ def write(config: NodeConfig, address: str, pid: int, started: float) -> str:
         started=started,
         private=config.private,
         driver_pid=config.driver_pid,
+        python=python_version(),
     )
-    directory = f"{os.path.dirname(config.session_dir)}/nodes"
-    os.makedirs(directory, mode=0o700, exist_ok=True)
-    path = f"{directory}/{config.node:016x}.json"
+    where = config.nodes_dir or f"{os.path.dirname(config.session_dir)}/nodes"
+    os.makedirs(where, mode=0o700, exist_ok=True)
+    path = f"{where}/{config.node:016x}.json"
     temporary = f"{path}.{os.getpid()}"
     file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
@@ -78,22 +96,58 @@ def remove(path: str) -> None:
 
 def running() -> list[Record]:
     """Nodes of this user that run on this machine, the one that was started last first."""
-    directory = f"{session.base_dir()}/nodes"
+    where = directory()
     try:
-        names = os.listdir(directory)
+        names = os.listdir(where)
     except OSError:
         return []
     records: list[Record] = []
     stale = 0
     for name in names:
-        path = f"{directory}/{name}"
+        path = f"{where}/{name}"
         record = _read(path)
-        if record is not None and _is_locked(record.session_dir):
+        if record is not None and is_running(record):
             records.append(record)
         elif name.endswith(".json") and stale < STALE_MAX:
             stale += 1
             remove(path)
     return sorted(records, key=lambda record: -record.started)
+
+
+def public() -> list[Record]:
+    """Those among them that were started for whoever comes (`ray start`), and belong to no program."""
+    return [record for record in running() if not record.private]
+
+
+def hold(record: Record) -> int | None:
+    """A pidfd of a node's process, to signal it and to wait for its end; None if it has ended, or cannot be told.
+
+    Raises:
+        OSError: If this process may have no more descriptors.
+    """
+    try:
+        handle = os.pidfd_open(record.pid)
+    except ProcessLookupError:
+        return None
+    if _holds_lock(record):
+        return handle
+    os.close(handle)
+    return None
+
+
+def _holds_lock(record: Record) -> bool:
+    """Whether that process has the lock file of that session open, as only its node has."""
+    descriptors = f"/proc/{record.pid}/fd"
+    try:
+        lock = os.stat(f"{record.session_dir}/{session.LOCK_NAME}")
+        numbers = os.listdir(descriptors)
+    except OSError:
+        return False
+    for number in numbers:
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(f"{descriptors}/{number}"), lock):
+                return True
+    return False
 
 
 def _read(path: str) -> Record | None:
@@ -104,10 +158,10 @@ def _read(path: str) -> Record | None:
         return None
 
 
-def _is_locked(session_dir: str) -> bool:
-    """Whether a node lives in that directory."""
+def is_running(record: Record) -> bool:
+    """Whether the node lives: whether somebody holds the lock of its directory."""
     try:
-        lock = os.open(f"{session_dir}/{session.LOCK_NAME}", os.O_RDWR | os.O_CLOEXEC)
+        lock = os.open(f"{record.session_dir}/{session.LOCK_NAME}", os.O_RDWR | os.O_CLOEXEC)
     except OSError:
         return False
     try:

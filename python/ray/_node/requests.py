@@ -45,6 +45,7 @@ class RequestTable(Requests):
         self._ops = {
             "node.why_lease": (("class_id", "owner"), self._why_lease),
             "node.why_actor": (("actor", "class_name"), self._why_actor),
+            "node.demands": (("elsewhere",), self._demands),
             "worker.label": (("label",), self._worker_label),
             "why.process": (("proc",), self._why_process),
             "job.mine": ((), self._job_mine),
@@ -95,7 +96,7 @@ class RequestTable(Requests):
         """What no lease holds; of shared memory, no more than is not lent to processes either."""
         free = self._manager.leases.ledger.available()
         store = self._manager.segments.statistics()
-        lent = store["store_bytes_used"] - store["store_bytes_warm"]
+        lent = store["store_bytes_used"] - store["store_bytes_warm"] - store["store_bytes_idle"]
         room = (store["store_bytes_capacity"] - lent) * UNIT
         if STORE in free:
             free[STORE] = max(min(free[STORE], room), 0)
@@ -108,6 +109,14 @@ class RequestTable(Requests):
 
     def _why_actor(self, event: Received, now: float, actor: bytes, class_name: str) -> str:
         return f"{class_name} {self._manager.leases.why_actor(actor)}"
+
+    def _demands(self, event: Received, now: float, elsewhere: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """What waits for room on this node, and why, behind what waits `elsewhere`."""
+        here = [
+            {"label": want.label, "count": want.unmet, "demand": want.demand, "why": why}
+            for want, why in self._manager.leases.pending()
+        ]
+        return [*elsewhere, *here]
 
     def _why_process(self, event: Received, now: float, proc: int) -> str:
         process = self._manager.processes.get(proc)

@@ -1,26 +1,31 @@
 """The segments of one node: shared memory lent to processes, within a capacity.
 
-Owns which segment is lent to whom, what waits for room, and the claims on segments whose lessee has died.
-The memory files themselves belong to the shell.
+Owns which segment is lent to whom, and what waits for room; by `adoptions`, who owns what in those whose lessee has
+died. The memory files themselves belong to the shell.
 
 The life of a segment:
 
     lent -> warm -> recycled under a new id    returned empty: its pages are touched already, which is worth
                                                seven copies
-    lent -> adopted -> dropped                 its lessee has died: every core says which blocks it owns, and
-                                               the segment goes when the last of these is freed or its owner dies
+    lent -> adopted -> dropped                 its lessee has died: every core of the cluster says which blocks it
+                                               owns, and the segment goes when the last of these is freed or its owner
+                                               dies
 
 A recycled segment gets a new id, so that a late message about the old one finds nothing. An adopted one
 is never recycled, because readers may still have views on it; the kernel keeps its pages for them.
 
+Copies of what lies on other nodes have a segment each, lent to the node itself (`pulls` decides about them). One that
+nobody holds is *idle*: a cache that counts as free, evicted oldest first when room is needed, and after `IDLE_S` in any
+case, because the object may be gone.
+
 Invariants: the sizes of all segments add up to `used`, which is at most `capacity`; warm segments are at
-most an eighth of it; who waits has a deadline; nothing that fits waits behind less than `OVERTAKES`
-grants that overtook it.
+most an eighth of it; only copies are idle; who waits has a deadline; nothing that fits waits behind less than
+`OVERTAKES` grants that overtook it.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -35,7 +40,25 @@ from ray._control.machine import (
     Tick,
 )
 from ray._control.shown import show_bytes
-from ray._node.events import DropSegment, GrantSegment, SegmentFailed, ShareSegment
+from ray._node.adoptions import Adoptions
+from ray._node.events import (
+    Company,
+    CopyEvicted,
+    CopyHeld,
+    CopyIdle,
+    DropSegment,
+    GrantSegment,
+    MayHaveMissed,
+    OwnersAsked,
+    RoomDenied,
+    RoomGranted,
+    RoomReturned,
+    RoomUnwanted,
+    RoomWanted,
+    SegmentFailed,
+    ShareSegment,
+    ToControl,
+)
 from ray._protocol import (
     ROLE_DRIVER,
     BlocksFreed,
@@ -47,6 +70,9 @@ from ray._protocol import (
     SegmentRequest,
     SegmentTrim,
 )
+
+if TYPE_CHECKING:
+    from ray._control.messages import SegmentOrphaned
 
 MIN_SEGMENT_BYTES: Final = 1 << 20
 """Smaller requests are rounded up to this: a descriptor and a mapping each cost more than the memory."""
@@ -66,6 +92,9 @@ WARM_SHARE: Final = 8
 WAIT_S: Final = 10.0
 """How long a request waits for room before it is denied."""
 
+IDLE_S: Final = 10.0
+"""How long a copy that nobody holds is kept for the next reader."""
+
 WISH_SHARE: Final = 4
 """What a process wishes for beyond its need is at most one part in this many of what is free: segments become smaller
 as the store fills, so that the room for later needs is not all in the hands of those who came first."""
@@ -75,30 +104,27 @@ OVERTAKES: Final = 16
 
 
 class Segment(msgspec.Struct):
-    """A lent or adopted segment. `lessee` is 0 once adopted."""
+    """A lent or adopted segment. `lessee` is 0 once adopted; `ticket` is what the node wanted it under, for a copy."""
 
     id: int
     size: int
     lessee: int
+    ticket: int = 0
 
-
-class Adoption(msgspec.Struct):
-    """Who owns what in a segment whose lessee has died."""
-
-    awaited: dict[int, None]
-    """Cores that have not said yet what they own."""
-    claims: dict[int, dict[int, None]]
-    """Offsets of blocks that are alive, by owner."""
+    @property
+    def is_copy(self) -> bool:
+        return self.ticket != 0
 
 
 class Waiting(msgspec.Struct):
-    """A request without room."""
+    """A request without room; for a copy, of the node's own, whose corr is the ticket."""
 
     proc: int
     corr: int
     need: int
     wish: int
     overtaken: int = 0
+    is_copy: bool = False
 
     @property
     def least(self) -> int:
@@ -110,18 +136,22 @@ class SegmentTable(Machine):
     """See the module's docstring.
 
     Args:
+        node: This node.
         capacity: Bytes that all segments together may have.
     """
 
-    def __init__(self, *, capacity: int, validate: bool = False) -> None:
+    def __init__(self, *, node: int, capacity: int, validate: bool = False) -> None:
         super().__init__(validate=validate)
+        self._node = node
         self.capacity = capacity
         self.used = 0
         self._serial = 0
         self._segments: dict[int, Segment] = {}
-        self._adoptions: dict[int, Adoption] = {}
+        self._adoptions = Adoptions()
         self._warm: dict[int, int] = {}
         """Size by former id, oldest first."""
+        self._idle: dict[int, int] = {}
+        """Size of copies that nobody holds, by id, idle for longest first."""
         self._queue: dict[tuple[int, int], Waiting] = {}
         self._processes: dict[int, str] = {}
         self._deadlines: Deadlines[tuple[int, int]] = Deadlines()
@@ -129,6 +159,14 @@ class SegmentTable(Machine):
             ProcessJoined: self._on_joined,
             ProcessLeft: self._on_left,
             SegmentFailed: self._on_failed,
+            RoomWanted: self._on_room_wanted,
+            RoomUnwanted: self._on_room_unwanted,
+            RoomReturned: self._on_room_returned,
+            CopyIdle: self._on_copy_idle,
+            CopyHeld: self._on_copy_held,
+            OwnersAsked: self._on_owners_asked,
+            MayHaveMissed: self._on_may_have_missed,
+            Company: self._on_company,
             Tick: self._on_tick,
         }
         self._messages = {
@@ -152,6 +190,7 @@ class SegmentTable(Machine):
             "segment_requests_waiting": len(self._queue),
             "store_bytes_used": self.used,
             "store_bytes_warm": sum(self._warm.values()),
+            "store_bytes_idle": sum(self._idle.values()),
             "store_bytes_capacity": self.capacity,
         }
 
@@ -162,19 +201,29 @@ class SegmentTable(Machine):
         key = (event.sender, event.corr)
         if event.sender not in self._processes or key in self._queue:
             return
-        waiting = Waiting(event.sender, event.corr, need, max(message.wish_bytes, need))
+        self._wait(Waiting(event.sender, event.corr, need, max(message.wish_bytes, need)), now)
+
+    def _wait(self, waiting: Waiting, now: float) -> None:
+        """Grant it now, or as soon as there is room, or refuse it."""
         if waiting.least > self.capacity:
             text = (
-                f"{show_bytes(need)} were asked for, and this node's object store has {show_bytes(self.capacity)}. "
-                "Start with a larger object_store_memory, or store the value in parts"
+                f"{show_bytes(waiting.need)} were asked for, and this node's object store has "
+                f"{show_bytes(self.capacity)}. Start with a larger object_store_memory, or store the value in parts"
             )
-            self._emit(Send(event.sender, SegmentDenied(text), event.corr))
+            self._deny(waiting, text)
             return
+        key = (waiting.proc, waiting.corr)
         self._queue[key] = waiting
         self._grant_waiting()
         if key in self._queue:
             self._deadlines.set(key, now + WAIT_S)
             self._ask_to_trim(waiting.least)
+
+    def _deny(self, waiting: Waiting, text: str) -> None:
+        if waiting.is_copy:
+            self._emit(RoomDenied(waiting.corr, text))
+        else:
+            self._emit(Send(waiting.proc, SegmentDenied(text), waiting.corr))
 
     def _grant_waiting(self) -> None:
         """Grant in order of arrival what fits; what is too large now may be overtaken a few times."""
@@ -191,20 +240,29 @@ class SegmentTable(Machine):
                 other.overtaken += 1
 
     def _grant(self, waiting: Waiting) -> bool:
-        free = self.capacity - self.used + sum(self._warm.values())
+        free = self.capacity - self.used + sum(self._warm.values()) + sum(self._idle.values())
         if waiting.least > free:
             return False
-        size = choose_size(waiting.need, waiting.wish, free)
+        # A copy has just what it needs: nothing is ever added to it.
+        size = waiting.least if waiting.is_copy else choose_size(waiting.need, waiting.wish, free)
         recycled = self._find_warm(size)
-        if recycled is None:
-            while self.used + size > self.capacity:
+        while recycled is None and self.used + size > self.capacity:
+            if self._warm:
                 self._drop_warm(next(iter(self._warm)))
+            else:
+                self._evict(next(iter(self._idle)))
+                recycled = self._find_warm(size)
+        if recycled is None:
             self.used += size
         else:
             size = self._warm.pop(recycled)
         self._serial += 1
-        self._segments[self._serial] = Segment(self._serial, size, waiting.proc)
-        self._emit(GrantSegment(waiting.proc, waiting.corr, self._serial, size, recycled or 0))
+        ticket = waiting.corr if waiting.is_copy else 0
+        self._segments[self._serial] = Segment(self._serial, size, waiting.proc, ticket)
+        receiver = 0 if waiting.is_copy else waiting.proc
+        self._emit(GrantSegment(receiver, waiting.corr, self._serial, size, recycled or 0))
+        if waiting.is_copy:
+            self._emit(RoomGranted(ticket, self._serial, size))
         return True
 
     def _find_warm(self, size: int) -> int | None:
@@ -216,24 +274,33 @@ class SegmentTable(Machine):
 
     def _ask_to_trim(self, wanted: int) -> None:
         lacking = self.used + wanted - self.capacity
-        lessees = tuple(dict.fromkeys(x.lessee for x in self._segments.values() if x.lessee))
+        lessees = tuple(dict.fromkeys(x.lessee for x in self._segments.values() if x.lessee and not x.is_copy))
         if lessees:
             self._emit(Multicast(lessees, SegmentTrim(lacking)))
 
     def _on_tick(self, event: Tick, now: float) -> None:
         for key in self._deadlines.due(now):
-            waiting = self._queue.pop(key)
-            self._emit(Send(waiting.proc, SegmentDenied(self._full_text(waiting.need)), waiting.corr))
+            if key[1] in self._idle and not key[0]:
+                self._evict(key[1])
+            else:
+                waiting = self._queue.pop(key)
+                self._deny(waiting, self._full_text(waiting.need))
         self._grant_waiting()
+        self._trim_warm()
 
     def _full_text(self, need: int) -> str:
         by_lessee: dict[int, int] = {}
+        copies = 0
         for segment in self._segments.values():
-            by_lessee[segment.lessee] = by_lessee.get(segment.lessee, 0) + segment.size
-        largest = sorted(by_lessee.items(), key=lambda item: -item[1])[:3]
-        holders = ", ".join(
-            f"{self._processes.get(proc, 'processes that have ended')}: {show_bytes(held)}" for proc, held in largest
-        )
+            if segment.is_copy:
+                copies += segment.size
+            else:
+                by_lessee[segment.lessee] = by_lessee.get(segment.lessee, 0) + segment.size
+        named = {self._processes.get(proc, "processes that have ended"): held for proc, held in by_lessee.items()}
+        if copies:
+            named["copies of values on other nodes"] = copies
+        largest = sorted(named.items(), key=lambda item: -item[1])[:3]
+        holders = ", ".join(f"{name}: {show_bytes(held)}" for name, held in largest)
         return (
             f"the object store of this node is full: {show_bytes(need)} were asked for, segments with "
             f"{show_bytes(self.used)} of {show_bytes(self.capacity)} are allocated, and not enough became free within "
@@ -250,7 +317,7 @@ class SegmentTable(Machine):
             f"{show_bytes(self.used)} of {show_bytes(self.capacity)} in use, so the machine itself is short of memory "
             "or descriptors"
         )
-        self._emit(Send(segment.lessee, SegmentDenied(text), event.corr))
+        self._deny(Waiting(segment.lessee, event.corr, segment.size, 0, is_copy=segment.is_copy), text)
         self._grant_waiting()
 
     def _on_map(self, event: Received, message: SegmentMap, now: float) -> None:
@@ -265,17 +332,53 @@ class SegmentTable(Machine):
 
     def _on_release(self, event: Received, message: SegmentRelease, now: float) -> None:
         segment = self._segments.get(message.segment)
-        if segment is None or segment.lessee != event.sender:
+        if segment is None or segment.lessee != event.sender or segment.is_copy:
             return  # a late or repeated return
         del self._segments[segment.id]
         self._warm[segment.id] = segment.size
         self._grant_waiting()
+        self._trim_warm()
+
+    def _trim_warm(self) -> None:
         while self._warm and sum(self._warm.values()) > self.capacity // WARM_SHARE:
             self._drop_warm(next(iter(self._warm)))
 
     def _drop_warm(self, segment: int) -> None:
         self.used -= self._warm.pop(segment)
         self._emit(DropSegment(segment))
+
+    # ------------------------------------------------------------------ copies
+
+    def _on_room_wanted(self, event: RoomWanted, now: float) -> None:
+        self._wait(Waiting(event.node, event.ticket, max(event.size, 1), 0, is_copy=True), now)
+
+    def _on_room_unwanted(self, event: RoomUnwanted, now: float) -> None:
+        self._deadlines.clear((event.node, event.ticket))
+        if self._queue.pop((event.node, event.ticket), None) is not None:
+            self._grant_waiting()
+
+    def _on_room_returned(self, event: RoomReturned, now: float) -> None:
+        segment = self._segments.pop(event.segment, None)
+        if segment is None:
+            return  # the system had refused it
+        self.used -= segment.size
+        self._emit(DropSegment(event.segment))
+        self._grant_waiting()
+
+    def _on_copy_idle(self, event: CopyIdle, now: float) -> None:
+        self._idle[event.segment] = self._segments[event.segment].size
+        self._deadlines.set((0, event.segment), now + IDLE_S)
+        self._grant_waiting()
+
+    def _on_copy_held(self, event: CopyHeld, now: float) -> None:
+        if self._idle.pop(event.segment, None) is not None:
+            self._deadlines.clear((0, event.segment))
+
+    def _evict(self, segment: int) -> None:
+        del self._segments[segment]
+        self._warm[segment] = self._idle.pop(segment)
+        self._deadlines.clear((0, segment))
+        self._emit(CopyEvicted(segment))
 
     # ------------------------------------------------------------------ the lessee's death
 
@@ -288,58 +391,58 @@ class SegmentTable(Machine):
         for key in [key for key in self._queue if key[0] == event.proc]:
             del self._queue[key]
             self._deadlines.clear(key)
-        for segment, adoption in list(self._adoptions.items()):
-            adoption.awaited.pop(event.proc, None)
-            adoption.claims.pop(event.proc, None)
-            self._drop_if_unclaimed(segment)
+        self._adoptions.forget_member(event.proc)
         for held in [x for x in self._segments.values() if x.lessee == event.proc]:
             self._adopt(held)
-        self._grant_waiting()
+        self._drop_unneeded()
 
     def _adopt(self, segment: Segment) -> None:
-        segment.lessee = 0
+        lessee, segment.lessee = segment.lessee, 0
         cores = tuple(self._processes)
-        self._adoptions[segment.id] = Adoption(dict.fromkeys(cores), {})
         if cores:
-            self._emit(Multicast(cores, SegmentAdopted(segment.id)))
-        self._drop_if_unclaimed(segment.id)
+            self._emit(Multicast(cores, SegmentAdopted(segment.id, self._node, lessee)))
+        self._ask_elsewhere(self._adoptions.begin(segment.id, lessee, cores))
+
+    def _ask_elsewhere(self, questions: list[SegmentOrphaned]) -> None:
+        for question in questions:
+            self._emit(ToControl(question))
+
+    def ask_again(self) -> None:
+        """What members of other nodes have said to this one may have been lost."""
+        self._ask_elsewhere(self._adoptions.ask(self._adoptions))
+
+    def _on_owners_asked(self, event: OwnersAsked, now: float) -> None:
+        self._adoptions.asked(event.segment, event.procs)
+        self._drop_unneeded(event.segment)
+
+    def _on_may_have_missed(self, event: MayHaveMissed, now: float) -> None:
+        self._ask_elsewhere(self._adoptions.ask(self._adoptions.concerning(event.procs)))
+
+    def _on_company(self, event: Company, now: float) -> None:
+        self._adoptions.set_alone(alone=event.alone)
+        self._drop_unneeded()
 
     def _on_claims(self, event: Received, message: SegmentClaims, now: float) -> None:
-        adoption = self._adoptions.get(message.segment)
-        if adoption is None or event.sender not in adoption.awaited:
-            return  # nobody asked, or it is answered already
-        del adoption.awaited[event.sender]
-        if message.blocks:
-            adoption.claims[event.sender] = dict.fromkeys(offset for offset, _ in message.blocks)
-        self._drop_if_unclaimed(message.segment)
-        self._grant_waiting()
+        self._adoptions.claim(message.segment, event.sender, [offset for offset, _ in message.blocks])
+        self._drop_unneeded(message.segment)
 
     def _on_freed(self, event: Received, message: BlocksFreed, now: float) -> None:
-        adoption = self._adoptions.get(message.segment)
-        claims = adoption.claims.get(event.sender) if adoption is not None else None
-        if adoption is None or claims is None:
-            return
-        for offset in message.offsets:
-            claims.pop(offset, None)
-        if not claims:
-            del adoption.claims[event.sender]
-        self._drop_if_unclaimed(message.segment)
-        self._grant_waiting()
+        self._adoptions.free(message.segment, event.sender, message.offsets)
+        self._drop_unneeded(message.segment)
 
-    def _drop_if_unclaimed(self, segment: int) -> None:
-        adoption = self._adoptions[segment]
-        if adoption.awaited or adoption.claims:
-            return
-        del self._adoptions[segment]
-        self.used -= self._segments.pop(segment).size
-        self._emit(DropSegment(segment))
+    def _drop_unneeded(self, segment: int | None = None) -> None:
+        self._drop(self._adoptions.unneeded(segment))
+
+    def _drop(self, segments: list[int]) -> None:
+        for segment in segments:
+            self.used -= self._segments.pop(segment).size
+            self._emit(DropSegment(segment))
+        self._grant_waiting()
 
     def lose_adopted(self) -> int:
         """For tests of what readers do then: drop every adopted segment, as if its memory were lost."""
-        lost = list(self._adoptions)
-        for segment in lost:
-            self._adoptions[segment] = Adoption({}, {})
-            self._drop_if_unclaimed(segment)
+        lost = self._adoptions.lose_all()
+        self._drop(lost)
         return len(lost)
 
     # ------------------------------------------------------------------ invariants
@@ -353,17 +456,18 @@ class SegmentTable(Machine):
         for segment in self._segments.values():
             adopted = segment.id in self._adoptions
             self._require(adopted == (segment.lessee == 0), f"{segment} is adopted and lent")
-            self._require(adopted or segment.lessee in self._processes, f"{segment} is lent to the dead")
+            known = adopted or segment.is_copy or segment.lessee in self._processes
+            self._require(known, f"{segment} is lent to the dead")
+        for idle in self._idle:
+            self._require((0, idle) in self._deadlines, f"copy {idle} may be kept for ever")
+            self._require(idle in self._segments and self._segments[idle].is_copy, f"segment {idle} is no idle copy")
         for key, waiting in self._queue.items():
             self._require(key in self._deadlines, f"{waiting} may wait for ever")
-            self._require(key[0] in self._processes, f"{waiting} has died")
-        for segment_id, adoption in self._adoptions.items():
-            self._require(adoption.awaited or adoption.claims, f"segment {segment_id} is kept for nobody")
-            for proc in (*adoption.awaited, *adoption.claims):
-                self._require(proc in self._processes, f"segment {segment_id} is kept for the dead")
+            self._require(waiting.is_copy or key[0] in self._processes, f"{waiting} has died")
+        self._require(not (wrong := self._adoptions.violation(self._processes)), wrong)
         held_up = False
         for waiting in self._queue.values():
-            fits = self.used - warm + waiting.least <= self.capacity
+            fits = self.used - warm - sum(self._idle.values()) + waiting.least <= self.capacity
             self._require(held_up or not fits, f"{waiting} fits and waits")
             held_up = held_up or waiting.overtaken >= OVERTAKES
 

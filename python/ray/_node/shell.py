@@ -21,17 +21,21 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from ray._control import messages
 from ray._control.machine import Effect, Event, Log, Multicast, Send, Tick, ToNode, earliest
-from ray._node import descriptors, events, process, registry, session, wire
+from ray._node import descriptors, events, peer_protocol, process, registry, session, wire
 from ray._node.event_log import EventLog, keep
 from ray._node.files import Files
 from ray._node.logs import LogFiles
 from ray._node.manager import CoreJoined, CoreLeft, FrameCame, Shutdown
+from ray._node.membership import Commit, Durable, Seek
+from ray._node.memory_reader import MemoryReader
+from ray._node.seeker import Seeker
 from ray._protocol import (
     DESCRIBE_NOTHING,
     KINDS,
     Describe,
     Described,
     Message,
+    Pulled,
     SegmentGranted,
     SegmentMapped,
     TaskEvents,
@@ -41,11 +45,12 @@ from ray._protocol import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from ray._control.storage.writer import StorageWriter
     from ray._node.config import NodeConfig
     from ray._node.forkserver import ForkServer
     from ray._node.membership import Membership
 
-LIFELINE, SIGNALS, LOGS, DRIVER, ZYGOTE = 1, 2, 3, 4, 5
+LIFELINE, SIGNALS, LOGS, DRIVER, SEEKER, RECORDS, STALLS, ZYGOTE = 1, 2, 3, 4, 5, 6, 7, 8
 """Tokens of watched descriptors. Zygotes count on from the last, one token for each."""
 
 SHUTDOWN_S: Final = 3.0
@@ -73,6 +78,12 @@ class Core(Protocol):
     def address(self) -> str | None: ...
     def set_node_address(self, node: int, address: str) -> None: ...
     def forget_node(self, node: int, cause: str) -> None: ...
+    def offer_segment(self, segment: int, fd: int, size: int, filled: int) -> None: ...
+    def withdraw_segment(self, segment: int) -> bool: ...
+    def pull(
+        self, ticket: int, sources: Sequence[tuple[int, str, int, int]], length: int, segment: int, fd: int, offset: int
+    ) -> None: ...
+    def cancel_pull(self, ticket: int) -> None: ...
     def close(self) -> None: ...
 
 
@@ -86,6 +97,7 @@ class Shell:
         forks: Its zygote.
         signals: A pipe that gets the number of each SIGCHLD and SIGTERM.
         memfd: Creates a sealed memory file: (name, bytes) -> descriptor.
+        records: What keeps the control service's records; None if nothing does.
     """
 
     def __init__(
@@ -96,6 +108,7 @@ class Shell:
         forks: ForkServer,
         signals: int,
         memfd: Callable[[str, int], int],
+        records: StorageWriter | None = None,
     ) -> None:
         self._config = config
         self._core = core
@@ -108,12 +121,17 @@ class Shell:
         self._logs_open = False
         self._history = EventLog(f"{config.session_dir}/events", config.node)
         self._files = Files(config.session_dir)
+        self._memory: MemoryReader | None = None
         self._segments: dict[int, int] = {}
         self._jobs: dict[int, int] = {}
         self._queue: deque[Event] = deque()
-        self._zygote_token = ZYGOTE - 1
+        self._zygote_token = 0
         self._ending = ""
+        self._keeps_logs = False
+        """Nobody wanted the end, and nobody is told of it: all that says why is the node's log."""
         self._at_end = ""
+        self._seeker = Seeker(config.token)
+        self._records = records
         self._backlog: Callable[[int], int] | None = getattr(core, "backlog", None)
         self._perform: dict[type[Effect], Callable[..., None]] = {
             Send: self._send,
@@ -122,6 +140,8 @@ class Shell:
             ToNode: self._send_to_node,
             events.FlushLogs: self._flush_logs,
             Shutdown: self._shutdown,
+            Commit: self._commit,
+            Seek: lambda effect: self._seeker.seek(effect.addresses),
             events.Pass: self._pass,
             events.KnowNode: self._know_node,
             events.ForgetNode: lambda effect: self._core.forget_node(effect.node, effect.cause),
@@ -130,13 +150,21 @@ class Shell:
             events.ReadFile: self._read_file,
             events.Fork: self._fork,
             events.Kill: self._kill,
+            events.Freeze: lambda effect: self._signal(effect.pids, signal.SIGSTOP),
+            events.Thaw: lambda effect: self._signal(effect.pids, signal.SIGCONT),
+            events.Guard: lambda effect: self._forks.guard(effect.until, effect.added, effect.gone),
             events.ReadLogTail: self._read_log_tail,
+            events.ReadMemory: self._read_memory,
             events.LookAtDescriptors: self._look_at_descriptors,
             events.Labelled: lambda effect: self._logs.set_label(effect.proc, effect.label),
             events.Disconnect: lambda effect: self._core.disconnect(effect.proc),
             events.GrantSegment: self._grant_segment,
             events.ShareSegment: self._share_segment,
             events.DropSegment: self._drop_segment,
+            events.StartPull: self._start_pull,
+            events.CancelPull: lambda effect: self._core.cancel_pull(effect.ticket),
+            events.ShareCopy: self._share_copy,
+            events.ToPeer: self._tell_peer,
         }
 
     # ------------------------------------------------------------------ the loop
@@ -173,6 +201,9 @@ class Shell:
 
     def _watch(self) -> None:
         self._core.watch_fd(self._signals, SIGNALS)
+        self._core.watch_fd(self._seeker.fileno(), SEEKER)
+        if self._records is not None:
+            self._core.watch_fd(self._records.fileno(), RECORDS)
         self._watch_zygote()
         if self._config.lifeline_fd >= 0:
             self._core.watch_fd(self._config.lifeline_fd, LIFELINE)
@@ -199,7 +230,7 @@ class Shell:
     def _watch_zygote(self) -> None:
         # A token of its own for each zygote: an event about the one before may still be on its way.
         self._core.unwatch_fd(self._zygote_token)
-        self._zygote_token += 1
+        self._zygote_token = max(self._zygote_token + 1, ZYGOTE)
         self._core.watch_fd(self._forks.fileno(), self._zygote_token)
 
     def _heard(self, event: tuple[object, ...]) -> None:
@@ -208,10 +239,12 @@ class Shell:
                 self._queue.append(FrameCame(proc, kind, corr, body))
             case ("joined", int(proc), int(role), int(pid)):
                 self._queue.append(CoreJoined(proc, role, pid))
-            case ("left", int(proc), reason):
-                self._queue.append(CoreLeft(proc, str(reason)))
+            case ("left", int(proc), str(reason), bool(ended)):
+                self._queue.append(CoreLeft(proc, reason, ended))
             case ("fd", int(token)):
                 self._on_fd(token)
+            case ("pulled", int(ticket), str(error), list(failures), int(count)):
+                self._queue.append(events.PullDone(ticket, error, tuple(failures), count))
             case _:
                 log(f"the core reported something unknown: {event!r}")
         self._work()
@@ -249,8 +282,39 @@ class Shell:
                 self._ending = "the driver let go"
         elif token == DRIVER:
             self._ending = "the driver has ended"
+        elif token == SEEKER:
+            self._queue.extend(self._seeker.read())
+        elif token == RECORDS:
+            self._on_records()
+        elif token == STALLS:
+            if self._memory is not None:
+                self._memory.take_stall()
+                self._queue.append(events.MemoryStalled())
         elif token == self._zygote_token:
             self._read_zygote()
+
+    # ------------------------------------------------------------------ records
+
+    def _commit(self, effect: Commit) -> None:
+        from ray._control.storage.interface import StorageError, Write
+
+        assert self._records is not None
+        writes = [Write(record.table, record.key, record.value) for record in effect.records]
+        try:
+            number = self._records.submit(writes)
+        except StorageError as error:
+            # What was not kept must not be acknowledged, and the next head has to begin where this one is.
+            self._ending = f"the control service's records cannot be kept: {error}"
+            return
+        assert number == effect.number, "commits are numbered alike"
+
+    def _on_records(self) -> None:
+        assert self._records is not None
+        progress = self._records.completed()
+        if progress.error is not None:
+            self._ending = f"the control service's records cannot be kept: {progress.error}"
+        else:
+            self._queue.append(Durable(progress.durable_up_to))
 
     # ------------------------------------------------------------------ processes
 
@@ -273,6 +337,7 @@ class Shell:
         if not self._logs_open:
             self._core.watch_fd(self._logs.open(), LOGS)
             self._logs_open = True
+            self._open_memory()
         try:
             env_vars = wire.decode_env(effect.env)
         except ValueError as error:
@@ -300,17 +365,36 @@ class Shell:
         except ProcessLookupError:
             log(f"process {effect.pid} was to be killed and is not there")
 
+    def _signal(self, pids: tuple[int, ...], number: int) -> None:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
     def _read_log_tail(self, effect: events.ReadLogTail) -> None:
         rest, tail = self._logs.end(effect.proc, effect.pid, time.monotonic())
         for proc, lines in rest:
             self._forward(proc, lines)
         self._jobs.pop(effect.proc, None)
         usage = events.DescriptorUsage(*descriptors.usage(os.getpid()))
-        self._queue.appendleft(events.LogTail(effect.proc, tail, usage))
+        oom_kill = self._memory.claim_oom_kill() if self._memory is not None and effect.unexplained else ""
+        self._queue.appendleft(events.LogTail(effect.proc, tail, usage, oom_kill))
 
     def _look_at_descriptors(self, effect: events.LookAtDescriptors) -> None:
         seen = [events.DescriptorUsage(*descriptors.usage(pid)) for pid in (effect.asker_pid, effect.pid, os.getpid())]
         self._queue.appendleft(events.DescriptorsSeen(effect.asker, effect.proc, *seen))
+
+    def _open_memory(self) -> None:
+        """Before the first worker: the kernel's counts are compared with what they were."""
+        self._memory = MemoryReader(limit_bytes=self._config.memory.limit_bytes)
+        if self._config.memory.look_s_max > 0 and (stalls := self._memory.watch_stalls()) >= 0:
+            self._core.watch_fd(stalls, STALLS)
+
+    def _read_memory(self, effect: events.ReadMemory) -> None:
+        if self._memory is not None:
+            own = dict.fromkeys(self._manager.pool.pids(), "a worker without work")
+            own |= {os.getpid(): "the node", self._forks.pid: "the fork server"}
+            seen = self._memory.read(own, self._segments.values(), detailed=effect.detailed)
+            self._queue.appendleft(seen)
 
     def _forward(self, proc: int, lines: Message) -> None:
         for driver in self._manager.log_receivers(self._jobs.get(proc, 0)):
@@ -367,21 +451,56 @@ class Shell:
 
     def _grant_segment(self, effect: events.GrantSegment) -> None:
         try:
-            fd = self._segments.pop(effect.recycled, -1) if effect.recycled else -1
+            fd = self._recycle(effect.recycled) if effect.recycled else -1
             if fd < 0:
                 fd = self._memfd(f"ray-segment-{effect.segment}", effect.size)
+            self._segments[effect.segment] = fd
+            # A copy is offered before it is pulled, because other nodes may be told of it earlier than this one is told
+            # from where to pull it.
+            self._core.offer_segment(effect.segment, fd, effect.size, effect.size if effect.to else 0)
         except OSError as error:
+            self._forget_segment(effect.segment)
             self._queue.append(events.SegmentFailed(effect.segment, effect.corr, str(error)))
             return
-        self._segments[effect.segment] = fd
-        self._send_with_fd(effect.to, effect.corr, SegmentGranted(effect.segment, effect.size), fd)
+        if effect.to:
+            self._send_with_fd(effect.to, effect.corr, SegmentGranted(effect.segment, effect.size), fd)
+
+    def _recycle(self, segment: int) -> int:
+        """The memory file of a segment that is not used any more, unless parts of it are on their way elsewhere."""
+        if self._core.withdraw_segment(segment):
+            return self._segments.pop(segment, -1)
+        self._forget_segment(segment)
+        return -1
+
+    def _forget_segment(self, segment: int) -> None:
+        fd = self._segments.pop(segment, -1)
+        if fd >= 0:
+            os.close(fd)
 
     def _share_segment(self, effect: events.ShareSegment) -> None:
         message = SegmentMapped(effect.segment, effect.size, effect.lessee)
         self._send_with_fd(effect.to, effect.corr, message, self._segments[effect.segment])
 
     def _drop_segment(self, effect: events.DropSegment) -> None:
-        os.close(self._segments.pop(effect.segment))
+        self._core.withdraw_segment(effect.segment)
+        self._forget_segment(effect.segment)
+
+    # ------------------------------------------------------------------ copies from other nodes
+
+    def _start_pull(self, effect: events.StartPull) -> None:
+        try:
+            fd = self._segments[effect.segment]
+            self._core.pull(effect.ticket, effect.sources, effect.len, effect.segment, fd, 0)
+        except (OSError, ValueError) as error:
+            self._queue.append(events.PullDone(effect.ticket, str(error)))
+
+    def _share_copy(self, effect: events.ShareCopy) -> None:
+        message = Pulled(effect.segment, effect.size, effect.offset)
+        self._send_with_fd(effect.to, effect.corr, message, self._segments[effect.segment])
+
+    def _tell_peer(self, effect: events.ToPeer) -> None:
+        kind = peer_protocol.PEER_KINDS[type(effect.message)]
+        self._core.send(effect.node, kind, 0, peer_protocol.encode(effect.message))
 
     # ------------------------------------------------------------------ the end
 
@@ -396,6 +515,7 @@ class Shell:
     def _shutdown(self, effect: Shutdown) -> None:
         self._flush_logs(effect)
         self._ending = effect.reason
+        self._keeps_logs = not effect.wanted and self._config.is_public
 
     def _gather_records(self) -> None:
         """Workers are about to be killed: what they have not told of the tasks that they ended is asked for."""
@@ -426,13 +546,19 @@ class Shell:
             self._gather_records()
         self._forks.kill()
         kill_children(self._manager.pool.pids(), self._signals, SHUTDOWN_S)
+        self._seeker.close()
+        if self._records is not None:
+            self._records.close()
         self._core.close()
         for fd in self._segments.values():
             os.close(fd)
         self._logs.close()
         self._history.close()
+        if self._memory is not None:
+            self._memory.close()
         if self._ending:
             keep(self._config.session_dir)
+        if self._ending and not self._keeps_logs:
             session.remove(self._config.session_dir)  # after a crash, the logs in it are all that is left to look at
 
 

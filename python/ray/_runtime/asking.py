@@ -1,7 +1,7 @@
 """Asking a running cluster what it does, from inside of it or as a tool from outside.
 
-Owns the connection of a process that is in no cluster, for as long as the question takes. A tool owns nothing in the
-cluster, and no job begins or ends with it. Knows nothing of what is asked.
+Owns the connection of a process that is in no cluster, for as long as the questions take. Knows nothing of what is
+asked.
 """
 
 from __future__ import annotations
@@ -9,17 +9,14 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 if TYPE_CHECKING:
     from types import TracebackType
 
     from ray._core import Core
-    from ray._runtime.joining import Place
+    from ray._runtime.tool import Tool
 
 __all__ = ["Asker"]
 
-CLOSE_S = 5.0  # how long a node that was started for this tool alone may take to end
 MARGIN_S = 2.0  # how much longer than the cluster itself a question is waited for
 
 
@@ -27,46 +24,25 @@ class Asker:
     """Questions to one cluster; closed at the end of a `with` block.
 
     Args:
-        address: "HOST:PORT", or "auto"; None: the cluster that this process is in, else as in `ray.init`.
+        address: "HOST:PORT", or "auto"; None: the cluster that this process is in, else as `ray status` finds one.
         timeout_s: How long all questions together may take.
 
     Raises:
-        ConnectionError: If there is no cluster, or it cannot be joined.
+        ConnectionError: If there is no cluster, or it cannot be joined; the text says why, and what to do.
+        ValueError: If `address` is none, or the token that the environment names is none.
     """
 
     def __init__(self, address: str | None = None, *, timeout_s: float = 30.0) -> None:
         from ray._runtime import session
+        from ray._runtime.tool import Tool
 
         self.deadline = time.monotonic() + timeout_s
-        self._own: Core | None = None
-        self._place: Place | None = None
+        self._tool: Tool | None = None
         if address is None and session.core is not None:
             self.core: Core = session.core
             return
-        self.core = self._own = self._join(address)
-
-    def _join(self, address: str | None) -> Core:
-        from ray import _core
-        from ray._node.config import session_of
-        from ray._runtime import joining, session
-
-        chosen = joining.choose(address if address is not None else None)
-        if chosen == "local":
-            chosen = joining.choose("auto")
-        place = self._place = joining.enter(chosen)
-        try:
-            return _core.Core(
-                address=place.socket,
-                session=session_of(place.token),
-                token=place.token,
-                node=place.node,
-                proc=_core.random_id(),
-                role=_core.ROLE_TOOL,
-                hooks=session.hooks(),
-            )
-        except BaseException:
-            self._end_node()
-            raise
+        self._tool = Tool(address)
+        self.core = self._tool.core
 
     @property
     def left_s(self) -> float:
@@ -75,8 +51,8 @@ class Asker:
 
     @property
     def own_node(self) -> int:
-        """The node that was started for this tool alone; 0 if it uses another."""
-        return self._place.node if self._place is not None and self._place.process is not None else 0
+        """The node that was started for these questions alone; 0 if they go through another."""
+        return self._tool.own_node if self._tool is not None else 0
 
     def request(self, op: str, **arguments: Any) -> Any:
         """Asks something.
@@ -88,12 +64,7 @@ class Asker:
         """
         from ray._runtime import session
 
-        body = msgspec.msgpack.encode(arguments) if arguments else b""
-        try:
-            reply = self.core.request(op, body, self.left_s + MARGIN_S)
-        except RuntimeError as error:
-            raise session.refusal(error) from None
-        return msgspec.msgpack.decode(reply) if reply else None
+        return session.ask(self.core, op, self.left_s + MARGIN_S, arguments)
 
     def collect(self, what: str, limit: int) -> dict[str, Any]:
         """What nodes and their members say; see `ray._node.looks`."""
@@ -110,15 +81,8 @@ class Asker:
 
     def close(self) -> None:
         """Leaves, if it had joined."""
-        if self._own is not None:
-            self._own.close()
-            self._own = None
-        self._end_node()
-
-    def _end_node(self) -> None:
-        if self._place is not None and self._place.process is not None:
-            self._place.process.close(CLOSE_S)
-            self._place = None
+        if self._tool is not None:
+            self._tool.close()
 
     def __enter__(self) -> Asker:
         return self

@@ -6,7 +6,9 @@ runs here, one without resources is started for the driver alone (a *client* nod
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,12 +18,19 @@ from ray._runtime import token as tokens
 if TYPE_CHECKING:
     from ray._node.launch import NodeProcess
     from ray._node.registry import Record
+    from ray._runtime.nodes import HeadFacts
 
-__all__ = ["Place", "choose", "find"]
+__all__ = ["Place", "choose", "choose_running", "discover", "enter", "find", "own_ip", "primary_ip", "reach"]
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
 DISCOVER_S = 10.0  # how long a head may take to answer
+CANDIDATES_MAX = 8  # addresses of one host name that are tried; further ones are left out
+ELSEWHERE = ("198.51.100.1", "2001:db8::1")  # reserved for documentation: any route to others leads there
 CLIENT_STORE_BYTES = 256 << 20  # shared memory of a client node: its driver's large values, and copies of others'
+
+
+class RefusedError(ConnectionError):
+    """There is such a cluster, and it does not take this program."""
 
 
 class Place(msgspec.Struct):
@@ -75,32 +84,63 @@ def choose(address: str | None) -> str:
     return check_address(asked.removeprefix("ray://"))
 
 
+def choose_running(address: str | None) -> str:
+    """The same for what needs a cluster that runs, and never starts one.
+
+    Raises:
+        TypeError, ValueError: If it is no address.
+        ConnectionError: If none is found.
+    """
+    where = choose(address or "auto")
+    if where == "local":
+        message = f"{address or ADDRESS_VARIABLE} stands for no running cluster: give an address, as HOST:PORT"
+        raise ConnectionError(message)
+    return where
+
+
 def check_address(address: str) -> str:
-    """`address`, if it is of the form "host:port".
+    """`address`, if it is of the form "host:port", or several of these with commas between them: of standbys, too.
 
     Raises:
         ValueError: If it is not.
     """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        message = f"{address!r} is no address of a cluster: it has the form HOST:PORT, such as 10.0.0.1:6379"
-        raise ValueError(message)
+    for each in address.split(","):
+        host, _, port = each.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+            message = f"{each!r} is no address of a cluster: it has the form HOST:PORT, such as 10.0.0.1:6379"
+            raise ValueError(message)
     return address
 
 
 def _latest() -> Record | None:
     from ray._node import registry
 
-    return next((record for record in registry.running() if not record.private), None)
+    return next(iter(registry.public()), None)
 
 
 def find(address: str) -> Record | None:
-    """The node of this machine that belongs to the cluster which is joined at `address`; heads are preferred."""
+    """The node of this machine that belongs to the cluster which is joined at `address`; heads are preferred.
+
+    "localhost:6379" also finds a head that listens at this port of another of this machine's addresses alone.
+    """
     from ray._node import registry
 
-    records = [x for x in registry.running() if is_same(x.head_address, address) or is_same(x.address, address)]
+    running = registry.running()
+    records = [x for x in running if _is_any(x.head_address, address) or _is_any(x.address, address)]
+    if not records and _is_loopback(address):
+        port = address.rpartition(":")[2]
+        records = [x for x in running if x.is_head and x.address.rpartition(":")[2] == port]
     records.sort(key=lambda record: not record.is_head)
     return records[0] if records else None
+
+
+def _is_loopback(address: str) -> bool:
+    return any(number == "::1" or number.startswith("127.") for number in _numbers(address.rpartition(":")[0]))
+
+
+def _is_any(some: str, others: str) -> bool:
+    """Whether two lists of addresses have one in common."""
+    return any(is_same(one, other) for one in some.split(",") for other in others.split(","))
 
 
 def is_same(one: str, other: str) -> bool:
@@ -129,12 +169,13 @@ def enter(address: str) -> Place:
     """
     record = find(address)
     if record is not None:
-        ip = record.address.rpartition(":")[0] or "127.0.0.1"
+        _check_python(record.python, address)
+        ip = record.address.rpartition(":")[0].strip("[]") or "127.0.0.1"
         return Place(record.node, record.socket, record.session_dir, record.token, record.head_address, ip)
     return _start_client(address)
 
 
-def discover(address: str, token: bytes) -> int:
+def discover(address: str, token: bytes, timeout_s: float = DISCOVER_S) -> int:
     """The key of the node that listens at `address`.
 
     Raises:
@@ -143,14 +184,74 @@ def discover(address: str, token: bytes) -> int:
     from ray import _core
 
     try:
-        node, _, _ = _core.discover(address, token, DISCOVER_S)
+        node, _, minor = _core.discover(address, token, timeout_s)
     except PermissionError as error:
         message = f"{error}. {TOKEN_REMEDY}"
-        raise ConnectionError(message) from None
+        raise RefusedError(message) from None
     except (TimeoutError, OSError) as error:
         message = f"the cluster at {address} cannot be joined: {error}"
         raise ConnectionError(message) from None
+    _check_python(f"3.{minor}", address)
     return node
+
+
+def _check_python(theirs: str, address: str) -> None:
+    """Refuses another minor version of Python, whose pickled functions this one could not run.
+
+    Raises:
+        ConnectionError: If it is another one.
+    """
+    ours = ".".join(map(str, sys.version_info[:3]))
+    if theirs and theirs.split(".")[:2] != ours.split(".")[:2]:
+        wanted = ".".join(theirs.split(".")[:2])
+        message = (
+            f"the cluster at {address} runs Python {theirs}, and this is Python {ours}: functions are exchanged as "
+            f"code that only the same minor version can run. Use Python {wanted} here (its patch level may differ), or "
+            "start the cluster with this Python"
+        )
+        raise RefusedError(message)
+
+
+def reach(address: str, token: bytes) -> HeadFacts:
+    """The head at `address`, whose host may be a name; its own is a number, as the transport needs it.
+
+    Of several addresses, with commas between them, the one that answers is the first of the result, and the others
+    follow: that is where the next head may be found.
+
+    Raises:
+        ConnectionError: If it does not answer, or is not of this version, or the token is not its cluster's.
+    """
+    from ray._runtime.nodes import HeadFacts
+
+    candidates = [candidate for each in address.split(",") for candidate in _candidates(each)]
+    several = "," in address
+    first: ConnectionError | None = None
+    for candidate in candidates:
+        try:
+            node = discover(candidate, token, DISCOVER_S / len(candidates))
+            others = [other for other in candidates if other != candidate] if several else []
+            return HeadFacts(node, ",".join([candidate, *others]))
+        except RefusedError:
+            raise
+        except ConnectionError as error:  # another of its addresses may be the one
+            first = first or error
+    assert first is not None  # there is at least one candidate
+    raise first
+
+
+def _candidates(address: str) -> list[str]:
+    """What the host of an address stands for, with its port; the address itself if nobody knows."""
+    import socket
+
+    from ray._node.config import address_of
+
+    host, _, port = address.rpartition(":")
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+    except OSError:
+        return [address]
+    numbers = dict.fromkeys(str(info[4][0]) for info in found)
+    return [address_of(number, int(port)) for number in numbers][:CANDIDATES_MAX]
 
 
 TOKEN_REMEDY = (
@@ -163,28 +264,37 @@ def own_ip(towards: str) -> str:
     """The address of this machine as the peer at `towards` ("host:port") sees it, before any translation."""
     import socket
 
-    host, _, port = towards.rpartition(":")
+    host, _, port = towards.partition(",")[0].rpartition(":")
     family, _, _, _, peer = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, socket.SOCK_DGRAM) as probe:  # connecting it sends nothing
         probe.connect(peer)
         return str(probe.getsockname()[0])
 
 
+def primary_ip() -> str | None:
+    """The address by which this machine reaches others; None if it has no way to any."""
+    for elsewhere in ELSEWHERE:
+        with contextlib.suppress(OSError):
+            return own_ip(f"[{elsewhere}]:9")
+    return None
+
+
 def _start_client(address: str) -> Place:
+    from ray._node.config import address_of
     from ray._runtime import nodes
 
     token = tokens.find()
     if token is None:
         message = f"no node of the cluster at {address} runs on this machine, and no token is known. {TOKEN_REMEDY}"
         raise ConnectionError(message)
-    head = nodes.HeadFacts(discover(address, token), address)
-    ip = own_ip(address)
+    head = reach(address, token)
+    ip = own_ip(head.address)
     process: NodeProcess = nodes.start(
         token=token,
         amounts={"object_store_memory": CLIENT_STORE_BYTES * 10_000},
         ip=ip,
         head=head,
-        listen=f"{ip}:0",
+        listen=address_of(ip, 0),
         name="client",
         client=True,
     )

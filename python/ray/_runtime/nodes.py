@@ -44,6 +44,9 @@ def start(
     findable: bool = False,
     private: bool = False,
     client: bool = False,
+    records: str = "",
+    standby: bool = False,
+    temp_dir: str = "",
 ) -> NodeProcess:
     """Starts a node and waits until it serves.
 
@@ -60,16 +63,24 @@ def start(
         findable: Whether drivers of this user find it on this machine.
         private: The same, but only by its address.
         client: Whether it is only there for a driver outside of the cluster.
+        records: Where a head keeps what must outlive it, such as "sqlite:///path"; empty: nowhere.
+        standby: Whether a head waits, before it serves, until no other one leads with these records.
+        temp_dir: Where its session directory lies, instead of among this user's others.
 
     Raises:
-        ValueError: If no node can be like that.
+        ValueError: If no node can be like that, or the environment wants a memory watch that makes no sense.
         RuntimeError: If it does not start, with its own words and the end of its log.
     """
     from ray import _core
     from ray._node import launch
-    from ray._node.config import NodeConfig, session_of
+    from ray._node.config import NodeConfig, read_memory_settings, session_of
     from ray._runtime.resources import gpu_ids
 
+    nodes_dir = ""
+    if temp_dir:
+        from ray._node import registry
+
+        nodes_dir = registry.directory()  # the node is found where all others are, wherever its directory lies
     cwd = current_directory()
     amounts = dict(amounts)
     if not client:
@@ -95,11 +106,15 @@ def start(
         listen=listen,
         findable=findable,
         private=private,
+        nodes_dir=nodes_dir,
         client=client,
+        records=records,
+        standby=standby,
         head_node=head.node if head is not None else 0,
         head_address=head.address if head is not None else "",
+        memory=read_memory_settings(os.environ),
     )
-    return launch.start_local_node(config, stays=stays)
+    return launch.start_local_node(config, stays=stays, temp_dir=temp_dir)
 
 
 def current_directory() -> str:
@@ -118,14 +133,18 @@ def current_directory() -> str:
         raise RuntimeError(message) from None
 
 
-def join(core: Any, address: str, token: bytes, node: int) -> Any:
-    """A core of this process as a driver on a node of this machine.
+def join(core: Any, address: str, token: bytes, node: int, role: int = 0) -> Any:
+    """A core of this process on a node of this machine.
 
     Args:
         core: The native module.
         address: The path of the node's socket.
         token: The cluster's.
         node: The node's key.
+        role: What this process is; a driver by default.
+
+    Raises:
+        ValueError: If `RAY_task_oom_retries` is not a whole number.
     """
     from ray._node.config import session_of
     from ray._runtime import session
@@ -136,6 +155,7 @@ def join(core: Any, address: str, token: bytes, node: int) -> Any:
         token=token,
         node=node,
         proc=core.random_id(),
-        role=core.ROLE_DRIVER,
+        role=role or core.ROLE_DRIVER,
         hooks=session.hooks(),
+        task_oom_retries=session.task_oom_retries(),
     )

@@ -413,7 +413,7 @@ def nodes(asker: Asker, filters: list[Filter], limit: int) -> Listing:
 
 def actors(asker: Asker, filters: list[Filter], limit: int) -> Listing:
     """Actors, also dead ones that are remembered."""
-    return _listed((_actor_row(actor) for actor in asker.request("state.actors")), filters, limit)
+    return _listed((_actor_row(actor) for actor in asker.request("actor.list")), filters, limit)
 
 
 def _actor_row(actor: dict[str, Any]) -> dict[str, Any]:
@@ -460,8 +460,34 @@ def _job_row(job: dict[str, Any], places: dict[int, str]) -> dict[str, Any]:
 
 
 def placement_groups(asker: Asker, filters: list[Filter], limit: int) -> Listing:
-    """Placement groups."""
-    return _listed(asker.request("state.groups"), filters, limit)
+    """Placement groups, also removed ones that are remembered."""
+    return _listed((_group_row(group) for group in asker.request("group.list")), filters, limit)
+
+
+def _group_row(group: dict[str, Any]) -> dict[str, Any]:
+    bundles = [
+        {
+            "bundle_id": {"placement_group_id": group["group"].hex(), "bundle_index": index},
+            "unit_resources": {name: from_fixed(units) for name, units in bundle.items()},
+            "node_id": node_id(node) if node else None,
+        }
+        for index, (bundle, node) in enumerate(zip(group["bundles"], group["nodes"], strict=True))
+    ]
+    stats = {
+        "end_to_end_creation_latency_ms": group["created_s"] * 1e3,
+        "scheduling_latency_ms": group["placing_s"] * 1e3,
+        "scheduling_attempt": group["attempts"],
+        "scheduling_state": "INFEASIBLE" if group["infeasible"] else group["why"] or "FINISHED",
+    }
+    return {
+        "placement_group_id": group["group"].hex(),
+        "name": group["name"],
+        "creator_job_id": job_id(group["job"]),
+        "state": group["state"],
+        "bundles": bundles,
+        "is_detached": group["detached"],
+        "stats": stats,
+    }
 
 
 def workers(asker: Asker, filters: list[Filter], limit: int) -> Listing:

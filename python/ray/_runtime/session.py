@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from ray._core import Core
+    from ray.util.placement_group import PlacementGroup
 
-__all__ = ["attach", "core", "detach", "ensure", "on_close", "request"]
+__all__ = ["attach", "core", "detach", "ensure", "on_close", "request", "set_group"]
 
 SCRIPT_MODE = 0
 WORKER_MODE = 1
@@ -29,6 +30,7 @@ temp_dir: str = ""
 node_ip_address: str = "127.0.0.1"
 runtime_env: dict[str, Any] = {}  # the job's
 worker_env: dict[str, Any] = {}  # in a worker, what its tasks or its actor asked for on top of the job's
+current_group: tuple[PlacementGroup, bool] | None = None  # of what runs in this worker, and whether it captures
 default_actor_lifetime: str = "non_detached"
 context: Any = None  # what `ray.init` returned
 
@@ -38,6 +40,22 @@ exiting = False  # the interpreter is past the end of the program
 forked_from = 0  # in a forked child: the process that was in a cluster
 
 lock = threading.RLock()  # guards the transition between inside and outside; never held while user code runs
+
+
+def task_oom_retries() -> int:
+    """How often a task is repeated that a node has ended for want of memory, apart from its `max_retries`.
+
+    As in Ray the variable `RAY_task_oom_retries` says so; -1, the default, is no limit. Workers inherit the driver's.
+
+    Raises:
+        ValueError: If it is not a whole number.
+    """
+    text = os.environ.get("RAY_task_oom_retries", "-1")  # noqa: SIM112  (Ray's name)
+    try:
+        return max(min(int(text), 2**31 - 1), -1)
+    except ValueError:
+        msg = f"RAY_task_oom_retries={text!r} must be a whole number; -1 is no limit"
+        raise ValueError(msg) from None
 
 
 class Bound(Protocol):
@@ -53,6 +71,18 @@ _bound: weakref.WeakSet[Any] = weakref.WeakSet()
 def on_close(bound: Bound) -> None:
     """Asks for `bound.unbind()` when this core is closed, if `bound` still lives then."""
     _bound.add(bound)
+
+
+def set_group(group: tuple[PlacementGroup, bool] | None) -> None:
+    """In a worker: the placement group of what runs from now on, and whether that captures what it submits."""
+    global current_group
+    captured = [known is not None and known[1] and known[0] for known in (current_group, group)]
+    current_group = group
+    if captured[0] != captured[1]:
+        # Remote functions that were called before have been bound to where their calls ran.
+        for each in [each for each in _bound if getattr(each, "is_placed", False)]:
+            _bound.discard(each)
+            each.unbind()
 
 
 def ensure() -> Core:
@@ -118,13 +148,13 @@ def _watch_forks() -> None:
 
 def _leave_to_parent() -> None:
     """In a forked child of the user's program: the cluster stays the parent's, and this process is in none."""
-    global core, context, mode, forked_from, lock, worker_env
+    global core, context, mode, forked_from, lock, worker_env, current_group
     lock = threading.RLock()  # another thread of the parent may have held it
     if core is None:
         return
     _of_parent.append((core, context))
     core.abandon()
-    core, context, mode, worker_env = None, None, SCRIPT_MODE, {}
+    core, context, mode, worker_env, current_group = None, None, SCRIPT_MODE, {}, None
     forked_from = os.getppid()
     for each in list(_bound):
         if not getattr(each, "lost_by_forks", False):
@@ -153,18 +183,29 @@ def request(op: str, timeout_s: float | None = 30.0, **arguments: Any) -> Any:
         ValueError, KeyError, TypeError, RuntimeError: As the node answered.
         TimeoutError: If it did not.
     """
-    import msgspec
-
     from ray._core import CoreClosed
 
-    found = ensure()
-    body = msgspec.msgpack.encode(arguments) if arguments else b""
     try:
-        reply = found.request(op, body, timeout_s)
-    except RuntimeError as error:
-        raise refusal(error) from None
+        return ask(ensure(), op, timeout_s, arguments)
     except CoreClosed as error:
         raise gone(error) from None
+
+
+def ask(through: Core, op: str, timeout_s: float | None, arguments: dict[str, Any]) -> Any:
+    """Asks the cluster of a core something.
+
+    Raises:
+        ValueError, KeyError, TypeError, RuntimeError: As the node answered.
+        TimeoutError: If it did not.
+        CoreClosed: If its node cannot be reached any more.
+    """
+    import msgspec
+
+    body = msgspec.msgpack.encode(arguments) if arguments else b""
+    try:
+        reply = through.request(op, body, timeout_s)
+    except RuntimeError as error:
+        raise _refusal(error) from None
     return msgspec.msgpack.decode(reply) if reply else None
 
 
@@ -172,7 +213,7 @@ _REFUSALS: dict[str, type[Exception]] = {"ValueError": ValueError, "KeyError": K
                                          "NotImplementedError": NotImplementedError}  # fmt: skip
 
 
-def refusal(error: RuntimeError) -> Exception:
+def _refusal(error: RuntimeError) -> Exception:
     if len(error.args) == 2:
         name, message = error.args
         return _REFUSALS.get(name, RuntimeError)(message)

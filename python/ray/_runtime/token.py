@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["find", "parse", "write_file"]
+__all__ = ["create_default", "find", "locate", "parse", "read_file", "write_file"]
 
 VARIABLE = "RAY_AUTH_TOKEN"
 PATH_VARIABLE = "RAY_AUTH_TOKEN_PATH"
@@ -41,13 +41,43 @@ def find() -> bytes | None:
     Raises:
         ValueError: If what is there is not a token, or cannot be read.
     """
+    found = locate()
+    return found[0] if found is not None else None
+
+
+def locate() -> tuple[bytes, str] | None:
+    """The token that the environment names, and where it was found, in words; None if it names none.
+
+    Raises:
+        ValueError: If what is there is not a token, or cannot be read.
+    """
     if text := os.environ.get(VARIABLE):
-        return parse(text, f"the environment variable {VARIABLE}")
-    path = os.environ.get(PATH_VARIABLE)
-    if path:
-        return read_file(path)
+        source = f"the environment variable {VARIABLE}"
+        return parse(text, source), source
+    if path := os.environ.get(PATH_VARIABLE):
+        return read_file(path), f"{path}, which the environment variable {PATH_VARIABLE} names"
     default = os.path.expanduser(DEFAULT_PATH)
-    return read_file(default) if os.path.exists(default) else None
+    return (read_file(default), default) if os.path.exists(default) else None
+
+
+def create_default() -> bytes:
+    """Makes a token, and keeps it in ``~/.ray/auth_token`` for all clusters of this user.
+
+    Raises:
+        FileExistsError: If there is one.
+        OSError: If it cannot be written.
+    """
+    path = os.path.expanduser(DEFAULT_PATH)
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    token = os.urandom(TOKEN_BYTES)
+    # Whole before it has its name: a command that runs beside this one reads all of it, or finds none.
+    temporary = f"{path}.{os.getpid()}"
+    write_file(temporary, token)
+    try:
+        os.link(temporary, path)
+    finally:
+        os.unlink(temporary)
+    return token
 
 
 def read_file(path: str) -> bytes:

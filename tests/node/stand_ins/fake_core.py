@@ -121,7 +121,7 @@ class NodeCore:
             del self._channels[fd]
             channel.socket.close()
             if proc:
-                events.append(("left", proc, "closed"))
+                events.append(("left", proc, "closed", True))
         return events
 
     def send(self, proc: int, kind: int, corr: int, body: bytes) -> None:
@@ -148,6 +148,12 @@ class NodeCore:
         channel = self._by_proc.get(proc)
         if channel is not None:
             channel.socket.shutdown(socket.SHUT_RDWR)
+
+    def offer_segment(self, segment: int, fd: int, size: int, filled: int) -> None:
+        """Nobody pulls from a stand-in."""
+
+    def withdraw_segment(self, segment: int) -> bool:
+        return True
 
     def close(self) -> None:
         self._listener.close()

@@ -14,7 +14,7 @@ use skate_proto::streams::Next;
 use skate_proto::tasks::Refused;
 
 use super::requests::Answer;
-use super::waiting::{Completions, Waiter, Watch};
+use super::waiting::{Completions, Wait, Waiter, Watch};
 use super::{Core, CoreError, State};
 
 impl Core {
@@ -23,6 +23,11 @@ impl Core {
         let mut state = self.state.lock();
         let class = class.map(|spec| state.owner.class(spec));
         state.owner.define(call, blob, class, max_retries)
+    }
+
+    /// See [`skate_proto::owner::Owner::set_task_oom_retries`].
+    pub fn set_task_oom_retries(&self, count: i32) {
+        self.state.lock().owner.set_task_oom_retries(count);
     }
 
     pub fn undefine(&self, def: u32) {
@@ -75,7 +80,7 @@ impl Core {
                 state.out.effects.push(Effect::Send { to: object.owner(), msg, urgent: true });
             });
         };
-        match self.ask_with(ask, deadline, true)? {
+        match self.ask_with(ask, deadline, Wait { blocks: false, hears: true })? {
             Answer::Reason(reason) => Ok(reason),
             _ => Err(CoreError::Store("a process answered a question with something else".into())),
         }

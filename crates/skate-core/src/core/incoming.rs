@@ -10,12 +10,13 @@ use skate_proto::actors::ActorState;
 use skate_proto::executor::{CancelStep, Executor};
 use skate_proto::handshake::Role;
 use skate_proto::ids::{ActorId, NodeKey, ProcId};
-use skate_proto::leases::ClassId;
+use skate_proto::leases::{ClassId, Death};
 use skate_proto::msg::Msg;
 use skate_proto::owner::{Effect, ToNode};
+use skate_proto::payload::ErrorCode;
 
 use super::logs::Log;
-use super::requests::Answer;
+use super::requests::{Answer, refusal};
 use super::{Core, State, TIMER_TOKEN};
 use crate::node_wire::{self, FromNode};
 use crate::transport::{Address, CloseReason, Frame, Handler, PeerInfo, Transport};
@@ -24,7 +25,7 @@ pub(super) struct Shell(pub(super) Weak<Core>);
 
 impl Core {
     pub(super) fn handle_core_message(&self, state: &mut State, from: ProcId, msg: Msg, now: u64) {
-        let State { owner, executor, out, .. } = state;
+        let State { owner, executor, out, copies, .. } = state;
         match msg {
             // Of an owner whose end is known nothing more is learned: it would never be forgotten.
             Msg::Define { id, def, blob } if !owner.objects.is_dead(from) => {
@@ -35,6 +36,7 @@ impl Core {
             Msg::Push(push) => {
                 owner.objects.arrive(&Executor::counted(&push.args, &push.deps));
                 let counted = Executor::counted(&push.args, &push.deps);
+                self.prefetch(copies, &push.deps);
                 match executor.handle_push(from, push, out) {
                     Some(_) => self.work_arrived(state),
                     None => owner.release_all(&counted, out),
@@ -98,12 +100,12 @@ impl Core {
             FromNode::Deaths(dead) => {
                 for (proc, cause) in dead {
                     if !state.owner.objects.is_dead(ProcId(proc)) {
-                        let died = FromNode::WorkerDied { proc: ProcId(proc), cause, oom: false };
+                        let died = FromNode::WorkerDied { proc: ProcId(proc), cause, death: Death::Crashed };
                         self.handle_node_message(state, 0, died, None, now);
                     }
                 }
             }
-            FromNode::WorkerDied { proc, cause, oom } => self.process_gone(state, proc, &cause, oom, now),
+            FromNode::WorkerDied { proc, cause, death } => self.process_gone(state, proc, &cause, death, now),
             FromNode::ActorState { actor, state: actor_state } => {
                 if let ActorState::Alive { proc, node, .. } = actor_state {
                     self.route(proc, node);
@@ -118,17 +120,35 @@ impl Core {
                 };
                 self.answered(state, corr, answer);
             }
-            FromNode::SegmentDenied { message } => self.answered(state, corr, Answer::Denied(message)),
-            FromNode::Reply { ok, body } => self.answered(state, corr, Answer::Reply { ok, body }),
+            FromNode::Pulled { segment, size, offset } => {
+                let answer = match fd {
+                    Some(fd) => Answer::Copy { segment, size, offset, fd },
+                    None => Answer::NoDescriptor,
+                };
+                self.answered(state, corr, answer);
+            }
+            FromNode::SegmentDenied { message, kept } => self.answered(state, corr, Answer::Denied { message, kept }),
+            FromNode::Reply { ok, body } => match state.promises.remove(&corr) {
+                Some((object, value)) => {
+                    let kept = if ok { Ok(value) } else { Err(refusal(&body)) };
+                    let State { owner, out, .. } = state;
+                    owner.keep_promise(object, kept, now, out);
+                }
+                None => self.answered(state, corr, Answer::Reply { ok, body }),
+            },
             FromNode::SegmentTrim { bytes } => self.release_segments(&self.store.take_empty(bytes)),
             // Results of the dead lessee may be on their way still: they are claims, too.
-            FromNode::SegmentAdopted { .. } if !state.deferred.is_empty() => state.waiting_adoptions.push(msg),
-            FromNode::SegmentAdopted { segment } => {
-                let blocks = state.owner.blocks_in(segment);
-                if !blocks.is_empty() {
-                    state.adopted.insert(segment, blocks.len());
+            FromNode::SegmentAdopted { lessee, .. } if !state.deferred.is_empty() || self.is_connected(lessee) => {
+                state.waiting_adoptions.push(msg);
+            }
+            FromNode::SegmentAdopted { segment, node, .. } => {
+                let blocks = state.owner.objects.blocks_in(node, segment);
+                if blocks.is_empty() {
+                    state.adopted.remove(&(node, segment));
+                } else {
+                    state.adopted.insert((node, segment), blocks.len());
                 }
-                self.tell_node(node_wire::SEGMENT_CLAIMS, 0, &node_wire::segment_claims(segment, &blocks));
+                self.tell_node(node_wire::SEGMENT_CLAIMS, 0, &node_wire::segment_claims(segment, &blocks, node));
             }
             FromNode::ActorInit { actor, incarnation, spec, gpu_ids } => {
                 state.actor = Some((actor, incarnation));
@@ -140,13 +160,20 @@ impl Core {
             }
             FromNode::LogLines { name, pid, stream, lines } => self.add_log(Log::Lines { name, pid, stream, lines }),
             FromNode::Notice { level, text } => self.add_log(Log::Notice { level, text }),
-            FromNode::LeaseFailed { class, reason } => {
+            FromNode::LeaseFailed { class, reason, group_removed } => {
                 let State { owner, out, .. } = state;
-                owner.handle_lease_failed(ClassId(class), &reason, now, out);
+                let code = if group_removed { ErrorCode::GroupRemoved } else { ErrorCode::Other };
+                owner.handle_lease_failed(ClassId(class), &reason, code, now, out);
+            }
+            FromNode::NodeAddress { node, address, cause } => {
+                if address.is_empty() {
+                    state.owner.handle_node_lost(node, &cause);
+                    state.adopted.retain(|(at, _), _| *at != node);
+                }
+                self.node_found(ProcId(node.0), &address, &cause);
             }
             // Answered before it comes here.
             FromNode::Describe { .. } => {}
-            FromNode::NodeAddress { node, address, cause } => self.node_found(ProcId(node.0), &address, &cause),
             // A request: this process stays while others may need what it owns.
             FromNode::Exit if state.executor.running_count() > 0 || !state.owner.is_bare() => {}
             FromNode::ActorStop | FromNode::Exit => {
@@ -185,10 +212,10 @@ impl Core {
         }
     }
 
-    pub(super) fn process_gone(&self, state: &mut State, proc: ProcId, cause: &str, oom: bool, now: u64) {
+    pub(super) fn process_gone(&self, state: &mut State, proc: ProcId, cause: &str, death: Death, now: u64) {
         self.transport().drop_route(proc);
         let State { owner, executor, out, .. } = state;
-        owner.handle_process_gone(proc, cause, oom, now, out);
+        owner.handle_process_gone(proc, cause, death, now, out);
         let (counted, interrupted) = executor.handle_process_gone(proc);
         owner.release_all(&counted, out);
         for task in &interrupted {

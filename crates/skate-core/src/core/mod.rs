@@ -6,6 +6,7 @@
 //! it. Nothing here knows Python.
 
 mod calls;
+mod copies;
 mod executing;
 mod history;
 mod incoming;
@@ -26,10 +27,11 @@ use rustix::event::EventfdFlags;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 use skate_proto::executor::Executor;
 use skate_proto::handshake::Role;
-use skate_proto::ids::{ActorId, NodeKey, ProcId, SegmentId};
+use skate_proto::ids::{ActorId, NodeKey, ObjectId, ProcId, SegmentId};
 use skate_proto::msg::Msg;
 use skate_proto::objects::WaiterId;
 use skate_proto::owner::{Effect, Out, Owner, ToNode};
+use skate_proto::payload::Value;
 
 use crate::node_wire::{self, FromNode};
 use crate::store::Store;
@@ -84,13 +86,17 @@ struct State {
     watches: Map<WaiterId, Watch>,
     next_watch: u64,
     answers: Map<u64, Answer>,
+    /// Objects that get their value when the node has answered, by the question's number.
+    promises: Map<u64, (ObjectId, Value)>,
     next_corr: u64,
     loopback: VecDeque<Msg>,
     /// What the node said about processes whose last words are still being read.
     deferred: Map<ProcId, Vec<FromNode>>,
     waiting_adoptions: Vec<FromNode>,
-    /// Segments of dead lessees in which owned values lie, and how many: the node frees their blocks.
-    adopted: Map<SegmentId, usize>,
+    /// Segments of dead lessees in which owned values lie, and how many: their node frees their blocks.
+    adopted: Map<(NodeKey, SegmentId), usize>,
+    /// Copies of values that lie on other nodes, by object.
+    copies: copies::Copies,
     /// The actor that this process is, and which of its lives.
     actor: Option<(ActorId, u32)>,
     closed: Option<String>,
@@ -154,11 +160,13 @@ impl Core {
             watches: Map::default(),
             next_watch: 0,
             answers: Map::default(),
+            promises: Map::default(),
             next_corr: 0,
             loopback: VecDeque::new(),
             deferred: Map::default(),
             waiting_adoptions: Vec::new(),
             adopted: Map::default(),
+            copies: copies::Copies::default(),
             actor: None,
             closed: None,
             timer_armed: false,
@@ -173,7 +181,7 @@ impl Core {
             start: Instant::now(),
             transport: OnceLock::new(),
             this: OnceLock::new(),
-            store: Store::new(me),
+            store: Store::new(me, NodeKey(node.0)),
             state: Mutex::new(state),
             logs: Mutex::new(VecDeque::new()),
             logs_changed: Condvar::new(),
@@ -296,6 +304,7 @@ impl Core {
                     Effect::Node(msg) => self.send_node(state, msg),
                     Effect::Notify { waiter, failed } => woken |= Self::notify(state, waiter, failed),
                     Effect::Free(location) => self.free(state, location),
+                    Effect::ReleaseCopies(object) => self.release_copies(state, object),
                     Effect::Unread(error) if self.role == Role::Driver => self.add_log(Log::Unhandled(error)),
                     Effect::Unread(_) => {}
                     Effect::Unrun(unrun) => self.note_unrun(state, &unrun, now),
@@ -359,7 +368,8 @@ impl Core {
         let (kind, body) = match msg {
             ToNode::LeaseDemand { class, count } => {
                 let (spec, label) = (state.owner.class_spec(class), state.owner.class_label(class));
-                (node_wire::LEASE_DEMAND, node_wire::lease_demand(class.0, count, spec, label))
+                let granted = state.owner.class_granted(class);
+                (node_wire::LEASE_DEMAND, node_wire::lease_demand(class.0, count, spec, label, granted))
             }
             ToNode::LeaseReturn { lease, reusable, node } => {
                 (node_wire::LEASE_RETURN, node_wire::lease_return(lease, reusable, node))
@@ -392,8 +402,9 @@ impl Core {
         let state = self.state.lock();
         let mut all: Vec<_> = state.owner.statistics().to_vec();
         all.push(("watches", state.watches.len() as u64));
-        all.push(("answers", state.answers.len() as u64));
+        all.push(("answers", (state.answers.len() + state.promises.len()) as u64));
         all.push(("deferred", (state.deferred.len() + state.waiting_adoptions.len()) as u64));
+        all.push(("copied_objects", state.copies.len() as u64));
         all.push(("adopted_segments", state.adopted.len() as u64));
         let (definitions, functions) = state.executor.known();
         all.push(("known_definitions", definitions as u64));

@@ -17,7 +17,7 @@ use crate::transport::SendMode;
 /// How often a value may be gone from where its owner said it was before its reader gives up. Each time takes
 /// another loss, or an answer that crossed the report of the last one.
 const LOSSES_MAX: u32 = 16;
-const NO_DESCRIPTOR: &str =
+pub(super) const NO_DESCRIPTOR: &str =
     "this process has as many descriptors open as it may (ulimit -n), and could not take one for shared memory";
 
 /// A value as a reader gets it.
@@ -78,7 +78,7 @@ impl Core {
             if let Some((at, payload)) = self.failed_early(ids) {
                 return Ok(Got::Failed(at, payload));
             }
-            match self.fetch(ids) {
+            match self.fetch(ids, deadline) {
                 Err(CoreError::SegmentGone(_)) if losses < LOSSES_MAX => losses += 1,
                 other => return other.map(Got::All),
             }
@@ -105,25 +105,28 @@ impl Core {
 
     /// A stored value whose location came along with the caller's work.
     pub fn get_at(&self, object: ObjectId, location: Location) -> Result<Fetched, CoreError> {
-        match self.map(location.segment) {
-            Ok(mapping) => {
-                self.retain(object);
-                Ok(Fetched::Stored { object, mapping, location })
-            }
-            Err(CoreError::SegmentGone(_)) => {
-                self.report_missing(object, location.segment);
-                match self.get(&[object], None)? {
-                    Got::All(mut fetched) => fetched.pop().ok_or_else(|| CoreError::Store("no value".into())),
-                    Got::Failed(_, payload) => Ok(Fetched::Inline(payload)),
-                }
-            }
-            Err(error) => Err(error),
+        self.retain(object);
+        let error = match self.make_readable(object, &location, None) {
+            Ok((mapping, location)) => return Ok(Fetched::Stored { object, mapping, location }),
+            Err(error) => error,
+        };
+        let is_gone = matches!(error, CoreError::SegmentGone(_));
+        if is_gone {
+            self.report_missing(object, &location);
+        }
+        self.release(object);
+        if !is_gone {
+            return Err(error);
+        }
+        match self.get(&[object], None)? {
+            Got::All(mut fetched) => fetched.pop().ok_or_else(|| CoreError::Store("no value".into())),
+            Got::Failed(_, payload) => Ok(Fetched::Inline(payload)),
         }
     }
 
-    /// The values of ready objects. Stored ones are mapped and hold a count on their object. What is lost is
-    /// reported before the error is returned.
-    pub fn fetch(&self, ids: &[ObjectId]) -> Result<Vec<Fetched>, CoreError> {
+    /// The values of ready objects. Stored ones are mapped, from copies if they lie on other nodes, and hold a count on
+    /// their object. What is lost is reported before the error is returned.
+    pub fn fetch(&self, ids: &[ObjectId], deadline: Option<Instant>) -> Result<Vec<Fetched>, CoreError> {
         let mut fetched = Vec::with_capacity(ids.len());
         let mut unmapped = Vec::new();
         let mut failed = None;
@@ -135,8 +138,10 @@ impl Core {
                     Some(Value::Stored { location, .. }) => {
                         let location = *location;
                         state.owner.objects.retain(id);
-                        match self.store.mapping(location.segment) {
-                            Some(mapping) => fetched.push(Fetched::Stored { object: id, mapping, location }),
+                        match self.find_readable(&state, id, &location) {
+                            Some((mapping, location)) => {
+                                fetched.push(Fetched::Stored { object: id, mapping, location });
+                            }
                             None => {
                                 unmapped.push((at, id, location));
                                 fetched.push(Fetched::Inline(Payload::plain(&[])));
@@ -152,12 +157,16 @@ impl Core {
                 }
             }
         }
+        // All that come from other nodes are under way together, however many this thread waits for in turn.
+        for (_, object, location) in unmapped.iter().skip(1) {
+            self.prefetch_one(*object, location);
+        }
         for (at, object, location) in unmapped {
-            match self.map(location.segment) {
-                Ok(mapping) => fetched[at] = Fetched::Stored { object, mapping, location },
+            match self.make_readable(object, &location, deadline) {
+                Ok((mapping, location)) => fetched[at] = Fetched::Stored { object, mapping, location },
                 Err(error) => {
                     if matches!(error, CoreError::SegmentGone(_)) {
-                        self.report_missing(object, location.segment);
+                        self.report_missing(object, &location);
                     }
                     self.release(object);
                     failed = Some(error);
@@ -184,15 +193,16 @@ impl Core {
             Value::Inline(payload) => Some(Fetched::Inline(payload.clone())),
             Value::Stored { location, .. } => {
                 let location = *location;
-                let mapping = self.store.mapping(location.segment)?;
+                let (mapping, location) = self.find_readable(&state, id, &location)?;
                 state.owner.objects.retain(id);
                 Some(Fetched::Stored { object: id, mapping, location })
             }
         }
     }
 
-    pub(super) fn report_missing(&self, object: ObjectId, segment: SegmentId) {
-        self.step(|state, now| state.owner.report_missing(object, segment, now, &mut state.out));
+    fn report_missing(&self, object: ObjectId, location: &Location) {
+        let Location { node, segment, .. } = *location;
+        self.step(|state, now| state.owner.report_missing(object, node, segment, now, &mut state.out));
     }
 
     /// A block of `len` bytes in a segment of this process, asking the node for one if needed.
@@ -206,7 +216,7 @@ impl Core {
                 Answer::Segment { segment, size, fd } => {
                     self.store.add_segment(segment, size, &fd).map_err(|e| CoreError::Store(e.to_string()))?;
                 }
-                Answer::Denied(message) => return Err(CoreError::StoreFull(message)),
+                Answer::Denied { message, .. } => return Err(CoreError::StoreFull(message)),
                 Answer::NoDescriptor => return Err(CoreError::Store(NO_DESCRIPTOR.into())),
                 _ => {
                     return Err(CoreError::Store("the node answered a segment request with something else".into()));
@@ -223,7 +233,7 @@ impl Core {
             Answer::Segment { segment, size, fd } => {
                 self.store.map_readonly(segment, size, &fd).map_err(|e| CoreError::Store(e.to_string()))
             }
-            Answer::Denied(message) => Err(CoreError::SegmentGone(message)),
+            Answer::Denied { message, .. } => Err(CoreError::SegmentGone(message)),
             Answer::NoDescriptor => Err(CoreError::Store(NO_DESCRIPTOR.into())),
             _ => Err(CoreError::Store("the node answered a map request with something else".into())),
         }
@@ -236,15 +246,20 @@ impl Core {
                 debug_assert!(false, "{error}");
             }
             self.release_segments(&self.store.surplus());
-        } else if state.adopted.contains_key(&location.segment) || state.owner.objects.is_dead(location.lessee) {
-            if let Some(left) = state.adopted.get_mut(&location.segment) {
+        } else if state.adopted.contains_key(&(location.node, location.segment))
+            || state.owner.objects.is_dead(location.lessee)
+        {
+            let segment = (location.node, location.segment);
+            if let Some(left) = state.adopted.get_mut(&segment) {
                 *left -= 1;
                 if *left == 0 {
-                    state.adopted.remove(&location.segment);
+                    state.adopted.remove(&segment);
                 }
             }
-            self.tell_node(node_wire::BLOCKS_FREED, 0, &node_wire::blocks_freed(location.segment, &[location.offset]));
+            let freed = node_wire::blocks_freed(location.segment, &[location.offset], location.node);
+            self.tell_node(node_wire::BLOCKS_FREED, 0, &freed);
         } else {
+            self.route(location.lessee, location.node);
             let msg = Msg::FreeBlocks { blocks: vec![(location.segment, location.offset)] };
             let body = postcard::to_stdvec(&msg).expect("plain data always encodes");
             self.transport().send(location.lessee, node_wire::CORE, 0, &[&body], SendMode::Queue);

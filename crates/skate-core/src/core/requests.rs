@@ -3,9 +3,10 @@
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
-use skate_proto::ids::SegmentId;
+use skate_proto::ids::{ObjectId, SegmentId};
 use skate_proto::msg::Reason;
 use skate_proto::objects::WaiterId;
+use skate_proto::payload::{ErrorCode, Payload, Value};
 
 use super::waiting::{Wait, Waiter, Watch};
 use super::{Core, CoreError, State};
@@ -24,7 +25,18 @@ pub(super) enum Answer {
         size: u64,
         fd: OwnedFd,
     },
-    Denied(String),
+    /// The block of another node, copied to a segment of this one.
+    Copy {
+        segment: SegmentId,
+        size: u64,
+        offset: u64,
+        fd: OwnedFd,
+    },
+    /// `kept`: a value that was to be copied is still where it was.
+    Denied {
+        message: String,
+        kept: bool,
+    },
     /// Of another member.
     Reason(Reason),
     /// This process can open no more descriptors.
@@ -40,6 +52,33 @@ impl Core {
         }
     }
 
+    /// Tells the node something that it does not answer.
+    pub fn tell(&self, op: &str, args: &[u8]) -> Result<(), CoreError> {
+        if let Some(why) = &self.state.lock().closed {
+            return Err(CoreError::Closed(why.clone()));
+        }
+        self.tell_node(node_wire::REQUEST, 0, &node_wire::request(op, args));
+        Ok(())
+    }
+
+    /// An object that gets `value` when the node has answered, and the node's refusal as an exception. `awaited` is
+    /// what the answer waits for, in words.
+    pub fn promise(&self, op: &str, args: &[u8], value: Value, awaited: &str) -> Result<ObjectId, CoreError> {
+        let (corr, object) = {
+            let mut state = self.state.lock();
+            if let Some(why) = &state.closed {
+                return Err(CoreError::Closed(why.clone()));
+            }
+            state.next_corr += 1;
+            let corr = state.next_corr;
+            let object = state.owner.promise(awaited);
+            state.promises.insert(corr, (object, value));
+            (corr, object)
+        };
+        self.tell_node(node_wire::REQUEST, corr, &node_wire::request(op, args));
+        Ok(object)
+    }
+
     /// `interruptible`: the answer may take long, and a signal ends the wait for it. Otherwise it is near, and a
     /// signal is looked at afterwards.
     pub(super) fn ask(
@@ -49,14 +88,15 @@ impl Core {
         deadline: Option<Instant>,
         interruptible: bool,
     ) -> Result<Answer, CoreError> {
-        self.ask_with(|corr| self.tell_node(kind, corr, body), deadline, interruptible)
+        let wait = Wait { blocks: false, hears: interruptible };
+        self.ask_with(|corr| self.tell_node(kind, corr, body), deadline, wait)
     }
 
     pub(super) fn ask_with(
         &self,
         ask: impl FnOnce(u64),
         deadline: Option<Instant>,
-        interruptible: bool,
+        wait: Wait,
     ) -> Result<Answer, CoreError> {
         let (corr, waiter) = {
             let mut state = self.state.lock();
@@ -72,8 +112,8 @@ impl Core {
         };
         ask(corr);
         let result = loop {
-            match self.wait_for(&|| waiter.is_done(), deadline, Wait { blocks: false, hears: interruptible }) {
-                Err(CoreError::Interrupted) if !interruptible => {}
+            match self.wait_for(&|| waiter.is_done(), deadline, wait) {
+                Err(CoreError::Interrupted) if !wait.hears => {}
                 other => break other,
             }
         };
@@ -90,7 +130,8 @@ impl Core {
     }
 
     pub(super) fn answered(&self, state: &mut State, corr: u64, answer: Answer) {
-        // Nobody waits any more: a granted segment goes back, anything else is dropped.
+        // Nobody waits any more: a granted segment goes back, anything else is dropped. (Who gave up waiting for a copy
+        // has told the node already.)
         match state.answers.get_mut(&corr) {
             Some(slot) => *slot = answer,
             None => {
@@ -104,6 +145,13 @@ impl Core {
             self.transport().wake();
         }
     }
+}
+
+/// The exception that a refusal stands for.
+pub(super) fn refusal(body: &[u8]) -> Payload {
+    let (name, text): (String, String) = rmp_serde::from_slice(body).unwrap_or_default();
+    let code = if name == "PlacementGroupRemoved" { ErrorCode::GroupRemoved } else { ErrorCode::Other };
+    Payload::error(code, &text)
 }
 
 /// Watches of answers are numbered apart from those of objects.

@@ -23,7 +23,7 @@ use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 
 use skate_proto::alloc::BlockAllocator;
-use skate_proto::ids::{ProcId, SegmentId};
+use skate_proto::ids::{NodeKey, ProcId, SegmentId};
 use skate_proto::location::Location;
 
 use crate::transport::fork;
@@ -102,14 +102,15 @@ pub struct Statistics {
 /// See the module's documentation. Any thread may call anything.
 pub struct Store {
     me: ProcId,
+    node: NodeKey,
     state: Mutex<State>,
 }
 
 impl Store {
     #[must_use]
-    pub fn new(me: ProcId) -> Self {
+    pub fn new(me: ProcId, node: NodeKey) -> Self {
         fork::install();
-        Self { me, state: Mutex::default() }
+        Self { me, node, state: Mutex::default() }
     }
 
     /// Takes a block of `len` bytes. `None`: get a segment first, at best of [`Self::wish_bytes`].
@@ -121,7 +122,7 @@ impl Store {
         let last = state.leased.len() - 1;
         state.leased.swap(at, last);
         let mapping = Arc::clone(&state.leased[last].mapping);
-        let location = Location { segment: mapping.segment(), lessee: self.me, offset, len };
+        let location = Location { node: self.node, segment: mapping.segment(), lessee: self.me, offset, len };
         assert!(mapping.slice_mut(offset, len).is_some(), "a block lies in its segment");
         Some(Block { location, mapping })
     }

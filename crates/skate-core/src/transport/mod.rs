@@ -61,6 +61,7 @@ use routes::{Routes, Way};
 pub use connection::BACKLOG_BYTES_MAX;
 pub use discover::{DiscoverError, discover};
 pub use drive::Driven;
+pub(crate) use reactor::nonce;
 pub use socket::{Address, Listener};
 pub(crate) use thread::{block_signals, spawn_without_signals};
 
@@ -100,6 +101,11 @@ pub trait Handler: Send + Sync + 'static {
     /// The connection with a peer ended, or could not be made. Frames that were not yet written are lost.
     /// The next frame to it starts a new connection.
     fn on_closed(&self, peer: ProcId, reason: CloseReason);
+    /// A peer connected to this process for bytes rather than frames ([`Role::Bulk`]) and proved the token. The
+    /// socket does not block, and is the handler's; a process that expects none closes it.
+    fn on_bulk(&self, peer: PeerInfo, socket: OwnedFd) {
+        let _ = (peer, socket);
+    }
     /// A process on this node is wanted, and nobody has said yet where the node listens. To be answered by
     /// [`Transport::set_address`] or [`Transport::forget_node`], now or later; asked once until then. Connections
     /// that have waited for as long as a handshake may take are given up ([`CloseReason::NodeUnknown`]).
@@ -312,6 +318,12 @@ impl Transport {
     #[must_use]
     pub fn me(&self) -> PeerInfo {
         self.me
+    }
+
+    /// What this process proves itself with, for connections that are made outside of the reactor.
+    #[must_use]
+    pub fn credentials(&self) -> &Credentials {
+        &self.credentials
     }
 
     /// Sends a frame whose body is the concatenation of `body`, after all that were sent to `to` before.

@@ -19,7 +19,7 @@ use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 
 use skate_proto::frame::{self, FLAG_FD, Header, Split};
-use skate_proto::handshake::{Acceptor, HandshakeError, PREFACE_LEN, Preface, Step, WHO_LISTENS};
+use skate_proto::handshake::{Acceptor, HandshakeError, PREFACE_LEN, Preface, Role, Step, WHO_LISTENS};
 use skate_proto::ids::ProcId;
 
 use super::connection::{Connection, Sent};
@@ -533,6 +533,9 @@ impl Reactor {
         if peer.proc == t.me.proc {
             return self.remove(index);
         }
+        if peer.role == Role::Bulk {
+            return self.hand_out(t, index, peer);
+        }
         // A process opens one connection at a time, so it gave an earlier one up, or it is a restarted
         // copy. Either way what was agreed with the earlier one is void.
         if self.slots.has_inbound(peer.proc) {
@@ -545,6 +548,24 @@ impl Reactor {
         t.note_joined(peer, connection);
         self.told = true;
         t.handler.on_joined(peer);
+        self.admit();
+        self.admit_passed(t);
+    }
+
+    /// A proven connection that carries no frames: the handler's from now on.
+    fn hand_out(&mut self, t: &Transport, index: u32, peer: super::PeerInfo) {
+        let Some(slot) = self.slots.remove(index) else {
+            return;
+        };
+        self.poller.delete(&*slot.socket);
+        // The copy leaves the care of `PrivateFd`: who takes it out of the transport sees to forks, too.
+        match slot.socket.as_fd().try_clone_to_owned() {
+            Ok(fd) => {
+                self.told = true;
+                t.handler.on_bulk(peer, fd);
+            }
+            Err(_) => self.warn(t, "no descriptor is left for a bulk connection; raise the limit (ulimit -n)"),
+        }
         self.admit();
         self.admit_passed(t);
     }
@@ -773,7 +794,8 @@ fn deliver(
     Ok(())
 }
 
-pub(super) fn nonce() -> [u8; 32] {
+/// Random, and never used before.
+pub(crate) fn nonce() -> [u8; 32] {
     let mut nonce = [0; 32];
     let filled = rustix::rand::getrandom(&mut nonce, rustix::rand::GetRandomFlags::empty());
     // Up to 256 bytes are given whole and without an error once the system has started.
