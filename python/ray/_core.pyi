@@ -165,8 +165,8 @@ class Core:
 
         `value` holds no references. `awaited` says what the answer waits for: "it waits until ...".
         """
-    def next_log(self) -> tuple[str, int, int, list[str]] | tuple[str, str] | tuple[object] | None:
-        """Blocks a logging thread: LogLines as (name, pid, stream, lines), Notice as (level, text), a failed task's
+    def next_log(self) -> tuple[str, int, int, list[str], str] | tuple[str, str] | tuple[object] | None:
+        """Blocks a logging thread: LogLines as (name, pid, stream, lines, ip), Notice as (level, text), a failed task's
         exception that nobody has looked at as (exception,), None at the end.
         """
 

@@ -438,6 +438,8 @@ class LogLines(Message, frozen=True):
     pid: int
     stream: int
     lines: list[str]
+    ip: str = ""
+    """What the worker's node calls itself."""
 
 
 class Notice(Message, frozen=True):

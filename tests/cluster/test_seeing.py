@@ -39,12 +39,11 @@ def at(remote, node, **options):
     return remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False), **options)
 
 
-def command(module, name, *arguments):
-    """(status, output, errors) of a command, in a process that is in no cluster."""
-    program = f"from ray.scripts.{module} import {name}; {name}(prog_name='{name}')"
+def command(*arguments):
+    """(status, output, errors) of a sub-command of `ray`, in a process that is in no cluster."""
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     done = subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)],
+        [sys.executable, "-m", "ray", *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
@@ -54,8 +53,8 @@ def command(module, name, *arguments):
     return done.returncode, done.stdout, done.stderr
 
 
-def output_of(module, name, *arguments):
-    status, output, errors = command(module, name, *arguments)
+def output_of(*arguments):
+    status, output, errors = command(*arguments)
     assert status == 0, errors
     return output
 
@@ -124,37 +123,92 @@ def test_the_command_line_looks_from_outside(start_cluster, gate, tmp_path):
     actor = at(Counter, node).remote()
     pid = ray.get(actor.speak.remote("the actor speaks"))
     wait_until(
-        lambda: "RUNNING" in output_of("state_commands", "list_command", "tasks", "-f", "name=seen", *where),
+        lambda: "RUNNING" in output_of("list", "tasks", "-f", "name=seen", *where),
         what="the task to run",
     )
-    (row,) = json.loads(
-        output_of("state_commands", "list_command", "actors", "--format", "json", "-f", "state=ALIVE", *where)
-    )
+    (row,) = json.loads(output_of("list", "actors", "--format", "json", "-f", "state=ALIVE", *where))
     assert (row["class_name"], row["pid"], row["node_id"]) == ("Counter", pid, node.node_id)
-    assert f"pid: {pid}" in output_of("state_commands", "get_command", "actors", row["actor_id"], *where)
-    assert "Counter.speak" in output_of("state_commands", "summary", "tasks", *where)
-    assert "all nodes:" in output_of("memory_command", "memory", *where)
-    stacks = output_of("stack_command", "stack", *where)
+    assert f"pid: {pid}" in output_of("get", "actors", row["actor_id"], *where)
+    assert "Counter.speak" in output_of("summary", "tasks", *where)
+    assert "all nodes:" in output_of("memory", *where)
+    stacks = output_of("stack", *where)
     assert re.search(r"^--- process \d+ on node .*, runs seen$", stacks, re.MULTILINE)
     assert "in wait_at" in stacks
-    text = output_of("why_command", "why", reference.hex(), *where)
+    text = output_of("why", reference.hex(), *where)
     assert "seen was given to worker" in text
     assert f"its owner is the driver, process {os.getpid()}" in text
-    assert "is alive in process" in output_of("why_command", "why", row["actor_id"], *where)
-    files = output_of("log_commands", "logs", *where)
+    assert "is alive in process" in output_of("why", row["actor_id"], *where)
+    files = output_of("logs", *where)
     assert node.node_id[:16] in files
     assert f"-{pid}.out" in files
-    assert output_of("log_commands", "logs", "actor", "--id", row["actor_id"], *where) == "the actor speaks\n"
-    assert "hello from there\n" in output_of("log_commands", "logs", "task", "--id", reference.task_id().hex(), *where)
+    assert output_of("logs", "actor", "--id", row["actor_id"], *where) == "the actor speaks\n"
+    assert "hello from there\n" in output_of("logs", "task", "--id", reference.task_id().hex(), *where)
     trace = tmp_path / "trace.json"
-    output_of("timeline_command", "timeline", "-o", trace, *where)
+    output_of("timeline", "-o", trace, *where)
     assert "Counter.speak" in trace.read_text()
-    status, _, errors = command("why_command", "why", "abc", *where)
-    assert status != 0
+    status, _, errors = command("why", "abc", *where)
+    assert (status, errors.count("\n")) == (1, 1)
     assert "is no id" in errors
     gate.open()
     ray.get(reference)
-    assert "has ended in process" in output_of("why_command", "why", reference.task_id().hex(), *where)
+    for id in (reference.task_id().hex(), reference.hex()):
+        assert "attempt 0 of seen has ended in process" in output_of("why", id, *where)
+
+
+def test_placement_groups_are_listed_and_say_why_they_wait(start_cluster):
+    from ray.util import state
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    cluster, (node,) = start_cluster({"num_cpus": 1, "resources": {"there": 1}})
+    where = ("--address", cluster.address)
+    group = placement_group([{"there": 1}], name="mine")
+    ray.get(group.ready())
+    waiting = placement_group([{"there": 1}, {"CPU": 1}])
+    row = state.get_placement_group(group.id.hex())
+    assert (row.name, row.state, row.creator_job_id) == ("mine", "CREATED", ray.get_runtime_context().get_job_id())
+    assert [(bundle["node_id"], bundle["unit_resources"]) for bundle in row.bundles] == [(node.node_id, {"there": 1})]
+    (row,) = json.loads(output_of("list", "placement-groups", "-f", "state=PENDING", "--format", "json", *where))
+    assert row["placement_group_id"] == waiting.id.hex()
+    assert f"CREATED, on node {node.node_id[:16]}" in output_of("why", group.id.hex(), *where)
+    assert "PENDING: " in output_of("why", waiting.id.hex(), *where)
+    assert "(1 reserved by placement groups, 0 of it used)" in output_of("status", *where)
+    remove_placement_group(group)
+    wait_until(lambda: state.get_placement_group(waiting.id.hex()).state == "CREATED", what="the other group")
+    assert state.get_placement_group(group.id.hex()).state == "REMOVED"
+    remove_placement_group(waiting)
+
+
+def test_every_command_speaks_json_and_yaml(start_cluster, gate):
+    cluster, (node,) = start_cluster({"num_cpus": 1})
+    where = ("--address", cluster.address, "--format", "json")
+
+    def rows(resource):
+        return json.loads(output_of("list", resource, *where))
+
+    reference = at(wait_at, node, name="seen").remote(gate)
+    pid = wait_until(
+        lambda: next((row["worker_pid"] for row in rows("tasks") if row["state"] == "RUNNING"), None),
+        what="the task to run",
+    )
+    status = json.loads(output_of("status", *where))
+    (there,) = [row for row in status["nodes"] if row["role"] != "head"]
+    assert (there["node_id"], there["used"]["CPU"], there["total"]["CPU"]) == (node.node_id, 1, 1)
+    assert status["pending"] == []
+    memory = json.loads(output_of("memory", *where))
+    assert reference.hex() in [row["object_id"] for row in memory["objects"]]
+    assert memory["shared_memory"]["total"] > 0
+    stacks = json.loads(output_of("stack", "--pid", pid, *where))
+    assert [(row["node_id"], row["runs"]) for row in stacks] == [(node.node_id, ["seen"])]
+    assert f"-{pid}.out" in "".join(json.loads(output_of("logs", *where))[node.node_id])
+    assert "seen was given to worker" in json.loads(output_of("why", reference.hex(), *where))[0]["why"]
+    (worker,) = [row["worker_id"] for row in rows("workers") if row["pid"] == pid]
+    (chain,) = json.loads(output_of("why", worker, *where))
+    assert chain["why"].endswith("is alive, lent for seen")
+    (chain,) = json.loads(output_of("why", node.node_id, *where))
+    assert "a node at" in chain["why"]
+    assert output_of("why", worker, *where[:2], "--format", "yaml").startswith('---\n- what: "worker ')
+    gate.open()
+    ray.get(reference)
 
 
 def test_a_log_that_is_followed_shows_what_is_written_next(start_cluster):
@@ -221,7 +275,7 @@ def test_lines_of_workers_on_other_nodes_reach_the_driver(start_cluster):
         while not wanted <= seen:
             line = driver.stdout.readline()
             assert line, driver.stderr.read()
-            seen.add(re.sub(r"pid=\d+(, ip=[\d.]+)?", "pid=N", plain(line).strip()))
+            seen.add(re.sub(r"pid=\d+", "pid=N", plain(line).strip()))
         driver.stdin.write("\n")
         driver.stdin.flush()
         assert driver.wait(20) == 0

@@ -49,7 +49,7 @@ TABLE = """
 104 ActorState actor state proc node incarnation cause_kind cause restarts_left pid
 105 ActorInit actor incarnation spec gpu_ids namespace name
 106 Reply ok body
-107 LogLines name pid stream lines
+107 LogLines name pid stream lines ip
 108 Notice level text
 109 LeaseFailed class_id reason group_removed
 110 ActorStop actor

@@ -6,9 +6,11 @@ import click
 import msgspec
 import pytest
 
+from ray._bundle_names import offered
 from ray._runtime import rows, timeline
 from ray._runtime.history import Attempt, Definition
 from ray.scripts import memory_command, options, printing, state_commands
+from ray.scripts import status as status_command
 from ray.util.state import common
 
 pytestmark = pytest.mark.skate
@@ -179,6 +181,22 @@ def test_the_report_of_memory_groups_sorts_and_cuts():
     assert memory_command.totals(found, total, free, units="B")[-1] == (
         "Shared memory: 40 B of 100 B lent to processes, 15 B of it in objects"
     )
+
+
+def test_the_status_counts_what_groups_reserve_once():
+    total, free = {"CPU": 40_000}, {"CPU": 10_000}
+    total |= offered({"CPU": 20_000}, "0" * 36, 0)
+    free |= {**offered({"CPU": 20_000}, "0" * 36, 0), "CPU_group_" + "0" * 36: 15_000}
+    node = {"node": 1, "Alive": True, "IsHead": True, "IsClient": False, "Name": "n", "NodeManagerAddress": "::1"}
+    node |= {"NodeManagerPort": 1, "Reason": "", "Resources": total, "Free": {}, "Labels": {}}
+    lines = status_command.describe("there:1", [node], total, free, [], verbose=False)
+    assert [line.strip() for line in lines if "CPU" in line] == [
+        "CPU  3 of 4 (2 reserved by placement groups, 0.5 of it used)"
+    ]
+    facts = status_command.facts("there:1", [node], total, free, [])
+    assert (facts["total"], facts["used"]) == ({"CPU": 4}, {"CPU": 3})
+    assert facts["reserved_by_placement_groups"] == {"CPU": {"total": 2, "used": 0.5}}
+    assert (facts["nodes"][0]["total"], facts["nodes"][0]["used"]) == ({"CPU": 4}, {"CPU": 3})
 
 
 def test_rows_are_shown_for_people_or_as_they_are():

@@ -268,6 +268,7 @@ pub enum FromNode {
         pid: u32,
         stream: u8,
         lines: Vec<String>,
+        ip: String,
     },
     Notice {
         level: String,
@@ -363,8 +364,8 @@ pub fn decode(kind: u8, body: &[u8]) -> Option<FromNode> {
             FromNode::Reply { ok, body: body.into_vec() }
         }
         LOG_LINES => {
-            let (name, pid, stream, lines): (String, u32, u8, Vec<String>) = get(body)?;
-            FromNode::LogLines { name, pid, stream, lines }
+            let (name, pid, stream, lines, ip): (String, u32, u8, Vec<String>, String) = get(body)?;
+            FromNode::LogLines { name, pid, stream, lines, ip }
         }
         NOTICE => {
             let (level, text): (String, String) = get(body)?;

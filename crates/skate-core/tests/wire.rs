@@ -73,7 +73,7 @@ fn what_comes_from_the_node_is_understood() {
             "ActorState { actor: ActorId { proc: ProcId(11), seq: 12 }, state: Alive { proc: ProcId(5), node: NodeKey(6), incarnation: 2 } }",
         ),
         ("Reply", "Reply { ok: false, body: [192] }"),
-        ("LogLines", "LogLines { name: \"f\", pid: 1000, stream: 2, lines: [\"hi\"] }"),
+        ("LogLines", "LogLines { name: \"f\", pid: 1000, stream: 2, lines: [\"hi\"], ip: \"::1\" }"),
         ("Notice", "Notice { level: \"warning\", text: \"hi\" }"),
         ("LeaseFailed", "LeaseFailed { class: 7, reason: \"no\", group_removed: true }"),
         ("NodeAddress", "NodeAddress { node: NodeKey(6), address: \"10.0.0.6:7\", cause: \"\" }"),

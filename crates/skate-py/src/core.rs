@@ -468,8 +468,8 @@ impl PyCore {
         let log = py.detach(|| self.inner.next_log());
         Ok(match log {
             None => None,
-            Some(Log::Lines { name, pid, stream, lines }) => {
-                Some((name, pid, stream, lines).into_pyobject(py)?.into_any())
+            Some(Log::Lines { name, pid, stream, lines, ip }) => {
+                Some((name, pid, stream, lines, ip).into_pyobject(py)?.into_any())
             }
             Some(Log::Notice { level, text }) => Some((level, text).into_pyobject(py)?.into_any()),
             Some(Log::Unhandled(payload)) => {

@@ -345,7 +345,8 @@ class ControlRequests(Requests):
 
     def _why_lease_elsewhere(self, event: Received, now: float, class_id: int, owner: int, local: str) -> str:
         elsewhere = self._service.placement.why((owner, class_id))
-        return f"{local}; elsewhere: {elsewhere}" if elsewhere else local
+        # What no node has is the same reason everywhere.
+        return f"{local}; elsewhere: {elsewhere}" if elsewhere and elsewhere != local else local
 
     def _why_actor(self, event: Received, now: float, actor: bytes) -> Any:
         record = self._service.actors.get(actor)

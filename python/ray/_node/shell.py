@@ -117,7 +117,7 @@ class Shell:
         self._forks = forks
         self._signals = signals
         self._memfd = memfd
-        self._logs = LogFiles(f"{config.session_dir}/logs")
+        self._logs = LogFiles(f"{config.session_dir}/logs", config.address)
         self._logs_open = False
         self._history = EventLog(f"{config.session_dir}/events", config.node)
         self._files = Files(config.session_dir)

@@ -54,7 +54,7 @@ def list_files(
     found = []
     for node in _nodes(asker, node_id, node_ip):
         names = [row[0] for row in asker.at_node(node["node"], "node.files", "logs")]
-        found.append((node, [name for name in names if fnmatch.fnmatch(name, pattern or "*")]))
+        found.append((node, sorted(name for name in names if fnmatch.fnmatch(name, pattern or "*"))))
     return found
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ray._runtime import history
+from ray._bundle_names import split
+from ray._runtime import groups, history
 from ray._runtime.ids import JobID, NodeID, WorkerID
 from ray._runtime.options import from_fixed
 
@@ -399,7 +400,11 @@ def nodes(asker: Asker, filters: list[Filter], limit: int) -> Listing:
                 "state": "ALIVE" if node["Alive"] else "DEAD",
                 "state_message": node["Reason"] or None,
                 "node_name": node["Name"] or node["NodeManagerAddress"],
-                "resources_total": {name: from_fixed(units) for name, units in node["Resources"].items() if units},
+                "resources_total": {
+                    name: from_fixed(units)
+                    for name, units in node["Resources"].items()
+                    if units and split(name) is None  # what bundles offer is a part of the same
+                },
                 "labels": {"ray.io/node-id": node_id(node["node"]), **node["Labels"]},
                 "start_time_ms": _before(node["AgeS"]),
                 "end_time_ms": None,
@@ -473,12 +478,6 @@ def _group_row(group: dict[str, Any]) -> dict[str, Any]:
         }
         for index, (bundle, node) in enumerate(zip(group["bundles"], group["nodes"], strict=True))
     ]
-    stats = {
-        "end_to_end_creation_latency_ms": group["created_s"] * 1e3,
-        "scheduling_latency_ms": group["placing_s"] * 1e3,
-        "scheduling_attempt": group["attempts"],
-        "scheduling_state": "INFEASIBLE" if group["infeasible"] else group["why"] or "FINISHED",
-    }
     return {
         "placement_group_id": group["group"].hex(),
         "name": group["name"],
@@ -486,7 +485,7 @@ def _group_row(group: dict[str, Any]) -> dict[str, Any]:
         "state": group["state"],
         "bundles": bundles,
         "is_detached": group["detached"],
-        "stats": stats,
+        "stats": groups.statistics_of(group),
     }
 
 

@@ -64,15 +64,23 @@ _err = click.option("--err", is_flag=True, help="Standard error instead of stand
 @click.argument("pattern", default="*", metavar="GLOB")
 @_node
 @_shared
+@options.format_option("table", "json", "yaml", default="table")
 @click.option("--encoding", default="utf-8", show_default=True, help="How to decode it.")
 @click.option("--encoding-errors", default="replace", show_default=True, help="What to do where that fails.")
-def cluster(*, pattern: str, node_id: str | None, node_ip: str | None, timeout: float, **how: Any) -> None:
-    """Lists the log files whose names match GLOB, or shows the only one that does."""
+def cluster(*, pattern: str, node_id: str | None, node_ip: str | None, form: str, timeout: float, **how: Any) -> None:
+    """Lists the log files whose names match GLOB, or shows the only one that does.
+
+    With --format json or yaml it always lists, by the nodes' ids.
+    """
     from ray._runtime import log_files, rows
+    from ray.scripts import printing
     from ray.util.state.api import ask
 
     with ask(how["address"], timeout) as asker:
         listed = log_files.list_files(asker, node_id=node_id, node_ip=node_ip, pattern=pattern)
+        if form != "table":
+            click.echo(printing.as_document({rows.node_id(node["node"]): names for node, names in listed}, form))
+            return
         files = [(node, name) for node, names in listed for name in names]
         if len(files) != 1 or pattern == "*":
             for node, names in listed:

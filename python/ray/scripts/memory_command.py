@@ -23,6 +23,7 @@ SORTS = {"PID": "pid", "OBJECT_SIZE": "object_size", "REFERENCE_TYPE": "referenc
 @click.option("--no-format", is_flag=True, help="No table: one row in a line, columns separated by tabs.")
 @click.option("--stats-only", is_flag=True, help="Only the totals.")
 @click.option("-n", "--num-entries", type=click.IntRange(1), help="Rows of each group at most.")
+@options.format_option("table", "json", "yaml", default="table")
 @options.timeout
 def memory(
     *,
@@ -33,14 +34,17 @@ def memory(
     no_format: bool,
     stats_only: bool,
     num_entries: int | None,
+    form: str,
     timeout: float,
 ) -> None:
     """Shows which processes hold which objects, grouped by node or call site, and the totals of shared memory.
 
     The kinds of references: LOCAL_REFERENCE, of the program or a view on the value; USED_BY_PENDING_TASK;
-    CAPTURED_IN_OBJECT, inside another value; ACTOR_HANDLE; BORROWED, held by other processes only.
+    CAPTURED_IN_OBJECT, inside another value; ACTOR_HANDLE; BORROWED, held by other processes only. With --format json
+    or yaml all rows come as they are, sizes in bytes.
     """
     from ray._runtime import rows
+    from ray.scripts import printing
     from ray.util.state.api import ask
 
     with ask(address, timeout) as asker:
@@ -48,6 +52,10 @@ def memory(
         statistics = asker.request("cluster_resources"), asker.request("available_resources")
     for warning in found.warnings():
         click.echo(f"Warning: {warning}.", err=True)
+    if form != "table":
+        everything = {"objects": [] if stats_only else _sorted(found.rows, SORTS[sort_by])[:num_entries]}
+        click.echo(printing.as_document({**everything, "shared_memory": shares(found.rows, *statistics)}, form))
+        return
     if not stats_only:
         for line in describe(found.rows, GROUPS[group_by], SORTS[sort_by], units, num_entries, plain=no_format):
             click.echo(line)
@@ -79,8 +87,7 @@ def describe(
     lines = []
     for name, entries in sorted(groups.items()):
         lines += [f"--- {group} {name}: {_sums(entries, units)}", ""]
-        entries.sort(key=lambda row: row[sort], reverse=sort == "object_size")
-        shown = [_shown(row, units) for row in entries[:count]]
+        shown = [_shown(row, units) for row in _sorted(entries, sort)[:count]]
         if plain:
             lines += ["\t".join(str(row[column]) for column in COLUMNS) for row in shown]
         else:
@@ -89,6 +96,10 @@ def describe(
             lines.append(f"({len(entries) - count} more)")
         lines.append("")
     return lines
+
+
+def _sorted(found: list[dict[str, Any]], sort: str) -> list[dict[str, Any]]:
+    return sorted(found, key=lambda row: row[sort], reverse=sort == "object_size")
 
 
 def _shown(row: dict[str, Any], units: str) -> dict[str, Any]:
@@ -115,14 +126,21 @@ def _sums(found: list[dict[str, Any]], units: str) -> str:
     return f"{len(found)} entries, {_size(owned, units)} owned; {kinds or 'nothing'}"
 
 
-def totals(found: list[dict[str, Any]], total: dict[str, int], free: dict[str, int], *, units: str) -> list[str]:
-    """The lines about the whole cluster."""
+def shares(found: list[dict[str, Any]], total: dict[str, int], free: dict[str, int]) -> dict[str, int]:
+    """How much shared memory there is, is lent to processes, and is in objects, in bytes."""
     store = "object_store_memory"
     capacity = total.get(store, 0) // 10_000
-    used = max(capacity - free.get(store, 0) // 10_000, 0)
-    stored = sum(row["object_size"] for row in found if row["is_owner"] and row["is_stored"])
+    return {
+        "total": capacity,
+        "lent": max(capacity - free.get(store, 0) // 10_000, 0),
+        "in_objects": sum(row["object_size"] for row in found if row["is_owner"] and row["is_stored"]),
+    }
+
+
+def totals(found: list[dict[str, Any]], total: dict[str, int], free: dict[str, int], *, units: str) -> list[str]:
+    """The lines about the whole cluster."""
+    shown = {name: _size(size, units) for name, size in shares(found, total, free).items()}
     return [
         f"--- all nodes: {_sums(found, units)}",
-        f"Shared memory: {_size(used, units)} of {_size(capacity, units)} lent to processes, "
-        f"{_size(stored, units)} of it in objects",
+        f"Shared memory: {shown['lent']} of {shown['total']} lent to processes, {shown['in_objects']} of it in objects",
     ]

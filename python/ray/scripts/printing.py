@@ -11,9 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["CELL_CHARS_MAX", "as_json", "as_table", "as_yaml"]
+__all__ = ["CELL_CHARS_MAX", "as_document", "as_json", "as_table", "as_yaml"]
 
 CELL_CHARS_MAX = 80  # of a cell in a table; the whole is in the other formats
+
+
+def as_document(value: Any, form: str) -> str:
+    """For programs: in the form "json" or "yaml"."""
+    return as_json(value) if form == "json" else as_yaml(value)
 
 
 def as_json(value: Any) -> str:

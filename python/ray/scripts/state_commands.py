@@ -21,7 +21,7 @@ def _resource(name: str) -> StateResource:
     return StateResource(name.replace("-", "_"))
 
 
-@click.command(name="list", short_help="List nodes, actors, tasks, objects, workers, jobs.")
+@click.command(name="list", short_help="List nodes, actors, tasks, objects, workers, placement groups, jobs.")
 @click.argument("resource", type=click.Choice(RESOURCES))
 @options.format_option("default", "table", "json", "yaml", default="default")
 @click.option("-f", "--filter", "filters", multiple=True, metavar="COLUMN=VALUE", help="Only such rows; also !=.")
@@ -105,7 +105,7 @@ def get_command(*, resource: str, id: str, form: str, timeout: float, address: s
     several = found if isinstance(found, list) else [found]
     plain = [row.asdict() for row in several]
     value = plain if isinstance(found, list) else plain[0]
-    click.echo(printing.as_json(value) if form == "json" else printing.as_yaml(value))
+    click.echo(printing.as_document(value, form))
 
 
 @click.group(name="summary", short_help="Count tasks, actors or objects by name and state.")
@@ -177,11 +177,8 @@ _TOTALS = {
 def _print(resource: str, found: dict[str, Any], form: str) -> None:
     from ray.scripts import printing
 
-    if form == "json":
-        click.echo(printing.as_json(found))
-        return
-    if form == "yaml":
-        click.echo(printing.as_yaml(found))
+    if form != "table":
+        click.echo(printing.as_document(found, form))
         return
     for name in _TOTALS[resource]:
         value = found[name]

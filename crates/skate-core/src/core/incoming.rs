@@ -158,7 +158,9 @@ impl Core {
                 state.executor.handle_actor_init(*spec, incarnation, gpu_ids, owner_proc);
                 self.work_arrived(state);
             }
-            FromNode::LogLines { name, pid, stream, lines } => self.add_log(Log::Lines { name, pid, stream, lines }),
+            FromNode::LogLines { name, pid, stream, lines, ip } => {
+                self.add_log(Log::Lines { name, pid, stream, lines, ip });
+            }
             FromNode::Notice { level, text } => self.add_log(Log::Notice { level, text }),
             FromNode::LeaseFailed { class, reason, group_removed } => {
                 let State { owner, out, .. } = state;

@@ -9,7 +9,7 @@ class DataSourceUnavailable(Exception):
     """A node or process that was asked has not answered."""
 
 
-class RayStateApiException(Exception):
+class RayStateApiException(RuntimeError):
     """A question to the cluster was not answered, or not completely."""
 
 
