@@ -38,7 +38,12 @@ fn call(recorded: bool) -> CallDef {
 impl Bench {
     fn new() -> Self {
         let mut owner = Owner::new(ME, NodeKey(9));
-        let class = owner.class(ClassSpec { demand: vec![("CPU".into(), 10_000)], env: vec![], strategy: vec![], retriable: true });
+        let class = owner.class(ClassSpec {
+            demand: vec![("CPU".into(), 10_000)],
+            env: vec![],
+            strategy: vec![],
+            retriable: true,
+        });
         Self { owner, out: Out::default(), class }
     }
 
@@ -132,6 +137,20 @@ fn every_attempt_that_a_worker_did_not_answer_is_noted_once() {
     let noted = bench.unrun();
     assert_eq!(noted, [(task, 1, ErrorCode::Cancelled as u8, 0)]);
     assert_eq!(bench.owner.describe_tasks(10).total, 0);
+}
+
+#[test]
+fn an_attempt_that_was_ended_for_want_of_memory_is_noted_and_free() {
+    let mut bench = Bench::new();
+    let task = bench.submit(vec![], 1, true, 0);
+    bench.lend();
+    bench.unrun();
+    bench.owner.handle_process_gone(WORKER, "memory ran short", Death::Evicted, 40, &mut bench.out);
+    assert_eq!(bench.unrun(), [(task, 0, ErrorCode::OutOfMemory as u8, 30)]);
+    bench.lend();
+    bench.owner.handle_process_gone(WORKER, "it was killed", Death::Crashed, 60, &mut bench.out);
+    assert_eq!(bench.unrun(), [(task, 1, ErrorCode::WorkerCrashed as u8, 30)], "its one retry is still there");
+    assert_eq!(bench.owner.describe_tasks(10).rows[0].attempt, 2);
 }
 
 fn push(executor: &mut Executor, seq: u64, out: &mut Out) -> TaskId {
