@@ -287,6 +287,7 @@ def test_the_node_and_the_job_are_listed(state):
     job = one(state.list_jobs(filters=[("status", "=", "RUNNING")]))
     assert (job.job_id, job.driver_info["pid"]) == (ray.get_runtime_context().get_job_id(), str(os.getpid()))
     assert state.get_job(job.job_id).type == "DRIVER"
+    assert "pytest" in job.entrypoint
 
 
 def test_summaries_count_by_name_and_state(state, gate):

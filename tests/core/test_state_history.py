@@ -103,6 +103,26 @@ def test_records_leave_by_themselves_and_nothing_is_written_before(fresh_cluster
     wait_until(event_files, what="a record on disk")
 
 
+def test_a_failure_is_recorded_before_its_worker_is_killed(fresh_cluster):
+    from ray.util import state
+
+    fresh_cluster(num_cpus=4)
+
+    @ray.remote(num_cpus=4, max_retries=0)
+    def fail(kill):
+        if kill:
+            os._exit(1)
+        raise LookupError(os.getpid())
+
+    # Both on one worker, and the second as soon as the first has ended.
+    failure, death = fail.remote(kill=False), fail.remote(kill=True)
+    for reference in (failure, death):
+        with pytest.raises(ray.exceptions.RayError):
+            ray.get(reference)
+    (row,) = state.list_tasks(filters=[("task_id", "=", failure.task_id().hex())])
+    assert (row.state, row.error_type) == ("FAILED", "TASK_EXECUTION_EXCEPTION")
+
+
 def test_a_worker_that_ends_in_order_leaves_no_record_behind(fresh_cluster):
     fresh_cluster(num_cpus=1)
     from ray.util import state

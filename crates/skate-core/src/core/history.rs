@@ -2,9 +2,9 @@
 //!
 //! A record is a few copies under a lock that is held anyway. It leaves with a batch: at once when [`RECORDS_MAX`] or
 //! [`TEXTS_BYTES_MAX`] is reached, [`FLUSH_NS`] after its first record, when somebody asks, and at the end of this
-//! process. A process that is killed takes its last fifth of a
-//! second of records along. While the node has
-//! [`BACKLOG_BYTES_MAX`] unread, batches are dropped and counted; the next one says how many records are missing.
+//! process. A failure leaves at once, with what is before it, unless one did within [`FAILURE_PAUSE_NS`]: what comes next
+//! may well end the process. A process that is killed takes its last fifth of a second of other records along. While
+//! the node has [`BACKLOG_BYTES_MAX`] unread, batches are dropped and counted; the next one says how many records are missing.
 //!
 //! A batch, all little-endian: the number of records, of bytes of definitions, of bytes of texts, and of records lost
 //! before (u32 each); definitions (kind of work u8, whether it has an actor u8, the actor's 16 bytes, and name and method,
@@ -30,6 +30,8 @@ const RECORDS_MAX: usize = 1024;
 const TEXTS_BYTES_MAX: usize = 64 << 10;
 /// A record is sent after this time at the latest: five messages a second of a busy worker are not noticed.
 const FLUSH_NS: u64 = 200_000_000;
+/// How long the node is left alone after a failure was told at once; further ones wait like everything else.
+const FAILURE_PAUSE_NS: u64 = 20_000_000;
 /// What the node may have unread before records are dropped.
 const BACKLOG_BYTES_MAX: usize = 4 << 20;
 const RECORD_LEN: usize = 52;
@@ -46,6 +48,8 @@ pub(super) struct History {
     text_count: u16,
     records: Vec<u8>,
     since_ns: Option<u64>,
+    /// Until then failures wait, too.
+    paused_until_ns: u64,
     lost: u32,
 }
 
@@ -61,6 +65,7 @@ impl History {
             text_count: 0,
             records: Vec::new(),
             since_ns: None,
+            paused_until_ns: 0,
             lost: 0,
         }
     }
@@ -119,6 +124,15 @@ impl History {
         push_text(&mut self.texts, text, TEXT_BYTES_MAX);
         self.text_count += 1;
         self.text_count
+    }
+
+    /// Whether a failure of this moment is to leave at once.
+    fn is_pressing(&mut self, failed: bool, now_ns: u64) -> bool {
+        let pressing = failed && now_ns >= self.paused_until_ns;
+        if pressing {
+            self.paused_until_ns = now_ns + FAILURE_PAUSE_NS;
+        }
+        pressing
     }
 
     fn is_full(&self) -> bool {
@@ -208,7 +222,7 @@ impl Core {
         };
         let outcome = (code, text.unwrap_or(own));
         state.history.add(work.task, &work.def, work.kind, work.attempt, outcome, true, now, run_ns);
-        if state.history.is_full() {
+        if state.history.is_full() || state.history.is_pressing(code != 0, now) {
             self.send_history(state);
         }
     }
