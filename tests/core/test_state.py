@@ -5,6 +5,8 @@ import os
 import pytest
 
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from tests.core.helpers import Gate, wait_until
 
 pytestmark = pytest.mark.skate  # on Ray these go through its dashboard, which these tests do without
@@ -223,16 +225,20 @@ def wait_free():
 
 
 def test_actors_are_listed_with_where_they_live_and_how_they_died(state):
-    actor = Counter.options(name="listed").remote()
+    group = placement_group([{"CPU": 1}])
+    there = PlacementGroupSchedulingStrategy(group)
+    actor = Counter.options(name="listed", num_cpus=0.5, scheduling_strategy=there).remote()
     pid = ray.get(actor.process.remote())
     id = actor._ray_actor_id.hex()
     row = state.get_actor(id)
     assert (row.class_name, row.state, row.pid, row.name, row.is_detached) == ("Counter", "ALIVE", pid, "listed", False)
     assert row.node_id == ray.get_runtime_context().get_node_id()
+    assert (row.required_resources, row.placement_group_id) == ({"CPU": 0.5}, group.id.hex())
     ray.kill(actor)
     row = wait_until(lambda: (row := state.get_actor(id)).state == "DEAD" and row, what="the actor's death")
     assert "ray.kill" in row.death_cause["message"]
     assert state.get_actor("00" * 16) is None
+    remove_placement_group(group)
 
 
 def test_workers_are_listed_while_they_live_and_after(state):

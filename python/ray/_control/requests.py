@@ -331,6 +331,8 @@ class ControlRequests(Requests):
             "node": actor.node,
             "pid": actor.pid,
             "job": actor.job,
+            "run": actor.run,
+            "place": actor.place,
             "cause": actor.cause.decode(errors="replace") if actor.cause_kind == 0 else "__init__ raised",
         }
 

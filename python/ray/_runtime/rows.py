@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ray._bundle_names import split
+from ray._bundle_names import plain, split
 from ray._runtime import groups, history
 from ray._runtime.ids import JobID, NodeID, WorkerID
 from ray._runtime.options import from_fixed
@@ -422,6 +422,8 @@ def actors(asker: Asker, filters: list[Filter], limit: int) -> Listing:
 
 
 def _actor_row(actor: dict[str, Any]) -> dict[str, Any]:
+    required = {name: from_fixed(units) for name, units in plain(actor["run"]).items() if units}
+    group = next((parts[1] for parts in map(split, actor["place"]) if parts is not None), None)
     cause = {"message": actor["cause"]} if actor["cause"] and actor["state"] in ("DEAD", "RESTARTING") else None
     return {
         "actor_id": actor["actor"].hex(),
@@ -432,6 +434,8 @@ def _actor_row(actor: dict[str, Any]) -> dict[str, Any]:
         "node_id": node_id(actor["node"]) if actor["node"] else None,
         "pid": actor["pid"] or None,
         "ray_namespace": actor["namespace"],
+        "required_resources": required,
+        "placement_group_id": group,
         "death_cause": cause,
         "is_detached": actor["detached"],
         "num_restarts": actor["incarnation"],
