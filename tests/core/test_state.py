@@ -49,6 +49,9 @@ class Counter:
     def fail(self):
         raise LookupError("no count")
 
+    def speak(self, text):
+        print(text)
+
 
 def one(rows):
     (row,) = rows
@@ -233,10 +236,13 @@ def test_actors_are_listed_with_where_they_live_and_how_they_died(state):
     row = state.get_actor(id)
     assert (row.class_name, row.state, row.pid, row.name, row.is_detached) == ("Counter", "ALIVE", pid, "listed", False)
     assert row.node_id == ray.get_runtime_context().get_node_id()
+    ray.get(actor.speak.remote("last words"))
     assert (row.required_resources, row.placement_group_id) == ({"CPU": 0.5}, group.id.hex())
     ray.kill(actor)
     row = wait_until(lambda: (row := state.get_actor(id)).state == "DEAD" and row, what="the actor's death")
     assert "ray.kill" in row.death_cause["message"]
+    assert (row.pid, row.ray_namespace) == (pid, ray.get_runtime_context().namespace)
+    assert "".join(state.get_log(actor_id=id)) == "last words\n"
     assert state.get_actor("00" * 16) is None
     remove_placement_group(group)
 

@@ -316,13 +316,14 @@ class ControlRequests(Requests):
         return [self._describe(actor) for actor in self._service.actors.actors()]
 
     def _describe(self, actor: Actor) -> dict[str, Any]:
+        job = self._service.jobs.get(actor.job)
         return {
             "actor": actor.id,
             "owner": actor.owner,
             "owner_node": actor.owner_node,
             "class_name": actor.class_name,
             "name": actor.name,
-            "namespace": actor.namespace,
+            "namespace": actor.namespace or (job.namespace if job is not None else ""),
             "detached": actor.detached,
             "state": _WIRE_STATES[self._service.actors.wire_state(actor)],
             "incarnation": actor.incarnation,

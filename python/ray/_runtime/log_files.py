@@ -67,6 +67,7 @@ def _nodes(asker: Asker, node_id: str | None, node_ip: str | None) -> list[dict[
         nodes = [node for node in nodes if node["NodeManagerAddress"] == node_ip]
     if not nodes:
         message = f"no living node has the id {node_id!r}" if node_id else f"no living node has the address {node_ip!r}"
+        message += "; log files are on their nodes, and a lost node's are in its own session directory"
         raise ValueError(message)
     return nodes
 
@@ -126,7 +127,7 @@ def _of_actor(asker: Asker, actor_id: str, suffix: str) -> Source:
         raise ValueError(message)
     actor = found[0]
     if not actor["node_id"] or not actor["pid"]:
-        message = f"actor {actor_id} has no process yet: it is {actor['state']}"
+        message = f"actor {actor_id} has had no process: it is {actor['state']}"
         raise ValueError(message)
     return _of_process(asker, actor["node_id"], actor["pid"], suffix)
 
