@@ -147,6 +147,15 @@ def test_a_task_that_ends_while_somebody_looks_is_shown_once(monkeypatch):
     assert counted == {"FINISHED": 1, "RUNNING": 1}
 
 
+@pytest.mark.parametrize("key", ["state", "name", "func_or_class_name", "type", "task_id"])
+@pytest.mark.parametrize("value", ["FINISHED", "failed", "f", "g", "NORMAL_TASK", "other"])
+@pytest.mark.parametrize("predicate", ["=", "!="])
+def test_no_attempt_is_left_out_whose_row_would_match(key, predicate, value):
+    one, filters = attempt(7, 0, 10), [(key, predicate, value)]
+    is_match = rows.matches(rows.row_of(one, {}), filters)
+    assert rows.may_match(one, filters) == (is_match or key == "task_id")
+
+
 def test_slices_that_overlap_have_rows_of_their_own(monkeypatch):
     monkeypatch.setattr(timeline.history, "attempts", lambda log: iter(log.found))
     log = FakeLog([attempt(1, 0, 10), attempt(1, 5, 10), attempt(1, 10, 1), attempt(2, 0, 100)])

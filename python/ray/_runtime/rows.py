@@ -159,9 +159,8 @@ def tasks(asker: Asker, filters: list[Filter], limit: int) -> Listing:
     ended: list[dict[str, Any]] = []
     for attempt in _each(logs, wanted, asker, listing):
         live.pop((attempt.task, attempt.attempt), None)
-        row = row_of(attempt, drivers)
         listing.total += 1
-        if matches(row, filters):
+        if may_match(attempt, filters) and matches(row := row_of(attempt, drivers), filters):
             ended.append(row)
             if len(ended) >= limit:
                 listing.is_cut = True
@@ -180,7 +179,10 @@ def tasks_of_logs(logs: Iterable[Log], filters: list[Filter], limit: int) -> Lis
     listing = Listing(limit)
     for log in logs:
         for attempt in history.attempts(log):
-            listing.add(row_of(attempt, {}), filters)
+            if may_match(attempt, filters):
+                listing.add(row_of(attempt, {}), filters)
+            else:
+                listing.total += 1
             if listing.is_cut:
                 return listing
     return listing
@@ -258,17 +260,43 @@ def _parent_of(task: bytes, drivers: dict[int, int]) -> str:
     return DRIVER_TASK + job_id(job) if job is not None else ""
 
 
+def _name_of(attempt: Attempt) -> str:
+    of = attempt.of
+    return f"{of.name}.{of.method}" if of.kind == 1 else of.name
+
+
+def _state_of(attempt: Attempt) -> str:
+    return "FAILED" if attempt.outcome else "FINISHED"
+
+
+_CHEAP: dict[str, Callable[[Attempt], Any]] = {
+    "func_or_class_name": _name_of,
+    "name": _name_of,
+    "state": _state_of,
+    "type": lambda attempt: KINDS[attempt.of.kind],
+}
+"""Columns by which most attempts can be left out without a row being made of them: most of a query's time."""
+
+
+def may_match(attempt: Attempt, filters: list[Filter]) -> bool:
+    """Whether the attempt's row could meet all conditions."""
+    for key, predicate, value in filters:
+        column = _CHEAP.get(key)
+        if column is not None and _same(column(attempt), value) != (predicate == "="):
+            return False
+    return True
+
+
 def row_of(attempt: Attempt, drivers: dict[int, int]) -> dict[str, Any]:
     """An ended attempt."""
-    of = attempt.of
-    name = f"{of.name}.{of.method}" if of.kind == 1 else of.name
+    of, name = attempt.of, _name_of(attempt)
     end = attempt.start_ns + attempt.run_ns
     failed = attempt.outcome != 0
     return {
         "task_id": attempt.task.hex(),
         "attempt_number": attempt.attempt,
         "name": name,
-        "state": "FAILED" if failed else "FINISHED",
+        "state": _state_of(attempt),
         "job_id": job_id(attempt.job),
         "actor_id": of.actor.hex() if of.actor else None,
         "type": KINDS[of.kind],
@@ -282,7 +310,7 @@ def row_of(attempt: Attempt, drivers: dict[int, int]) -> dict[str, Any]:
         "start_time_ms": _ms(attempt.start_ns),
         "end_time_ms": _ms(end),
         "error_message": attempt.text or None,
-        "events": _events(start=attempt.start_ns, end=end, state="FAILED" if failed else "FINISHED"),
+        "events": _events(start=attempt.start_ns, end=end, state=_state_of(attempt)),
     }
 
 
@@ -316,9 +344,7 @@ def _counted(attempts: Iterable[Attempt], live: dict[tuple[bytes, int], dict[str
     for attempt in attempts:
         if live:
             live.pop((attempt.task, attempt.attempt), None)
-        of = attempt.of
-        name = f"{of.name}.{of.method}" if of.kind == 1 else of.name
-        counts[name, KINDS[of.kind], "FAILED" if attempt.outcome else "FINISHED"] += 1
+        counts[_name_of(attempt), KINDS[attempt.of.kind], _state_of(attempt)] += 1
     return counts
 
 
