@@ -6,6 +6,8 @@ from typing import Any
 
 __all__ = ["timeline"]
 
+TIMEOUT_S = 300.0  # how long the logs of all nodes may take
+
 
 def timeline(filename: str | None = None) -> list[dict[str, Any]] | None:
     """What ran when, as Chrome trace events, which Perfetto (ui.perfetto.dev) and chrome://tracing show.
@@ -19,17 +21,14 @@ def timeline(filename: str | None = None) -> list[dict[str, Any]] | None:
     Returns:
         The events, if no file was named.
     """
-    import json
-
     from ray._runtime import session
     from ray._runtime import timeline as traces
     from ray._runtime.asking import Asker
 
     session.require()
-    with Asker() as asker:
+    with Asker(timeout_s=TIMEOUT_S) as asker:
         events = traces.of_cluster(asker)
     if filename is None:
         return events
-    with open(filename, "w") as file:
-        json.dump(events, file)
+    traces.save(events, filename)
     return None

@@ -14,7 +14,6 @@ from ray.scripts import options
 @options.history_from
 def timeline(*, output: str | None, timeout: float, address: str | None, directory: str | None) -> None:
     """Writes a file with what ran when on which worker, to be opened in ui.perfetto.dev or chrome://tracing."""
-    import json
     import os
     import tempfile
 
@@ -30,7 +29,6 @@ def timeline(*, output: str | None, timeout: float, address: str | None, directo
     if output is None:
         fd, output = tempfile.mkstemp(prefix="ray-timeline-", suffix=".json")
         os.close(fd)
-    with open(output, "w") as file:
-        json.dump(events, file)
+    traces.save(events, output)
     count = sum(event["ph"] == "X" for event in events)
     click.echo(f"{count} tasks were written to {output}: open it in https://ui.perfetto.dev or chrome://tracing.")
