@@ -5,11 +5,9 @@ told to the control service (`Overflow`), which has other nodes serve it; so dem
 come from there (`LeasesPlaced`), as do actors. Does not know how workers come to be: it asks for one
 (`WantWorker`), and the worker pool answers. An actor is a lease that ends with its worker.
 
-A lease goes through two states. It is *starting* from the moment its resources are taken until a worker
-is there, and *held* until it is returned, its owner dies or its worker dies.
-
-Placement groups wait here for the resources of their bundles like everybody else, and a demand in a group is one for
-the resources that its bundles offer (`bundles`).
+A lease is *starting* from the moment its resources are taken until a worker is there, and then *held* until it is
+returned, its owner dies or its worker dies. Placement groups wait here for the resources of their bundles like everybody
+else, and a demand in a group is one for the resources that its bundles offer (`bundles`).
 
 Invariants:
 - what leases and bundles hold and what is free add up to what the node has;
@@ -193,6 +191,11 @@ class LeaseTable(Machine):
         """(owner, lease) of the lease that a worker serves; (0, 0) if none, or if it is an actor."""
         lease = self._by_proc.get(proc)
         return (lease.owner, lease.id) if lease is not None and lease.owner != ACTORS else (0, 0)
+
+    def owners(self) -> set[int]:
+        """For whom there are leases, or are to be some, but for actors and groups."""
+        keys = [*(lease.key for lease in self._leases.values()), *self._wants]
+        return {owner for owner, _ in keys if owner not in (ACTORS, GROUPS)}
 
     def held(self) -> Iterator[Lease]:
         """Leases with a worker, in the order in which they were asked for."""
@@ -734,7 +737,7 @@ class LeaseTable(Machine):
         for lease in fairness.needless_reclaims(blocked, self._ended_by_owners(), self.ledger):
             lease.reclaimed = lease.kept = False
             self._kept -= 1
-            self._emit(Send(lease.owner, LeaseReclaim(lease.id, wanted=False)))
+            self._emit(Send(lease.owner, LeaseReclaim(lease.id, wanted=False, node=self._node)))
 
     def _on_worker_gone(self, event: WorkerGone, now: float) -> None:
         lease = self._by_proc.get(event.proc)
@@ -837,7 +840,7 @@ class LeaseTable(Machine):
         if lease.reclaimed:
             return False
         lease.reclaimed = True
-        self._emit(Send(lease.owner, LeaseReclaim(lease.id)))
+        self._emit(Send(lease.owner, LeaseReclaim(lease.id, wanted=True, node=self._node)))
         return True
 
     # ------------------------------------------------------------------ reasons
