@@ -161,3 +161,5 @@ def test_golden_values():
     assert values["LeaseGranted"] == p.LeaseGranted(7, 2**32 + 1, 2**64 - 1, 6, 1000, [0, 1])
     assert values["WorkerDied"] == p.WorkerDied(5, 0, "gone", -9, intended=False, oom=True, retry=p.RETRY_NEVER)
     assert values["ActorState"].restarts_left == -1
+    assert values["Describe"] == p.Describe(p.DESCRIBE_TASKS, 100)
+    assert values["Described"] == p.Described(p.DESCRIBE_TASKS, 3, b"\x91\xc0")

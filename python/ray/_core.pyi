@@ -116,6 +116,8 @@ class Core:
     def cancel(self, reference: ObjectRef[Any] | StreamRef, force: bool, recursive: bool) -> None: ...
     def why(self, reference: ObjectRef[Any]) -> list[tuple[str, str]]:
         """The chain of reasons why a value is not there yet: (what, reason), outermost first."""
+    def why_id(self, id: bytes) -> list[tuple[str, str]]:
+        """The same by an object's id, which need not be held here."""
     def _describe_objects(self) -> list[str]: ...
     def statistics(self) -> dict[str, int]: ...
 
@@ -144,6 +146,7 @@ class Core:
         is_async: bool,
         concurrency_groups: dict[str, int],
         detached: bool,
+        recorded: bool,  # whether history is kept of the creation
     ) -> None: ...
     def kill_actor(self, actor: bytes, no_restart: bool) -> None: ...
     def configure_calls(self, actor: bytes, *, max_pending: int, any_order: bool) -> None:
@@ -162,8 +165,8 @@ class Core:
 
         `value` holds no references. `awaited` says what the answer waits for: "it waits until ...".
         """
-    def next_log(self) -> tuple[str, int, int, list[str]] | tuple[str, str] | tuple[object] | None:
-        """Blocks a logging thread: LogLines as (name, pid, stream, lines), Notice as (level, text), a failed task's
+    def next_log(self) -> tuple[str, int, int, list[str], str] | tuple[str, str] | tuple[object] | None:
+        """Blocks a logging thread: LogLines as (name, pid, stream, lines, ip), Notice as (level, text), a failed task's
         exception that nobody has looked at as (exception,), None at the end.
         """
 
@@ -216,6 +219,7 @@ class Template:
         method: str = "",
         concurrency_group: str = "",
         backpressure: int = -1,  # largest number of unconsumed items of a generator
+        recorded: bool = True,  # whether history is kept of its calls
     ) -> None: ...
     def submit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """ObjectRef for one return, list for several, None for none, StreamRef for streaming."""
@@ -357,3 +361,8 @@ def discover(address: str, token: bytes, timeout_s: float, tls: bool | None = No
 
 def random_id() -> int: ...
 def memfd(name: str, size: int) -> int: ...
+def stack_target() -> tuple[int, int]:
+    """What asks a worker for its stacks, and where they go: signal and descriptor for `faulthandler.register`."""
+
+def install_stack_handler() -> None:
+    """Puts the core's handler in front of the one that was just registered: it tells the end of a dump."""

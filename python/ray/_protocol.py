@@ -441,6 +441,8 @@ class LogLines(Message, frozen=True):
     pid: int
     stream: int
     lines: list[str]
+    ip: str = ""
+    """What the worker's node calls itself."""
 
 
 class Notice(Message, frozen=True):
@@ -488,6 +490,42 @@ class NodeAddress(Message, frozen=True):
     cause: str = ""
 
 
+class Describe(Message, frozen=True):
+    """Somebody wants to see: `what` is one of `DESCRIBE_*`, of which at most `limit` rows are told. Answered by
+    `Described` under the same corr, without the interpreter's lock, behind all `TaskEvents`.
+    """
+
+    what: int
+    limit: int
+
+
+class Described(Message, frozen=True):
+    """Answers `Describe`. `rows` is a msgpack list; there would be `total` without the limit.
+
+    A task: id, attempt, name, method, kind (0 task, 1 creation, 2 call), state, actor or nil, parent or nil, when it
+    was submitted and since when it is with its worker (nanoseconds since 1970, 0 unknown), its worker (process, node,
+    pid; 0 unknown), missing arguments, and whether it runs in the sender. An object: id, bytes, (stored, ready, failed,
+    owned), (references of the program, of unfinished tasks, of values, of other processes), attempt and state of its
+    task. Stacks: one text.
+    """
+
+    what: int
+    total: int
+    rows: bytes
+
+
+class TaskEvents(Message, frozen=True):
+    """Attempts of tasks that have ended; the batch is described in `skate-core`'s `core/history.rs`."""
+
+    batch: bytes
+
+
+DESCRIBE_NOTHING: Final = 0
+"""Nothing but that `TaskEvents` are sent first."""
+DESCRIBE_TASKS: Final = 1
+DESCRIBE_OBJECTS: Final = 2
+DESCRIBE_STACKS: Final = 3
+
 KIND_LEASE_DEMAND: Final = 64
 KIND_LEASE_RETURN: Final = 65
 KIND_BLOCKED: Final = 66
@@ -531,6 +569,9 @@ KIND_DEATHS: Final = 112
 KIND_PRESSURE: Final = 113
 KIND_NODE_ADDRESS: Final = 114
 KIND_PULLED: Final = 115
+KIND_DESCRIBE: Final = 116
+KIND_DESCRIBED: Final = 117
+KIND_TASK_EVENTS: Final = 118
 
 TO_NODE: Final[dict[int, type[Message]]] = {
     KIND_LEASE_DEMAND: LeaseDemand,
@@ -554,6 +595,8 @@ TO_NODE: Final[dict[int, type[Message]]] = {
     KIND_RETIRED: Retired,
     KIND_LEASE_KEPT: LeaseKept,
     KIND_WHERE_IS_NODE: WhereIsNode,
+    KIND_DESCRIBED: Described,
+    KIND_TASK_EVENTS: TaskEvents,
     KIND_PULL: Pull,
     KIND_PULL_RELEASED: PullReleased,
 }
@@ -579,6 +622,7 @@ FROM_NODE: Final[dict[int, type[Message]]] = {
     KIND_PRESSURE: Pressure,
     KIND_NODE_ADDRESS: NodeAddress,
     KIND_PULLED: Pulled,
+    KIND_DESCRIBE: Describe,
 }
 
 KINDS: Final[dict[type[Message], int]] = {

@@ -97,6 +97,8 @@ class World:
         self.segments: dict[int, int] = {}
         self.descriptors: dict[int, events.DescriptorUsage] = {}
         """By pid, where they are not few; the node's by 0."""
+        self.history: list[events.KeepHistory] = []
+        self.files_asked: list[Effect] = []
         self.refuse_memory = False
         self.memory_of: dict[int, int] = {}
         """By pid, what processes hold; all of it counts against the one limit."""
@@ -318,6 +320,10 @@ class World:
                 self.sent.append(effect)
             case events.Labelled() | Seek() | events.KnowNode() | events.ForgetNode():
                 pass
+            case events.KeepHistory():
+                self.history.append(effect)
+            case events.ListFiles() | events.ReadFile():
+                self.files_asked.append(effect)
             case _:
                 raise AssertionError(f"unknown effect {effect}")
 

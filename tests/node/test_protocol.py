@@ -49,7 +49,7 @@ TABLE = """
 104 ActorState actor state proc node incarnation cause_kind cause restarts_left pid
 105 ActorInit actor incarnation spec gpu_ids namespace name
 106 Reply ok body
-107 LogLines name pid stream lines
+107 LogLines name pid stream lines ip
 108 Notice level text
 109 LeaseFailed class_id reason group_removed
 110 ActorStop actor
@@ -58,6 +58,9 @@ TABLE = """
 113 Pressure pressed
 114 NodeAddress node address cause
 115 Pulled segment size offset
+116 Describe what limit
+117 Described what total rows
+118 TaskEvents batch
 """
 
 

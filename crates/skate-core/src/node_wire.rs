@@ -59,10 +59,14 @@ pub const DEATHS: u8 = 112;
 pub const PRESSURE: u8 = 113;
 pub const NODE_ADDRESS: u8 = 114;
 
+pub const PULLED: u8 = 115;
+pub const DESCRIBE: u8 = 116;
+pub const DESCRIBED: u8 = 117;
+pub const TASK_EVENTS: u8 = 118;
+
 /// `WorkerDied`: a retry is not charged to `max_retries`, or there is none; anything else is charged.
 const RETRY_FREE: u8 = 1;
 const RETRY_NEVER: u8 = 2;
-pub const PULLED: u8 = 115;
 
 fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     rmp_serde::to_vec(value).expect("plain data always encodes")
@@ -186,6 +190,15 @@ pub fn request(op: &str, args: &[u8]) -> Vec<u8> {
     encode(&(op, Bytes::new(args)))
 }
 
+/// `rows` is a msgpack list.
+pub fn described(what: u8, total: u64, rows: &[u8]) -> Vec<u8> {
+    encode(&(what, total, Bytes::new(rows)))
+}
+
+pub fn task_events(batch: &[u8]) -> Vec<u8> {
+    encode(&(Bytes::new(batch),))
+}
+
 /// What the node says.
 #[derive(Debug)]
 pub enum FromNode {
@@ -256,6 +269,7 @@ pub enum FromNode {
         pid: u32,
         stream: u8,
         lines: Vec<String>,
+        ip: String,
     },
     Notice {
         level: String,
@@ -269,6 +283,10 @@ pub enum FromNode {
     ActorStop,
     Exit,
     /// An empty address: the node is gone, with the cause.
+    Describe {
+        what: u8,
+        limit: u32,
+    },
     NodeAddress {
         node: NodeKey,
         address: String,
@@ -347,8 +365,8 @@ pub fn decode(kind: u8, body: &[u8]) -> Option<FromNode> {
             FromNode::Reply { ok, body: body.into_vec() }
         }
         LOG_LINES => {
-            let (name, pid, stream, lines): (String, u32, u8, Vec<String>) = get(body)?;
-            FromNode::LogLines { name, pid, stream, lines }
+            let (name, pid, stream, lines, ip): (String, u32, u8, Vec<String>, String) = get(body)?;
+            FromNode::LogLines { name, pid, stream, lines, ip }
         }
         NOTICE => {
             let (level, text): (String, String) = get(body)?;
@@ -361,6 +379,10 @@ pub fn decode(kind: u8, body: &[u8]) -> Option<FromNode> {
         NODE_ADDRESS => {
             let (node, address, cause): (u64, String, String) = get(body)?;
             FromNode::NodeAddress { node: NodeKey(node), address, cause }
+        }
+        DESCRIBE => {
+            let (what, limit): (u8, u32) = get(body)?;
+            FromNode::Describe { what, limit }
         }
         ACTOR_STOP => FromNode::ActorStop,
         EXIT => FromNode::Exit,

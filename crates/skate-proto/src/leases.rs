@@ -620,12 +620,13 @@ impl Owner {
             self.finish_with(task, &error, now_ns, out);
             return;
         }
+        let code = if death == Death::Crashed { ErrorCode::WorkerCrashed } else { ErrorCode::OutOfMemory };
         let text = match death {
             Death::Evicted if max_retries != 0 => {
                 if oom_retries < 0 || entry.evictions < oom_retries.unsigned_abs() {
                     entry.evictions += 1;
-                    entry.attempt += 1;
-                    self.enqueue(task, true, now_ns, out);
+                    self.note_unrun(task, &Payload::error(code, cause), out);
+                    self.attempt_again(task, now_ns, out);
                     return;
                 }
                 format!(
@@ -636,6 +637,7 @@ impl Owner {
             }
             Death::EvictedAlone | Death::Evicted => format!("{name} has failed for want of memory: {cause}."),
             Death::Crashed | Death::OutOfMemory if entry.retries_left != 0 => {
+                self.note_unrun(task, &Payload::error(code, cause), out);
                 self.retry(task, now_ns, out);
                 return;
             }
@@ -645,7 +647,6 @@ impl Owner {
                 entry.attempt + 1,
             ),
         };
-        let code = if death == Death::Crashed { ErrorCode::WorkerCrashed } else { ErrorCode::OutOfMemory };
         self.finish_with(task, &Payload::error(code, &text), now_ns, out);
     }
 

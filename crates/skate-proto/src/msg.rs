@@ -34,6 +34,8 @@ pub struct CallDef {
     /// Largest number of items of a stream that the consumer has not taken; 0 is no limit.
     pub backpressure: u32,
     pub actor: Option<ActorId>,
+    /// Whether history is kept of its calls.
+    pub recorded: bool,
 }
 
 /// Where a top-level reference stood among the arguments.
@@ -71,6 +73,8 @@ pub struct Done {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ActorSpec {
     pub actor: ActorId,
+    /// Whether history is kept of its creation.
+    pub recorded: bool,
     pub task: TaskId,
     pub class: FunctionId,
     pub blob: Blob,

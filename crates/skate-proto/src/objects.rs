@@ -39,9 +39,9 @@ pub struct WaiterId(pub u64);
 #[derive(Debug, Default)]
 pub(crate) struct Entry {
     pub(crate) value: Option<Value>,
-    local: u32,
+    pub(crate) local: u32,
     /// Owner: tokens out, by process. A balance may be negative for a moment.
-    borrowers: SmallVec<[(ProcId, i32); 1]>,
+    pub(crate) borrowers: SmallVec<[(ProcId, i32); 1]>,
     /// Borrower: tokens to give back.
     tokens: u32,
     waiters: SmallVec<[WaiterId; 1]>,
@@ -158,6 +158,11 @@ impl Objects {
     #[must_use]
     pub fn is_known(&self, id: ObjectId) -> bool {
         self.entries.contains_key(&id)
+    }
+
+    /// Everything that is known, to be looked at.
+    pub(crate) fn entries(&self) -> &HashMap<ObjectId, Entry, foldhash::fast::RandomState> {
+        &self.entries
     }
 
     pub(crate) fn entry(&mut self, id: ObjectId) -> Option<&mut Entry> {

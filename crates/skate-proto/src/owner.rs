@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 
 use crate::actors::{ActorClient, Creation};
+use crate::describe::Unrun;
 use crate::ids::{ActorId, LeaseId, NodeKey, ObjectId, ProcId, TaskId};
 use crate::leases::{ClassId, Death, Leases};
 use crate::location::Location;
@@ -32,6 +33,8 @@ pub enum Effect {
     Notify { waiter: WaiterId, failed: bool },
     /// A task has failed, and the last reference to its result went without anyone having looked.
     Unread(Payload),
+    /// An attempt has ended without an answer of a worker.
+    Unrun(Unrun),
     /// A block is not needed any more.
     Free(Location),
     /// Copies of this object from other nodes are not read any more; see [`Objects::mark_copied`].

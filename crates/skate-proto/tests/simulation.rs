@@ -109,6 +109,7 @@ fn call(actor: Option<ActorId>) -> CallDef {
         retry_exceptions: false,
         backpressure: 0,
         actor,
+        recorded: true,
     }
 }
 
@@ -209,7 +210,7 @@ impl World {
                             self.blocks.remove(&location.segment).is_some() || self.lost.remove(&location.segment);
                         assert!(known, "{me:?} frees a block that is not in use: {location:?}");
                     }
-                    Effect::Notify { .. } | Effect::Unread(_) => {}
+                    Effect::Notify { .. } | Effect::Unread(_) | Effect::Unrun(_) => {}
                 }
             }
         }
@@ -536,6 +537,7 @@ impl World {
                 is_async: false,
                 groups: vec![],
                 detached: false,
+                recorded: true,
             };
             let deps: Vec<(Slot, ObjectId)> =
                 process.held.get(choice % 5).map(|id| (Slot::Position(0), *id)).into_iter().collect();
@@ -622,7 +624,7 @@ impl World {
     /// A worker begins a task, goes on with it, or ends it and returns some of what it saw.
     fn work(&mut self, me: ProcId, choice: usize) -> bool {
         let Some(running) = &self.process(me).running else {
-            let Some(work) = self.process(me).executor.take("") else {
+            let Some(work) = self.process(me).executor.take("", 0) else {
                 return false;
             };
             if work.kind == WorkKind::CreateActor {

@@ -13,7 +13,7 @@ use skate_core::core::{Core, INLINE_ANSWER_BYTES_MAX};
 use skate_proto::executor::{Work, WorkKind};
 use skate_proto::ids::{ObjectId, TaskId};
 use skate_proto::msg::{Returns, Slot};
-use skate_proto::payload::{ErrorCode, Payload, TAG_ERROR_PICKLE, Value};
+use skate_proto::payload::{ErrorCode, Payload, TAG_ERROR_PICKLE, TEXT_BYTES_MAX, Value};
 
 use crate::Hooks;
 use crate::core::waiting;
@@ -43,6 +43,16 @@ pub(crate) fn error_payload(
     Ok(Serialized::pickle(py, hooks, error, TAG_ERROR_PICKLE, code as u8)?.into_payload(py))
 }
 
+/// The end of an exception's text, which names it; for history.
+pub(crate) fn words(error: &Bound<'_, PyAny>) -> Option<String> {
+    let text: String = error.str().ok()?.extract().ok()?;
+    let mut from = text.len().saturating_sub(TEXT_BYTES_MAX);
+    while !text.is_char_boundary(from) {
+        from += 1;
+    }
+    Some(text[from..].trim().to_owned())
+}
+
 /// One piece of work handed to this worker.
 #[pyclass(frozen, module = "ray._core")]
 pub(crate) struct Task {
@@ -51,6 +61,8 @@ pub(crate) struct Task {
     work: Work,
     started: Instant,
     items: Mutex<u32>,
+    /// The exception that ended a stream, in words.
+    stream_error: Mutex<Option<String>>,
     answered: Mutex<bool>,
     /// The counts that came with the work have been given back.
     forgotten: AtomicBool,
@@ -64,6 +76,7 @@ impl Task {
             work,
             started: Instant::now(),
             items: Mutex::new(0),
+            stream_error: Mutex::new(None),
             answered: Mutex::new(false),
             forgotten: AtomicBool::new(false),
         }
@@ -74,14 +87,14 @@ impl Task {
     }
 
     /// Sends results once; a second answer is a bug in the worker's loop, but must not end it.
-    fn answer(&self, results: Vec<Value>, retryable: bool) -> PyResult<()> {
+    fn answer(&self, results: Vec<Value>, failure: Option<&str>, retryable: bool) -> PyResult<()> {
         let mut answered = self.answered.lock();
         if std::mem::replace(&mut *answered, true) {
             return Err(PyRuntimeError::new_err("the task has been answered already"));
         }
         CURRENT_TASK.set(None);
         let items = *self.items.lock();
-        self.core.answer(&self.work, results, retryable, self.run_ns(), items);
+        self.core.answer(&self.work, results, failure, retryable, self.run_ns(), items);
         // Not when this object is dropped: the loop that holds it may wait long for its next one.
         self.forget_arguments();
         Ok(())
@@ -295,17 +308,18 @@ impl Task {
                     .collect::<PyResult<_>>()?
             }
         };
-        self.answer(results, false)
+        self.answer(results, None, false)
     }
 
     #[pyo3(signature = (error, *, retryable))]
     fn fail(&self, py: Python<'_>, error: &Bound<'_, PyAny>, retryable: bool) -> PyResult<()> {
         let payload = error_payload(py, self.hooks.get(), error, ErrorCode::Task)?;
-        self.answer(vec![Value::Inline(payload)], retryable)
+        let text = if self.core.is_recorded(&self.work) { words(error) } else { None };
+        self.answer(vec![Value::Inline(payload)], text.as_deref(), retryable)
     }
 
     fn fail_code(&self, code: u8, message: &str) -> PyResult<()> {
-        self.answer(vec![Value::Inline(Payload::error(code_of(code), message))], false)
+        self.answer(vec![Value::Inline(Payload::error(code_of(code), message))], None, false)
     }
 
     /// One item of a stream; waits while back-pressure holds.
@@ -324,11 +338,13 @@ impl Task {
     /// The exception that ends a stream, as its last item.
     fn yield_error(&self, py: Python<'_>, error: &Bound<'_, PyAny>) -> PyResult<()> {
         let payload = error_payload(py, self.hooks.get(), error, ErrorCode::Task)?;
+        *self.stream_error.lock() = words(error);
         self.send_item(py, Value::Inline(payload))
     }
 
     fn finish_stream(&self) -> PyResult<()> {
-        self.answer(vec![Value::Inline(Payload::plain(&[0]))], false)
+        let failure = self.stream_error.lock().take();
+        self.answer(vec![Value::Inline(Payload::plain(&[0]))], failure.as_deref(), false)
     }
 }
 

@@ -397,7 +397,6 @@ class ActorTable(Machine):
         self._save(actor)
         self._emit(Save(LIVES_TABLE, actor.id, None))
         self._publish(actor)
-        actor.pid = 0
         owned = self._owned.get(actor.owner, {})
         owned.pop(actor.id, None)
         if not owned:

@@ -73,8 +73,8 @@ DEATHS_REMEMBERED: Final = 10_000
 
 
 RECENT_S: Final = 30.0
-"""So long ago a death may have been that a node which comes back has not heard of: its connection may have been dead for
-ten seconds before that was noticed, and it may have been away for ten. After a restart of the head it is all deaths."""
+"""So long ago a death may have been that a node which comes back has not heard of: its connection may have been dead
+for ten seconds before that was noticed, and it may have been away for ten. After a restart of the head, all deaths."""
 
 ENDS_BY_ITSELF_S: Final = 0.5
 """Who is asked about and takes longer to end lived on when its connection was lost: it was the network that failed."""

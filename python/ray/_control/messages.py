@@ -243,6 +243,25 @@ class FreeIs(Message, frozen=True):
     free: dict[str, int]
 
 
+class MemberRows(msgspec.Struct, frozen=True, array_like=True):
+    """What one member has told; `rows` is a msgpack list. Process 0 is the node itself."""
+
+    proc: int
+    role: int
+    pid: int
+    job: int
+    total: int
+    rows: bytes
+
+
+class StateIs(Message, frozen=True):
+    """Answer to `AskState`. `silent` are the pids of members that have not answered in time."""
+
+    ticket: int
+    members: list[MemberRows]
+    silent: list[int]
+
+
 class Alive(Message, frozen=True):
     """Answer to `AreYouAlive`."""
 
@@ -494,6 +513,18 @@ class AskFree(Message, frozen=True):
     ticket: int
 
 
+class AskState(Message, frozen=True):
+    """Somebody wants to see `what` there is on the node and what its members own: see `ray._node.looks`.
+
+    Answered by `StateIs` after `timeout_s` at the latest.
+    """
+
+    ticket: int
+    what: str
+    limit: int
+    timeout_s: float
+
+
 class AreYouAlive(Message, frozen=True):
     """To be answered at once by `Alive`. `heard` is the last question whose answer has come; 0 if none has."""
 
@@ -531,6 +562,7 @@ TO_CONTROL: Final[dict[int, type[Message]]] = {
     193: BundlesRefused,
     213: LendsTo,
     211: SegmentOrphaned,
+    212: StateIs,
 }
 
 FROM_CONTROL: Final[dict[int, type[Message]]] = {
@@ -553,6 +585,7 @@ FROM_CONTROL: Final[dict[int, type[Message]]] = {
     176: AskFree,
     177: AreYouAlive,
     178: Leave,
+    184: AskState,
     179: Heard,
     200: PrepareBundles,
     201: CommitBundles,
@@ -570,6 +603,7 @@ NEWS: Final = frozenset(
         ActorRefused,
         FreeIs,
         Alive,
+        StateIs,
         ActorHosted,
         MemberSubscribes,
         Announced,

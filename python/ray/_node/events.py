@@ -42,12 +42,47 @@ class Forward(Event, frozen=True):
 
     proc: int
     message: Message
+    corr: int = 0
 
 
 class Company(Event, frozen=True):
     """The first other node has joined, or the last has gone (`alone`)."""
 
     alone: bool
+
+
+class StateAsked(Event, frozen=True):
+    """The control service passes on that somebody wants to see."""
+
+    message: Message
+
+
+class KeepHistory(Effect, frozen=True):
+    """Append a batch of records of a member to the event log."""
+
+    proc: int
+    pid: int
+    job: int
+    batch: bytes
+
+
+class ListFiles(Effect, frozen=True):
+    """Answer a member's request with the names and sizes of the files of an area: "logs" or "events"."""
+
+    to: int
+    corr: int
+    area: str
+
+
+class ReadFile(Effect, frozen=True):
+    """Answer a member's request with a piece of such a file; a negative `offset` counts from its end."""
+
+    to: int
+    corr: int
+    area: str
+    name: str
+    offset: int
+    size: int
 
 
 class FlushLogs(Effect, frozen=True):

@@ -5,11 +5,9 @@ told to the control service (`Overflow`), which has other nodes serve it; so dem
 come from there (`LeasesPlaced`), as do actors. Does not know how workers come to be: it asks for one
 (`WantWorker`), and the worker pool answers. An actor is a lease that ends with its worker.
 
-A lease goes through two states. It is *starting* from the moment its resources are taken until a worker
-is there, and *held* until it is returned, its owner dies or its worker dies.
-
-Placement groups wait here for the resources of their bundles like everybody else, and a demand in a group is one for
-the resources that its bundles offer (`bundles`).
+A lease is *starting* from the moment its resources are taken until a worker is there, and then *held* until it is
+returned, its owner dies or its worker dies. Placement groups wait here for the resources of their bundles like all
+others do, and a demand in a group is one for the resources that its bundles offer (`bundles`).
 
 Invariants:
 - what leases and bundles hold and what is free add up to what the node has;

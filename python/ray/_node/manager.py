@@ -32,7 +32,7 @@ from ray._control.machine import (
     Tick,
     earliest,
 )
-from ray._node import events, lease_records, requests
+from ray._node import events, lease_records, looks, requests
 from ray._node.config import MemorySettings
 from ray._node.fence import Fence
 from ray._node.leases import LeaseTable
@@ -186,6 +186,7 @@ class NodeManager:
         self.pulls = PullTable(node=facts.node, validate=validate)
         self.processes = ProcessTable(validate=validate)
         self.requests = requests.RequestTable(self)
+        self.looks = looks.LookTable(self)
         self.fence = Fence(validate=validate)
         self.relay = Relay()
         self.memory = MemoryWatch(
@@ -210,6 +211,7 @@ class NodeManager:
             self.pulls,
             self.processes,
             self.requests,
+            self.looks,
             self.fence,
             self.memory,
         )
@@ -236,6 +238,7 @@ class NodeManager:
             messages.DeathsElsewhere: self._on_deaths_elsewhere,
             messages.GiveUpMember: lambda m, now: self._tell(self.processes, events.GivenUp(m.proc, m.by), now),
             messages.AskFree: self._on_ask_free,
+            messages.AskState: lambda m, now: self._queue.append(events.StateAsked(m)),
             messages.OwnersAsked: lambda m, now: self._queue.append(events.OwnersAsked(m.segment, m.procs)),
             messages.MayHaveMissed: lambda m, now: self._queue.append(events.MayHaveMissed(m.procs)),
             messages.AreYouAlive: self._on_are_you_alive,
@@ -295,7 +298,7 @@ class NodeManager:
             case Send():
                 self._on_send(event)
             case events.Forward():
-                self._on_send(Send(event.proc, event.message))
+                self._on_send(Send(event.proc, event.message, event.corr))
             case events.Company():
                 for machine in (self.processes, self.leases, self.segments):
                     self._tell(machine, event, now)
@@ -473,7 +476,7 @@ class NodeManager:
     def _process_left(self, proc: int, now: float) -> None:
         self._subscribed.pop(proc, None)
         left = ProcessLeft(proc)
-        for machine in (self.leases, self.segments, self.pulls, self.processes, self.requests):
+        for machine in (self.leases, self.segments, self.pulls, self.processes, self.requests, self.looks):
             self._tell(machine, left, now)
 
     # ------------------------------------------------------------------ for a control service that knows nothing yet

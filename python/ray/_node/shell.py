@@ -22,12 +22,25 @@ from typing import TYPE_CHECKING, Final, Protocol
 from ray._control import messages
 from ray._control.machine import Effect, Event, Log, Multicast, Send, Tick, ToNode, earliest
 from ray._node import descriptors, events, peer_protocol, process, registry, session, wire
+from ray._node.event_log import EventLog, keep
+from ray._node.files import Files
 from ray._node.logs import LogFiles
 from ray._node.manager import CoreJoined, CoreLeft, FrameCame, Shutdown
 from ray._node.membership import Commit, Durable, Seek
 from ray._node.memory_reader import MemoryReader
 from ray._node.seeker import Seeker
-from ray._protocol import KINDS, Message, Pulled, SegmentGranted, SegmentMapped, encode
+from ray._protocol import (
+    DESCRIBE_NOTHING,
+    KINDS,
+    Describe,
+    Described,
+    Message,
+    Pulled,
+    SegmentGranted,
+    SegmentMapped,
+    TaskEvents,
+    encode,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +55,9 @@ LIFELINE, SIGNALS, LOGS, DRIVER, SEEKER, RECORDS, STALLS, ZYGOTE = 1, 2, 3, 4, 5
 
 SHUTDOWN_S: Final = 3.0
 """How long killed processes may take to end before the node leaves without them."""
+
+LAST_RECORDS_S: Final = 0.5
+"""How long members of a node that ends may take to hand in their last records."""
 
 SIGTERM_CAME: Final = "SIGTERM"
 """How `Shell.run` says that somebody else wanted the node's end."""
@@ -101,8 +117,10 @@ class Shell:
         self._forks = forks
         self._signals = signals
         self._memfd = memfd
-        self._logs = LogFiles(f"{config.session_dir}/logs")
+        self._logs = LogFiles(f"{config.session_dir}/logs", config.address)
         self._logs_open = False
+        self._history = EventLog(f"{config.session_dir}/events", config.node)
+        self._files = Files(config.session_dir)
         self._memory: MemoryReader | None = None
         self._segments: dict[int, int] = {}
         self._jobs: dict[int, int] = {}
@@ -127,6 +145,9 @@ class Shell:
             events.Pass: self._pass,
             events.KnowNode: self._know_node,
             events.ForgetNode: lambda effect: self._core.forget_node(effect.node, effect.cause),
+            events.KeepHistory: self._keep_history,
+            events.ListFiles: self._list_files,
+            events.ReadFile: self._read_file,
             events.Fork: self._fork,
             events.Kill: self._kill,
             events.Freeze: lambda effect: self._signal(effect.pids, signal.SIGSTOP),
@@ -387,6 +408,23 @@ class Shell:
                 for effect in self._node.handle(events.Forward(driver, lines), time.monotonic()):
                     self._perform[type(effect)](effect)
 
+    # ------------------------------------------------------------------ files
+
+    def _keep_history(self, effect: events.KeepHistory) -> None:
+        text = self._history.append(effect.proc, effect.pid, effect.job, effect.batch)
+        if text:
+            log(text)
+
+    def _list_files(self, effect: events.ListFiles) -> None:
+        self._reply(effect.to, effect.corr, self._files.list(effect.area))
+
+    def _read_file(self, effect: events.ReadFile) -> None:
+        self._reply(effect.to, effect.corr, self._files.read(effect.area, effect.name, effect.offset, effect.size))
+
+    def _reply(self, to: int, corr: int, reply: Message) -> None:
+        """To a member of this node or another."""
+        self._queue.appendleft(events.Forward(to, reply, corr))
+
     # ------------------------------------------------------------------ messages and segments
 
     def _send(self, effect: Send) -> None:
@@ -479,11 +517,33 @@ class Shell:
         self._ending = effect.reason
         self._keeps_logs = not effect.wanted and self._config.is_public
 
+    def _gather_records(self) -> None:
+        """Workers are about to be killed: what they have not told of the tasks that they ended is asked for."""
+        processes = self._manager.processes
+        asked = dict.fromkeys(processes.connected())
+        question = encode(Describe(DESCRIBE_NOTHING, 0))
+        for proc in asked:
+            self._core.send(proc, KINDS[Describe], 0, question)
+        deadline = time.monotonic() + LAST_RECORDS_S
+        while asked and (left := deadline - time.monotonic()) > 0:
+            for event in self._core.poll(left):
+                match event:
+                    case ("frame", int(proc), int(kind), int(corr), bytes(body)) if kind == KINDS[TaskEvents]:
+                        for effect in self._node.handle(FrameCame(proc, kind, corr, body), time.monotonic()):
+                            if isinstance(effect, events.KeepHistory):
+                                self._keep_history(effect)
+                    case ("frame", int(proc), kind, *_) if kind == KINDS[Described]:
+                        asked.pop(proc, None)
+                    case ("left", int(proc), _):
+                        asked.pop(proc, None)
+
     def _end(self) -> None:
         """Kill and reap everything, remove the session directory. Bounded by `SHUTDOWN_S`."""
         log(f"ending: {self._ending or 'an error, see above'}")
         if self._at_end:
             registry.remove(self._at_end)
+        if self._ending:
+            self._gather_records()
         self._forks.kill()
         kill_children(self._manager.pool.pids(), self._signals, SHUTDOWN_S)
         self._seeker.close()
@@ -493,8 +553,11 @@ class Shell:
         for fd in self._segments.values():
             os.close(fd)
         self._logs.close()
+        self._history.close()
         if self._memory is not None:
             self._memory.close()
+        if self._ending:
+            keep(self._config.session_dir)
         if self._ending and not self._keeps_logs:
             session.remove(self._config.session_dir)  # after a crash, the logs in it are all that is left to look at
 

@@ -19,6 +19,7 @@ __all__ = ["RayContext", "init", "shutdown"]
 
 SHUTDOWN_TIMEOUT_S = 5.0
 LOG_DRAIN_TIMEOUT_S = 1.0
+ENTRYPOINT_CHARS_MAX = 1000  # of the command line, as lists of jobs show it; what is longer is cut
 
 _IGNORED_EXTRAS = frozenset(
     ("_node_name", "_metrics_export_port", "_skip_env_hook", "_driver_object_store_memory", "_redis_username")
@@ -363,7 +364,8 @@ def _enter(core: Any, place: joining.Place, job: dict[str, Any], *, log_to_drive
     from ray._runtime.ids import NodeID
 
     temp_dir, session_name = os.path.split(place.session_dir)
-    facts = {**job, "log_to_driver": log_to_driver}
+    entrypoint = " ".join(sys.orig_argv)[:ENTRYPOINT_CHARS_MAX]
+    facts = {**job, "log_to_driver": log_to_driver, "entrypoint": entrypoint}
     if place.head_address != "local":
         # The workers of a cluster were not started by this program, and run its tasks as if they had been.
         cwd = nodes.current_directory()

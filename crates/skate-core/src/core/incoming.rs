@@ -158,7 +158,9 @@ impl Core {
                 state.executor.handle_actor_init(*spec, incarnation, gpu_ids, owner_proc);
                 self.work_arrived(state);
             }
-            FromNode::LogLines { name, pid, stream, lines } => self.add_log(Log::Lines { name, pid, stream, lines }),
+            FromNode::LogLines { name, pid, stream, lines, ip } => {
+                self.add_log(Log::Lines { name, pid, stream, lines, ip });
+            }
             FromNode::Notice { level, text } => self.add_log(Log::Notice { level, text }),
             FromNode::LeaseFailed { class, reason, group_removed } => {
                 let State { owner, out, .. } = state;
@@ -172,6 +174,8 @@ impl Core {
                 }
                 self.node_found(ProcId(node.0), &address, &cause);
             }
+            // Answered before it comes here.
+            FromNode::Describe { .. } => {}
             // A request: this process stays while others may need what it owns.
             FromNode::Exit if state.executor.running_count() > 0 || !state.owner.is_bare() => {}
             FromNode::ActorStop | FromNode::Exit => {
@@ -237,6 +241,9 @@ impl Handler for Shell {
         } else if from == core.node
             && let Some(msg) = node_wire::decode(frame.kind, frame.body)
         {
+            if let FromNode::Describe { what, limit } = msg {
+                return core.describe(frame.corr, what, limit);
+            }
             core.step(|state, now| core.handle_node_message(state, frame.corr, msg, fd, now));
         }
     }
@@ -295,6 +302,9 @@ impl Handler for Shell {
             core.step(|state, now| {
                 state.timer_armed = false;
                 state.owner.handle_timeout(now, &mut state.out);
+                if state.history.poll_timeout().is_some_and(|at| at <= now) {
+                    core.send_history(state);
+                }
             });
         }
     }

@@ -8,8 +8,10 @@
 mod calls;
 mod copies;
 mod executing;
+mod history;
 mod incoming;
 mod logs;
+mod looking;
 mod objects;
 mod requests;
 mod waiting;
@@ -17,7 +19,7 @@ mod waiting;
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -35,6 +37,7 @@ use crate::node_wire::{self, FromNode};
 use crate::store::Store;
 use crate::transport::fork::PrivateFd;
 use crate::transport::{Address, Config, DiscoverError, SendMode, StartError, Transport};
+use history::History;
 use incoming::Shell;
 use requests::Answer;
 use waiting::Watch;
@@ -100,6 +103,7 @@ struct State {
     timer_armed: bool,
     task_event_set: bool,
     buffer: Vec<u8>,
+    history: History,
 }
 
 pub struct Core {
@@ -108,6 +112,8 @@ pub struct Core {
     role: Role,
     start: Instant,
     transport: OnceLock<Arc<Transport>>,
+    /// This core, for threads that it starts.
+    this: OnceLock<Weak<Self>>,
     store: Store,
     state: Mutex<State>,
     /// Taken under `state` as well as alone: nothing else may be locked while it is held.
@@ -166,6 +172,7 @@ impl Core {
             timer_armed: false,
             task_event_set: false,
             buffer: Vec::new(),
+            history: History::new(),
         };
         let core = Arc::new(Self {
             me,
@@ -173,6 +180,7 @@ impl Core {
             role,
             start: Instant::now(),
             transport: OnceLock::new(),
+            this: OnceLock::new(),
             store: Store::new(me, NodeKey(node.0)),
             state: Mutex::new(state),
             logs: Mutex::new(VecDeque::new()),
@@ -188,6 +196,7 @@ impl Core {
             closing: AtomicBool::new(false),
             ended: AtomicBool::new(false),
         });
+        let _ = core.this.set(Arc::downgrade(&core));
         let config = Config {
             me,
             role,
@@ -231,6 +240,7 @@ impl Core {
         if self.closing.swap(true, Ordering::AcqRel) {
             return;
         }
+        self.flush_history();
         self.fail("ray.shutdown() was called");
         if let Some(transport) = self.transport.get() {
             transport.shutdown();
@@ -298,6 +308,7 @@ impl Core {
                     Effect::ReleaseCopies(object) => self.release_copies(state, object),
                     Effect::Unread(error) if self.role == Role::Driver => self.add_log(Log::Unhandled(error)),
                     Effect::Unread(_) => {}
+                    Effect::Unrun(unrun) => self.note_unrun(state, &unrun, now),
                 }
             }
             // The vector's memory is used again; nothing was added to the new one unless by loopback.
@@ -309,7 +320,7 @@ impl Core {
             }
         }
         if !state.timer_armed
-            && let Some(at) = state.owner.poll_timeout()
+            && let Some(at) = state.owner.poll_timeout().into_iter().chain(state.history.poll_timeout()).min()
         {
             state.timer_armed = true;
             self.arm_timer(at.saturating_sub(now).max(1_000_000));
