@@ -11,6 +11,7 @@ use skate_proto::leases::ClassSpec;
 use skate_proto::location::Location;
 use skate_proto::msg::ActorSpec;
 use skate_proto::payload::{Blob, ErrorCode, Payload};
+use skate_proto::spilling::{Offered, Written};
 
 /// Frames between cores; the body is a postcard `Msg`.
 pub const CORE: u8 = 2;
@@ -37,6 +38,8 @@ pub const RETIRED: u8 = 82;
 pub const LEASE_KEPT: u8 = 83;
 pub const PULL: u8 = 85;
 pub const PULL_RELEASED: u8 = 86;
+pub const SPILL: u8 = 87;
+pub const SPILL_RELEASED: u8 = 88;
 
 pub const LEASE_GRANTED: u8 = 96;
 pub const LEASE_RECLAIM: u8 = 97;
@@ -57,6 +60,8 @@ pub const EXIT: u8 = 111;
 pub const DEATHS: u8 = 112;
 pub const PRESSURE: u8 = 113;
 pub const PULLED: u8 = 115;
+pub const SPILL_WANTED: u8 = 116;
+pub const SPILLED: u8 = 117;
 
 fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     rmp_serde::to_vec(value).expect("plain data always encodes")
@@ -119,6 +124,17 @@ pub fn pull_released(object: ObjectId) -> Vec<u8> {
     encode(&(Bytes::new(&object.to_bytes()),))
 }
 
+pub fn spill(owner: ProcId, offered: &[Offered]) -> Vec<u8> {
+    let block =
+        |o: &Offered| (ByteBuf::from(o.object.to_bytes()), o.serial, o.from.segment.0, o.from.offset, o.from.len);
+    encode(&(owner.0, offered.iter().map(block).collect::<Vec<_>>()))
+}
+
+/// `node` is 0 for the node that is told.
+pub fn spill_released(spill: SegmentId, node: u64) -> Vec<u8> {
+    encode(&(spill.0, node))
+}
+
 pub fn actor_create(creation: &Creation, spec: &ActorSpec) -> Vec<u8> {
     let spec = postcard::to_stdvec(spec).expect("plain data always encodes");
     encode(&(
@@ -179,6 +195,8 @@ pub enum FromNode {
     SegmentMapped { segment: SegmentId, size: u64 },
     Pulled { segment: SegmentId, size: u64, offset: u64 },
     SegmentTrim { bytes: u64 },
+    SpillWanted { bytes: u64 },
+    Spilled { owner: ProcId, written: Vec<Written> },
     SegmentAdopted { segment: SegmentId },
     ActorState { actor: ActorId, state: ActorState },
     ActorInit { actor: ActorId, incarnation: u32, spec: Box<ActorSpec>, gpu_ids: Vec<u32> },
@@ -227,6 +245,18 @@ pub fn decode(kind: u8, body: &[u8]) -> Option<FromNode> {
             FromNode::Pulled { segment: SegmentId(segment), size, offset }
         }
         SEGMENT_TRIM => FromNode::SegmentTrim { bytes: get::<(u64,)>(body)?.0 },
+        SPILL_WANTED => FromNode::SpillWanted { bytes: get::<(u64,)>(body)?.0 },
+        SPILLED => {
+            let (owner, blocks): (u64, Vec<(ByteBuf, u64, u64, u64)>) = get(body)?;
+            let written = |(object, serial, spill, len): (ByteBuf, u64, u64, u64)| {
+                let spill = (spill != 0).then_some(SegmentId(spill));
+                Some(Written { object: ObjectId::from_bytes(&object)?, serial, spill, len })
+            };
+            FromNode::Spilled {
+                owner: ProcId(owner),
+                written: blocks.into_iter().map(written).collect::<Option<_>>()?,
+            }
+        }
         SEGMENT_ADOPTED => FromNode::SegmentAdopted { segment: SegmentId(get::<(u64,)>(body)?.0) },
         ACTOR_STATE => decode_actor_state(body)?,
         ACTOR_INIT => {

@@ -146,7 +146,7 @@ fn a_value_of_another_node_is_copied_once_and_held_until_its_object_goes() {
     let id = bench.stored(3);
     for fetched in [bench.get(&[id]).unwrap(), bench.get(&[id]).unwrap(), vec![bench.core.fetch_mapped(id).unwrap()]] {
         check(&fetched[0]);
-        bench.core.release(id);
+        bench.core.release_view(id);
     }
     let pull =
         wire::pull(id, &Location { node: ELSEWHERE, segment: SegmentId(3), lessee: A, offset: 4096, len: LEN }, false);
@@ -165,7 +165,7 @@ fn a_live_view_keeps_the_copy() {
     bench.core.release(id);
     assert_eq!(bench.copied(), 1, "the view counts the object");
     check(&view[0]);
-    bench.core.release(id);
+    bench.core.release_view(id);
     wait_for("the release", || bench.count(wire::PULL_RELEASED) == 1);
 }
 
@@ -179,7 +179,8 @@ fn several_values_are_under_way_together() {
         heard.iter().filter(|(kind, _)| *kind == wire::PULL).map(|(_, body)| body.last() == Some(&0xc3)).collect()
     };
     assert_eq!(pulls, [true, true, false, false, false], "prefetches first");
-    ids.iter().chain(&ids).for_each(|id| bench.core.release(*id));
+    ids.iter().for_each(|id| bench.core.release_view(*id));
+    ids.iter().for_each(|id| bench.core.release(*id));
     wait_for("the releases", || bench.count(wire::PULL_RELEASED) == 3);
 }
 
@@ -191,7 +192,7 @@ fn two_threads_that_read_one_value_share_its_copy() {
         for _ in 0..2 {
             scope.spawn(|| {
                 check(&bench.get(&[id]).unwrap()[0]);
-                bench.core.release(id);
+                bench.core.release_view(id);
             });
         }
     });

@@ -57,6 +57,8 @@ struct Running {
     /// Items that the consumer has taken, for back-pressure.
     items_taken: u32,
     consumer_gone: bool,
+    /// Arguments that it was told the places of.
+    deps: Box<[ObjectId]>,
 }
 
 /// Whom the shell must interrupt after a cancellation.
@@ -221,7 +223,8 @@ impl Executor {
     /// The next piece of work for a thread of `group`; it counts as running from now on.
     pub fn take(&mut self, group: &str) -> Option<Work> {
         let work = self.queues.get_mut(group)?.pop_front()?;
-        let running = Running { owner: work.owner, cancelled: false, items_taken: 0, consumer_gone: false };
+        let deps = work.deps.iter().map(|(_, id, _)| *id).collect();
+        let running = Running { owner: work.owner, cancelled: false, items_taken: 0, consumer_gone: false, deps };
         self.running.insert(work.task, running);
         Some(work)
     }
@@ -255,6 +258,13 @@ impl Executor {
     /// A running task ended without an answer of its own.
     pub fn left(&mut self, task: TaskId) {
         self.running.remove(&task);
+    }
+
+    /// Whether a piece of work here, queued or running, was told where this object is.
+    #[must_use]
+    pub fn uses(&self, object: ObjectId) -> bool {
+        let queued = self.queues.values().flatten().any(|work| work.deps.iter().any(|(_, id, _)| *id == object));
+        queued || self.running.values().any(|running| running.deps.contains(&object))
     }
 
     /// The references that a piece of work counts, to release when it is dropped.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{ActorId, FunctionId, NodeKey, ObjectId, ProcId, SegmentId, TaskId};
 use crate::payload::{Blob, Payload, Value};
+use crate::spilling::{Offered, Written};
 
 /// How many values a call returns.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -192,5 +193,28 @@ pub enum Msg {
     /// Owner to the process that allocated them.
     FreeBlocks {
         blocks: Vec<(SegmentId, u64)>,
+    },
+    /// A process that allocated values for owners on other nodes, to these: its node is short of memory.
+    MakeRoom {
+        node: NodeKey,
+        bytes: u64,
+    },
+    /// Owner to borrower: forget where these values are, unless you need to know.
+    Evict {
+        objects: Vec<ObjectId>,
+    },
+    /// Borrower to owner; about each object that it was asked about.
+    Evicted {
+        forgotten: Vec<ObjectId>,
+        kept: Vec<ObjectId>,
+    },
+    /// Owner to the process that allocated them on another node: have them spilled there.
+    Spill {
+        offered: Vec<Offered>,
+    },
+    /// The answer, which the node gave.
+    Written {
+        node: NodeKey,
+        written: Vec<Written>,
     },
 }

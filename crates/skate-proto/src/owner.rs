@@ -2,8 +2,8 @@
 //! ends of actors' queues.
 //!
 //! This file holds the state, the effects and the way in for messages; the rules live in `objects`
-//! (references), `tasks` (dependencies, results, retries, cancellation), `leases` (workers and
-//! pipelining), `actors` and `streams`. Every entry point takes an [`Out`] to write effects to; they
+//! (references), `spilling` (what leaves memory), `tasks` (dependencies, results, retries, cancellation), `leases`
+//! (workers and pipelining), `actors` and `streams`. Every entry point takes an [`Out`] to write effects to; they
 //! must be performed in order, and before the next entry point is called.
 
 use std::collections::HashMap;
@@ -15,6 +15,7 @@ use crate::location::Location;
 use crate::msg::{ActorSpec, Msg};
 use crate::objects::{Gone, Objects, WaiterId, owner_died};
 use crate::payload::{Blob, Payload, Value};
+use crate::spilling::Offered;
 use crate::streams::Stream;
 use crate::tasks::{Definitions, TaskEntry};
 
@@ -49,6 +50,8 @@ pub enum ToNode {
     ActorRelease { actor: ActorId },
     ActorKill { actor: ActorId, no_restart: bool },
     PeerLost { proc: ProcId },
+    /// Blocks of this node that may be spilled; answered for each, to [`Owner::handle_written`] of `owner`.
+    Spill { owner: ProcId, offered: Vec<Offered> },
 }
 
 /// Effects in the order in which they must be performed.
@@ -73,6 +76,9 @@ impl Out {
                 | Msg::Cancel { .. }
                 | Msg::CancelObject { .. }
                 | Msg::Steal { .. }
+                | Msg::Evict { .. }
+                | Msg::Evicted { .. }
+                | Msg::Spill { .. }
         );
         self.effects.push(Effect::Send { to, msg, urgent });
     }
@@ -102,6 +108,8 @@ pub struct Owner {
     pub(crate) streams: Map<TaskId, Stream>,
     pub(crate) lineage_bytes: usize,
     pub(crate) lineage_order: std::collections::VecDeque<TaskId>,
+    /// Serials of spills, each used once.
+    pub(crate) spills_begun: u64,
 }
 
 impl Owner {
@@ -121,6 +129,7 @@ impl Owner {
             streams: Map::default(),
             lineage_bytes: 0,
             lineage_order: std::collections::VecDeque::new(),
+            spills_begun: 0,
         }
     }
 
@@ -156,8 +165,8 @@ impl Owner {
 
     /// Messages of other cores to this process as an owner, borrower or caller.
     ///
-    /// Those to an executing worker (`Define`, `Forget`, `Push`, `Steal`, `Cancel`, `ItemsTaken`, `FreeBlocks`)
-    /// are the shell's.
+    /// Those to an executing worker (`Define`, `Forget`, `Push`, `Steal`, `Cancel`, `ItemsTaken`) or to a lessee
+    /// (`FreeBlocks`, `Spill`), and those that the executor has a say in (`Evict`), are the shell's.
     pub fn handle_message(&mut self, from: ProcId, msg: Msg, now_ns: u64, out: &mut Out) {
         let mut gone = Gone::default();
         match msg {
@@ -184,6 +193,13 @@ impl Owner {
                 out.push(Effect::Send { to: from, msg: Msg::Because { question, reason }, urgent: true });
             }
             Msg::Missing { object, node, segment } => self.handle_missing(object, node, segment, now_ns, out),
+            Msg::MakeRoom { node, bytes } => self.make_room(node, bytes, out),
+            Msg::Evicted { forgotten, kept } => self.handle_evicted(from, &forgotten, &kept, out),
+            Msg::Written { node, written } => {
+                for each in written {
+                    self.handle_written(node, each, out);
+                }
+            }
             Msg::Define { .. }
             | Msg::Forget { .. }
             | Msg::Push(_)
@@ -191,6 +207,8 @@ impl Owner {
             | Msg::Cancel { .. }
             | Msg::ItemsTaken { .. }
             | Msg::Because { .. }
+            | Msg::Evict { .. }
+            | Msg::Spill { .. }
             | Msg::FreeBlocks { .. } => {}
         }
         self.settle(gone, out);
@@ -206,6 +224,7 @@ impl Owner {
         let mut gone = Gone::default();
         let orphans = self.objects.handle_process_gone(proc, cause, &mut gone, out);
         self.settle(gone, out);
+        self.spills_without(proc, out);
         for id in orphans {
             self.fulfil(id, owner_died(id, cause), now_ns, out);
         }

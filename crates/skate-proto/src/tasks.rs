@@ -95,6 +95,13 @@ pub(crate) enum Place {
     Finished,
 }
 
+impl Place {
+    /// Whether a process may have it, with the places of its arguments.
+    pub(crate) fn is_sent(self) -> bool {
+        matches!(self, Self::Pushed(_) | Self::Sent { .. })
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct TaskEntry {
     pub(crate) def: u32,
@@ -373,6 +380,7 @@ impl Owner {
         self.objects.hand_over(&args.refs, to, out);
         let mut deps = Vec::with_capacity(dep_ids.len());
         for (slot, id) in dep_ids {
+            self.objects.touch(id);
             let value = self.objects.value(id).cloned().expect("a started task has all its arguments");
             self.objects.hand_over(value.refs(), to, out);
             // The reader of a stored argument holds the object itself, which keeps the block.

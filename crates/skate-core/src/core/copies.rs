@@ -1,4 +1,4 @@
-//! Copies on this node of values that lie on other nodes.
+//! Copies on this node of values that lie on other nodes, or on a disk.
 //!
 //! The node makes them (`_node/pulls.py`) and keeps them as long as this process holds them: from its answer to a
 //! `Pull` until `PullReleased`. The hold belongs to the object's entry and ends with it, so that a second reader finds
@@ -66,8 +66,9 @@ impl Copies {
 }
 
 impl Core {
+    /// Whether it lies in memory of this node.
     pub(super) fn is_here(&self, location: &Location) -> bool {
-        location.node == NodeKey(self.node.0)
+        location.node == NodeKey(self.node.0) && !location.is_spilled()
     }
 
     /// Where a stored value can be read without asking the node.
@@ -156,7 +157,19 @@ impl Core {
         }
     }
 
-    /// Nothing counts the object any more, so nothing reads its copies.
+    /// Lets go of copies that nothing views: the node may use their memory.
+    pub(super) fn release_unviewed_copies(&self, state: &mut State) {
+        let objects = &state.owner.objects;
+        let mut unviewed: Vec<ObjectId> =
+            state.copies.held.keys().copied().filter(|object| !objects.is_viewed(*object)).collect();
+        unviewed.sort_unstable();
+        for object in unviewed {
+            state.owner.objects.unmark_copied(object);
+            self.release_copies(state, object);
+        }
+    }
+
+    /// Nothing counts the object any more, or it lies elsewhere now, so nothing reads its copies.
     pub(super) fn release_copies(&self, state: &mut State, object: ObjectId) {
         for copy in state.copies.held.remove(&object).unwrap_or_default() {
             self.store.unmap(copy.here.1.segment);

@@ -99,7 +99,10 @@ impl Core {
     /// Sends the results of a piece of work and drops its counts.
     pub fn answer(&self, work: &Work, results: Vec<Value>, retryable: bool, run_ns: u64, items: u32) {
         self.step(|state, _| {
-            let State { owner, executor, out, .. } = state;
+            let State { owner, executor, out, served, .. } = state;
+            if work.task.node.0 != self.node.0 && results.iter().any(is_stored) {
+                served.insert(work.owner);
+            }
             for value in &results {
                 owner.objects.hand_over(value.refs(), work.owner, out);
             }
@@ -110,7 +113,10 @@ impl Core {
     /// Sends one item of a stream.
     pub fn send_item(&self, work: &Work, index: u32, value: Value) {
         self.step(|state, _| {
-            let State { owner, out, .. } = state;
+            let State { owner, out, served, .. } = state;
+            if work.task.node.0 != self.node.0 && is_stored(&value) {
+                served.insert(work.owner);
+            }
             owner.objects.hand_over(value.refs(), work.owner, out);
             out.effects.push(Effect::Send {
                 to: work.owner,
@@ -203,4 +209,8 @@ impl Core {
     pub(super) fn own_actor(&self) -> Option<(ActorId, u32)> {
         self.state.lock().actor
     }
+}
+
+fn is_stored(value: &Value) -> bool {
+    matches!(value, Value::Stored { .. })
 }

@@ -65,7 +65,10 @@ impl Core {
                     let _ = self.store.free(segment, offset);
                 }
                 self.release_segments(&self.store.surplus());
+                self.room_was_made(state);
             }
+            Msg::Evict { objects } => owner.handle_evict(from, &objects, |object| executor.uses(object), out),
+            Msg::Spill { offered } => self.tell_node(node_wire::SPILL, 0, &node_wire::spill(from, &offered)),
             Msg::Because { question, reason } => self.answered(state, question, Answer::Reason(reason)),
             other => owner.handle_message(from, other, now, out),
         }
@@ -124,6 +127,8 @@ impl Core {
             }
             FromNode::SegmentDenied { message, kept } => self.answered(state, corr, Answer::Denied { message, kept }),
             FromNode::Reply { ok, body } => self.answered(state, corr, Answer::Reply { ok, body }),
+            FromNode::SpillWanted { bytes } => self.make_room(state, bytes),
+            FromNode::Spilled { owner, written } => self.written(state, owner, written),
             FromNode::SegmentTrim { bytes } => self.release_segments(&self.store.take_empty(bytes)),
             // Results of the dead lessee may be on their way still: they are claims, too.
             FromNode::SegmentAdopted { .. } if !state.deferred.is_empty() => state.waiting_adoptions.push(msg),
@@ -173,6 +178,7 @@ impl Core {
     }
 
     pub(super) fn process_gone(&self, state: &mut State, proc: ProcId, cause: &str, oom: bool, now: u64) {
+        state.served.remove(&proc);
         let State { owner, executor, out, .. } = state;
         owner.handle_process_gone(proc, cause, oom, now, out);
         let (counted, interrupted) = executor.handle_process_gone(proc);

@@ -12,9 +12,10 @@ mod incoming;
 mod logs;
 mod objects;
 mod requests;
+mod spilling;
 mod waiting;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -89,6 +90,10 @@ struct State {
     adopted: Map<SegmentId, usize>,
     /// Copies of values that lie on other nodes, by object.
     copies: copies::Copies,
+    /// Owners on other nodes for whom this process has allocated values.
+    served: BTreeSet<ProcId>,
+    /// Threads that wait for room in the store.
+    allocating: u32,
     /// The actor that this process is, and which of its lives.
     actor: Option<(ActorId, u32)>,
     closed: Option<String>,
@@ -155,6 +160,8 @@ impl Core {
             waiting_adoptions: Vec::new(),
             adopted: Map::default(),
             copies: copies::Copies::default(),
+            served: BTreeSet::new(),
+            allocating: 0,
             actor: None,
             closed: None,
             timer_armed: false,
@@ -355,6 +362,7 @@ impl Core {
             ToNode::ActorKill { actor, no_restart } => {
                 (node_wire::ACTOR_KILL, node_wire::actor_kill(actor, no_restart))
             }
+            ToNode::Spill { owner, offered } => (node_wire::SPILL, node_wire::spill(owner, &offered)),
             ToNode::PeerLost { proc } => (node_wire::PEER_LOST, node_wire::peer_lost(proc)),
         };
         self.tell_node(kind, 0, &body);
@@ -377,6 +385,7 @@ impl Core {
         all.push(("answers", state.answers.len() as u64));
         all.push(("deferred", (state.deferred.len() + state.waiting_adoptions.len()) as u64));
         all.push(("copied_objects", state.copies.len() as u64));
+        all.push(("spilling", state.owner.spilling() as u64));
         all.push(("adopted_segments", state.adopted.len() as u64));
         let (definitions, functions) = state.executor.known();
         all.push(("known_definitions", definitions as u64));

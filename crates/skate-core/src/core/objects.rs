@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use skate_proto::ids::{ObjectId, SegmentId};
+use skate_proto::ids::{NodeKey, ObjectId, SegmentId};
 use skate_proto::location::Location;
 use skate_proto::msg::Msg;
 use skate_proto::payload::{Payload, Value};
 
 use super::requests::Answer;
+use super::spilling::Segment;
 use super::{Core, CoreError, State};
 use crate::node_wire;
 use crate::store::{Block, Mapping};
@@ -23,7 +24,7 @@ pub(super) const NO_DESCRIPTOR: &str =
 /// A value as a reader gets it.
 pub enum Fetched {
     Inline(Payload),
-    /// A block, protected by a count on `object` until [`Core::release`].
+    /// A block, protected by a view on `object` until [`Core::release_view`].
     Stored {
         object: ObjectId,
         mapping: Arc<Mapping>,
@@ -52,6 +53,17 @@ impl Core {
             return;
         }
         self.step(|state, _| state.owner.release(id, &mut state.out));
+    }
+
+    /// A view has ended: see [`Fetched::Stored`].
+    pub fn release_view(&self, id: ObjectId) {
+        if self.is_forked() {
+            return;
+        }
+        self.step(|state, _| {
+            state.owner.objects.end_view(id);
+            state.owner.release(id, &mut state.out);
+        });
     }
 
     pub fn release_all(&self, ids: &[ObjectId]) {
@@ -105,7 +117,7 @@ impl Core {
 
     /// A stored value whose location came along with the caller's work.
     pub fn get_at(&self, object: ObjectId, location: Location) -> Result<Fetched, CoreError> {
-        self.retain(object);
+        self.state.lock().owner.objects.retain_view(object);
         let error = match self.make_readable(object, &location, None) {
             Ok((mapping, location)) => return Ok(Fetched::Stored { object, mapping, location }),
             Err(error) => error,
@@ -114,7 +126,7 @@ impl Core {
         if is_gone {
             self.report_missing(object, &location);
         }
-        self.release(object);
+        self.release_view(object);
         if !is_gone {
             return Err(error);
         }
@@ -137,7 +149,7 @@ impl Core {
                     Some(Value::Inline(payload)) => fetched.push(Fetched::Inline(payload.clone())),
                     Some(Value::Stored { location, .. }) => {
                         let location = *location;
-                        state.owner.objects.retain(id);
+                        state.owner.objects.retain_view(id);
                         match self.find_readable(&state, id, &location) {
                             Some((mapping, location)) => {
                                 fetched.push(Fetched::Stored { object: id, mapping, location });
@@ -168,7 +180,7 @@ impl Core {
                     if matches!(error, CoreError::SegmentGone(_)) {
                         self.report_missing(object, &location);
                     }
-                    self.release(object);
+                    self.release_view(object);
                     failed = Some(error);
                 }
             }
@@ -178,7 +190,7 @@ impl Core {
             Some(error) => {
                 for value in fetched {
                     if let Fetched::Stored { object, .. } = value {
-                        self.release(object);
+                        self.release_view(object);
                     }
                 }
                 Err(error)
@@ -194,7 +206,7 @@ impl Core {
             Value::Stored { location, .. } => {
                 let location = *location;
                 let (mapping, location) = self.find_readable(&state, id, &location)?;
-                state.owner.objects.retain(id);
+                state.owner.objects.retain_view(id);
                 Some(Fetched::Stored { object: id, mapping, location })
             }
         }
@@ -211,8 +223,11 @@ impl Core {
             if let Some(block) = self.store.alloc(len) {
                 return Ok(block);
             }
-            let request = node_wire::segment_request(len, self.store.wish_bytes(len));
-            match self.ask(node_wire::SEGMENT_REQUEST, &request, None, true)? {
+            let answer = match self.ask_for_segment(len)? {
+                Segment::Found(block) => return Ok(block),
+                Segment::Answered(answer) => answer,
+            };
+            match answer {
                 Answer::Segment { segment, size, fd } => {
                     self.store.add_segment(segment, size, &fd).map_err(|e| CoreError::Store(e.to_string()))?;
                 }
@@ -246,6 +261,10 @@ impl Core {
                 debug_assert!(false, "{error}");
             }
             self.release_segments(&self.store.surplus());
+            self.room_was_made(state);
+        } else if location.is_spilled() {
+            let node = if location.node == NodeKey(self.node.0) { 0 } else { location.node.0 };
+            self.tell_node(node_wire::SPILL_RELEASED, 0, &node_wire::spill_released(location.segment, node));
         } else if self.is_here(&location) && state.adopted.contains_key(&location.segment)
             || state.owner.objects.is_dead(location.lessee)
         {
