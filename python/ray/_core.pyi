@@ -288,7 +288,8 @@ class NodeCore:
     def poll(self, timeout: float | None) -> list[tuple[Any, ...]]:
         """Waits for events, at most `timeout` seconds. Each is one of
         ("frame", proc, kind, corr, body), ("joined", proc, role, pid), ("left", proc, reason), ("fd", token),
-        ("pulled", ticket, error or "", [(node, refused, error) of each source that failed], bytes).
+        ("pulled", ticket, error or "", [(node, refused, error) of each source that failed], bytes),
+        ("written", ticket, kind of failure or "", error), ("restored", ticket, kind of failure or "", error).
         """
     def send(self, proc: int, kind: int, corr: int, body: bytes) -> None: ...
     def send_fd(self, proc: int, kind: int, corr: int, body: bytes, fd: int) -> None: ...
@@ -313,6 +314,18 @@ class NodeCore:
         """Begins to pull a block; its end is an event of `poll`. ValueError for an address that is none."""
     def cancel_pull(self, ticket: int) -> None:
         """Ends a pull soon; its event still comes."""
+    def write_spill(
+        self,
+        ticket: int,
+        path: str,
+        pieces: Sequence[tuple[bytes, int, str, int, int, int]],
+        capacity_share: float,
+    ) -> None:
+        """Begins to write a spill file of pieces (object, segment's descriptor or -1, path of another spill file, offset,
+        length, place in the file); its end is an event of `poll`.
+        """
+    def read_spill(self, ticket: int, path: str, object: bytes, at: int, length: int, fd: int) -> None:
+        """Begins to read a spilled value into the start of a segment; its end is an event of `poll`."""
     def close(self) -> None: ...
 
 def random_id() -> int: ...

@@ -113,7 +113,8 @@ class Retired(Message, frozen=True):
 class SegmentRequest(Message, frozen=True):
     """A process needs shared memory. Answered under the same corr by `SegmentGranted` or `SegmentDenied`.
 
-    `wish_bytes` is more, with room for what it may need later; it is met while the store has plenty.
+    `wish_bytes` is more, with room for what it may need later; it is met while the store has plenty. `min_bytes` 0
+    under the corr of an earlier request withdraws that: nobody waits for it any more.
     """
 
     min_bytes: int
@@ -173,6 +174,27 @@ class PullReleased(Message, frozen=True):
     """The sender has no view on copies of this object any more, and waits for none."""
 
     object: bytes
+
+
+class Spill(Message, frozen=True):
+    """Values in segments of this node that may be spilled, after `SpillWanted`: nobody reads them, and their owner keeps
+    their blocks until it has the answer, a `Spilled` with each of them.
+
+    `owner` is the sender, or a process of another node for whom the sender allocated them. Blocks are (object, serial,
+    segment, offset, length).
+    """
+
+    owner: int
+    blocks: list[tuple[bytes, int, int, int, int]]
+
+
+class SpillReleased(Message, frozen=True):
+    """The sender owned this spilled value, and nobody needs it any more. `node` is where it lies, if not here; it is
+    told then.
+    """
+
+    spill: int
+    node: int = 0
 
 
 class ActorCreate(Message, frozen=True):
@@ -351,6 +373,23 @@ class SegmentTrim(Message, frozen=True):
     bytes: int
 
 
+class SpillWanted(Message, frozen=True):
+    """Memory is short by `bytes`: return empty segments, let go of copies that nothing views, and offer so much of owned
+    values by `Spill`. To every process; those that allocated for owners on other nodes tell these.
+    """
+
+    bytes: int
+
+
+class Spilled(Message, frozen=True):
+    """Answer to `Spill`, to who sent that: (object, serial, number, length) of each. From now on the value is to be had
+    under that number, and its block may be freed; number 0: it was not written.
+    """
+
+    owner: int
+    blocks: list[tuple[bytes, int, int, int]]
+
+
 class SegmentAdopted(Message, frozen=True):
     """The segment's lessee has died. Every core answers with `SegmentClaims`; frees go to the node from now on."""
 
@@ -451,6 +490,8 @@ KIND_RETIRED: Final = 82
 KIND_LEASE_KEPT: Final = 83
 KIND_PULL: Final = 85
 KIND_PULL_RELEASED: Final = 86
+KIND_SPILL: Final = 87
+KIND_SPILL_RELEASED: Final = 88
 KIND_LEASE_GRANTED: Final = 96
 KIND_LEASE_RECLAIM: Final = 97
 KIND_WORKER_DIED: Final = 98
@@ -470,6 +511,8 @@ KIND_EXIT: Final = 111
 KIND_DEATHS: Final = 112
 KIND_PRESSURE: Final = 113
 KIND_PULLED: Final = 115
+KIND_SPILL_WANTED: Final = 116
+KIND_SPILLED: Final = 117
 
 TO_NODE: Final[dict[int, type[Message]]] = {
     KIND_LEASE_DEMAND: LeaseDemand,
@@ -494,6 +537,8 @@ TO_NODE: Final[dict[int, type[Message]]] = {
     KIND_LEASE_KEPT: LeaseKept,
     KIND_PULL: Pull,
     KIND_PULL_RELEASED: PullReleased,
+    KIND_SPILL: Spill,
+    KIND_SPILL_RELEASED: SpillReleased,
 }
 
 FROM_NODE: Final[dict[int, type[Message]]] = {
@@ -516,6 +561,8 @@ FROM_NODE: Final[dict[int, type[Message]]] = {
     KIND_DEATHS: Deaths,
     KIND_PRESSURE: Pressure,
     KIND_PULLED: Pulled,
+    KIND_SPILL_WANTED: SpillWanted,
+    KIND_SPILLED: Spilled,
 }
 
 KINDS: Final[dict[type[Message], int]] = {

@@ -107,6 +107,8 @@ def _serve(
             resources=config.resources,
             gpu_ids=tuple(config.gpu_ids),
             object_store_memory=config.object_store_memory,
+            high_water_share=config.spilling_share,
+            spills=config.spills,
             hostname=config.hostname,
             address=config.address,
             socket=config.socket_path,

@@ -29,6 +29,13 @@ class NodeConfig(msgspec.Struct, frozen=True):
     preload: list[str] = []
     env_vars: dict[str, str] = {}
     labels: dict[str, str] = {}
+    spilling_directory: str = ""
+    """Where spilled values go, in a directory of the session's name; by default into the session directory."""
+    spilling_share: float = 0.8
+    """How much of the store may be lent before values are spilled."""
+    spill_capacity_share: float = 0.95
+    """How full the disk may be, by whatever, for something to be spilled to it."""
+    spills: bool = True
     hostname: str = "localhost"
     address: str = "127.0.0.1"
     worker_module: str = "ray._runtime.worker"
@@ -40,6 +47,12 @@ class NodeConfig(msgspec.Struct, frozen=True):
     """The session's lock, held for as long as it is open."""
     driver_pid: int = 0
     """The process to die with; 0 for a node that stands alone."""
+
+    @property
+    def spill_dir(self) -> str:
+        if not self.spilling_directory:
+            return f"{self.session_dir}/spill"
+        return f"{self.spilling_directory}/ray-spilled-{os.path.basename(self.session_dir)}"
 
     @property
     def socket_path(self) -> str:

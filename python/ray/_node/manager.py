@@ -37,7 +37,8 @@ from ray._node.leases import LeaseTable
 from ray._node.processes import ProcessEnded, ProcessTable
 from ray._node.pulls import PullTable
 from ray._node.resources import Ledger
-from ray._node.segments import SegmentTable
+from ray._node.segments import HIGH_WATER_SHARE, SegmentTable
+from ray._node.spills import SpillTable
 from ray._node.workers import WorkerPool
 from ray._protocol import ROLE_DRIVER, ROLE_TOOL, ROLE_WORKER, TO_NODE, UNIT, Notice, decode
 
@@ -52,6 +53,8 @@ class NodeFacts(msgspec.Struct, frozen=True):
     resources: dict[str, int]
     gpu_ids: tuple[int, ...]
     object_store_memory: int
+    high_water_share: float = HIGH_WATER_SHARE
+    spills: bool = True
     hostname: str = "localhost"
     address: str = "127.0.0.1"
     socket: str = ""
@@ -104,8 +107,13 @@ class NodeManager:
         cpus = facts.resources.get("CPU", 0) // UNIT
         self.leases = LeaseTable(node=facts.node, ledger=ledger, validate=validate)
         self.pool = WorkerPool(new_id=new_id, idle_limit=max(cpus, 1), validate=validate)
-        self.segments = SegmentTable(capacity=facts.object_store_memory, validate=validate)
+        self.segments = SegmentTable(
+            capacity=facts.object_store_memory, high_water_share=facts.high_water_share, validate=validate
+        )
         self.pulls = PullTable(node=facts.node, validate=validate)
+        self.spills = SpillTable(
+            node=facts.node, capacity=facts.object_store_memory, enabled=facts.spills, validate=validate
+        )
         self.processes = ProcessTable(validate=validate)
         self.jobs = JobTable()
         self.kv = KeyValueStore()
@@ -117,6 +125,7 @@ class NodeManager:
             self.actors,
             self.segments,
             self.pulls,
+            self.spills,
             self.processes,
             self.requests,
         )
@@ -228,7 +237,7 @@ class NodeManager:
         self._tell(self.processes, joined, now)
         if event.role == ROLE_TOOL:
             return  # it asks and looks, but owns nothing
-        for machine in (self.segments, self.actors, self.leases, self.pool):
+        for machine in (self.segments, self.spills, self.actors, self.leases, self.pool):
             self._tell(machine, joined, now)
 
     def _on_core_left(self, event: CoreLeft, now: float) -> None:
@@ -262,7 +271,15 @@ class NodeManager:
 
     def _process_left(self, proc: int, now: float) -> None:
         left = ProcessLeft(proc)
-        for machine in (self.leases, self.actors, self.segments, self.pulls, self.processes, self.requests):
+        for machine in (
+            self.leases,
+            self.actors,
+            self.segments,
+            self.pulls,
+            self.spills,
+            self.processes,
+            self.requests,
+        ):
             self._tell(machine, left, now)
 
 

@@ -1,4 +1,4 @@
-"""Copies on this node of values that lie on other nodes.
+"""Copies on this node of values that lie on other nodes, or on its own disk.
 
 Owns which blocks are pulled, in which order and at most how many at a time; which members wait for a copy and which
 hold one; and, by `directory`, who else has copies of the blocks that lie here. Does not move bytes: that is the
@@ -18,6 +18,9 @@ The life of a copy:
 A copy is named by its object and its origin, because an object that was lost and made again is another block. Each
 has a segment of its own, rounded up to pages: a descriptor here and a mapping in each reader, which for the smallest
 copies (100 KiB) costs about as much as moving them; in return a copy goes when its readers go, whatever else is read.
+
+What this node itself has spilled is copied back in the same way, but for two steps: there is nobody to ask where it
+is (`RestoreWanted` instead of `locating`), and who does not want it any more waits for its end.
 
 A member holds a reference to the object until it has its answer, so the origin is not freed under a pull.
 
@@ -40,9 +43,11 @@ from ray._node.events import (
     CopyHeld,
     CopyIdle,
     FromPeer,
+    LocateSpill,
     PeerJoined,
     PeerLeft,
     PullDone,
+    RestoreWanted,
     RoomDenied,
     RoomGranted,
     RoomReturned,
@@ -53,6 +58,7 @@ from ray._node.events import (
     ToPeer,
 )
 from ray._node.peer_protocol import Copied, Dropped, Locate, Located, PeerMessage, Uncopied
+from ray._node.spill_files import SPILLED
 from ray._protocol import Pull, PullReleased, SegmentDenied
 
 if TYPE_CHECKING:
@@ -174,7 +180,8 @@ class PullTable(Machine):
             if corr:
                 self._share(copy, event.sender, corr)
             return
-        if message.node == self._node or message.len <= 0:
+        is_spilled = message.segment >= SPILLED
+        if (message.node == self._node and not is_spilled) or message.len <= 0:
             text = (
                 "the value lies on this node, and needs no copy" if message.len > 0 else "an empty block was asked for"
             )
@@ -221,7 +228,8 @@ class PullTable(Machine):
         match copy.state:
             case "pulling":
                 copy.state = "ending"
-                self._emit(CancelPull(copy.ticket))
+                if copy.key[1] != self._node:
+                    self._emit(CancelPull(copy.ticket))  # from the disk it is here as soon as it is cancelled
                 return
             case "room":
                 self._emit(RoomUnwanted(copy.ticket, self._node))
@@ -246,7 +254,7 @@ class PullTable(Machine):
         node = copy.key[1]
         if node in self._dead:
             self._lose(copy, _gone_text(node))
-        elif node not in self._peers:
+        elif node != self._node and node not in self._peers:
             copy.state = "unknown"
             self._deadlines.set(copy.key, now + UNKNOWN_NODE_S)
         elif copy.is_got:
@@ -312,6 +320,11 @@ class PullTable(Machine):
         self._admit()
 
     def _locate(self, copy: Copy) -> None:
+        name, node, segment, _ = copy.key
+        if node == self._node:
+            copy.state = "pulling"
+            self._emit(RestoreWanted(copy.ticket, segment, name, copy.len, copy.segment))
+            return
         copy.state = "locating"
         self._tell_origin(copy, Locate(*_block(copy), into=copy.segment, again=copy.failures > 0))
 
@@ -336,7 +349,7 @@ class PullTable(Machine):
             self._tell_origin(copy, Uncopied(*_block(copy), refused=refused))
             if not copy.wants:
                 self._remove(copy)
-            elif copy.state == "ending" and copy.key[1] in self._peers:
+            elif copy.state == "ending" and (copy.key[1] == self._node or copy.key[1] in self._peers):
                 copy.failures = max(copy.failures, 1)
                 self._locate(copy)  # wanted again while its end was under way
             else:
@@ -365,12 +378,19 @@ class PullTable(Machine):
         node = copy.key[1]
         if node in self._dead:
             self._lose(copy, f"{_gone_text(node)}, and no copy could be had: {error}")
-        elif node in refused or copy.failures == len(PAUSES_S):
+        elif self._is_lost(copy, refused) or copy.failures == len(PAUSES_S):
             self._lose(copy, f"the value could not be copied from node {node:016x}: {error}")
         else:
             copy.state = "pausing"
             self._deadlines.set(copy.key, now + PAUSES_S[copy.failures])
             copy.failures += 1
+
+    def _is_lost(self, copy: Copy, refused: list[int]) -> bool:
+        """Whether the origin does not have it. A node that has spilled a value may have moved it to another file since it
+        said where it was.
+        """
+        _, node, segment, _ = copy.key
+        return node in refused and (node == self._node or segment < SPILLED)
 
     def _on_tick(self, event: Tick, now: float) -> None:
         for key in self._deadlines.due(now):
@@ -420,6 +440,9 @@ class PullTable(Machine):
 
     def _on_locate(self, node: int, message: Locate, now: float) -> None:
         sources = self.directory.locate(node, message)
+        if message.segment >= SPILLED:
+            self._emit(LocateSpill(node, message.segment, message.object, tuple(sources)))
+            return
         self._emit(ToPeer(node, Located(message.object, message.segment, message.offset, sources)))
 
     # ------------------------------------------------------------------ invariants

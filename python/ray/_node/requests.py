@@ -284,7 +284,7 @@ class RequestTable(Machine):
     def _stats(self, event: Received, now: float) -> dict[str, int]:
         manager = self._manager
         counts: dict[str, int] = {"kv_bytes": manager.kv.bytes_used}
-        for table in (manager.pool, manager.leases, manager.segments, manager.pulls, manager.actors, manager.processes):
+        for table in (manager.pool, manager.leases, manager.segments, manager.pulls, manager.spills, manager.actors, manager.processes):
             counts.update(table.statistics())
         return counts
 

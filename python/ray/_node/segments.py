@@ -16,6 +16,9 @@ is never recycled, because readers may still have views on it; the kernel keeps 
 Copies of what lies on other nodes have a segment each, lent to the node itself (`pulls` decides about them). One that
 nobody holds is *idle*: a cache that counts as free, evicted oldest first when room is needed.
 
+What is lacking, for those who wait or to get below the high-water mark, is told to `spills`, which has values leave
+memory; the segments that become empty by that are returned like any others.
+
 Invariants: the sizes of all segments add up to `used`, which is at most `capacity`; warm segments are at
 most an eighth of it; only copies are idle; who waits has a deadline; nothing that fits waits behind less than
 `OVERTAKES` grants that overtook it.
@@ -23,7 +26,7 @@ most an eighth of it; only copies are idle; who waits has a deadline; nothing th
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -45,7 +48,9 @@ from ray._node.events import (
     GrantSegment,
     RoomDenied,
     RoomGranted,
+    RoomProgress,
     RoomReturned,
+    RoomShort,
     RoomUnwanted,
     RoomWanted,
     SegmentFailed,
@@ -64,6 +69,9 @@ from ray._protocol import (
     SegmentTrim,
 )
 
+if TYPE_CHECKING:
+    from ray._control.machine import Effects, Event
+
 MIN_SEGMENT_BYTES: Final = 1 << 20
 """Smaller requests are rounded up to this: a descriptor and a mapping each cost more than the memory."""
 
@@ -80,7 +88,10 @@ WARM_SHARE: Final = 8
 """Warm segments take at most one part in this many of the capacity."""
 
 WAIT_S: Final = 10.0
-"""How long a request waits for room before it is denied."""
+"""How long a request waits for room before it is denied: counted from the last time that some was made."""
+
+HIGH_WATER_SHARE: Final = 0.8
+"""Of the capacity; when more is lent, values that nobody reads are spilled, before somebody has to wait for that."""
 
 WISH_SHARE: Final = 4
 """What a process wishes for beyond its need is at most one part in this many of what is free: segments become smaller
@@ -133,11 +144,18 @@ class SegmentTable(Machine):
 
     Args:
         capacity: Bytes that all segments together may have.
+        high_water_share: See `HIGH_WATER_SHARE`.
     """
 
-    def __init__(self, *, capacity: int, validate: bool = False) -> None:
+    def __init__(
+        self, *, capacity: int, high_water_share: float = HIGH_WATER_SHARE, validate: bool = False
+    ) -> None:
         super().__init__(validate=validate)
         self.capacity = capacity
+        self._high_water = int(capacity * high_water_share)
+        self._short = RoomShort(0, waits=False)
+        self._trouble = ""
+        """Why the last values that should have left memory did not."""
         self.used = 0
         self._serial = 0
         self._segments: dict[int, Segment] = {}
@@ -158,6 +176,7 @@ class SegmentTable(Machine):
             RoomReturned: self._on_room_returned,
             CopyIdle: self._on_copy_idle,
             CopyHeld: self._on_copy_held,
+            RoomProgress: self._on_progress,
             Tick: self._on_tick,
         }
         self._messages = {
@@ -167,6 +186,20 @@ class SegmentTable(Machine):
             SegmentClaims: self._on_claims,
             BlocksFreed: self._on_freed,
         }
+
+    def handle(self, event: Event, now: float) -> Effects:
+        effects = super().handle(event, now)
+        short = self._shortage()
+        if short != self._short:
+            self._short = short
+            effects.append(short)
+        return effects
+
+    def _shortage(self) -> RoomShort:
+        in_use = self.used - sum(self._warm.values()) - sum(self._idle.values())
+        wanted = sum(waiting.least for waiting in self._queue.values())
+        lacking = in_use + wanted - (self.capacity if wanted else self._high_water)
+        return RoomShort(min(max(lacking, 1 if wanted else 0), self.capacity), waits=bool(wanted))
 
     # ------------------------------------------------------------------ queries
 
@@ -190,9 +223,17 @@ class SegmentTable(Machine):
     def _on_request(self, event: Received, message: SegmentRequest, now: float) -> None:
         need = max(message.min_bytes, 1)
         key = (event.sender, event.corr)
+        if message.min_bytes <= 0:
+            self._withdraw(key)
+            return
         if event.sender not in self._processes or key in self._queue:
             return
         self._wait(Waiting(event.sender, event.corr, need, max(message.wish_bytes, need)), now)
+
+    def _withdraw(self, key: tuple[int, int]) -> None:
+        self._deadlines.clear(key)
+        if self._queue.pop(key, None) is not None:
+            self._grant_waiting()
 
     def _wait(self, waiting: Waiting, now: float) -> None:
         """Grant it now, or as soon as there is room, or refuse it."""
@@ -263,6 +304,16 @@ class SegmentTable(Machine):
                 return segment
         return None
 
+    def _on_progress(self, event: RoomProgress, now: float) -> None:
+        self._trouble = event.trouble
+        if not event.trouble:
+            self._wait_on(now)
+
+    def _wait_on(self, now: float) -> None:
+        """Room is being made: whoever waits may hope for longer."""
+        for key in self._queue:
+            self._deadlines.set(key, now + WAIT_S)
+
     def _ask_to_trim(self, wanted: int) -> None:
         lacking = self.used + wanted - self.capacity
         lessees = tuple(dict.fromkeys(x.lessee for x in self._segments.values() if x.lessee and not x.is_copy))
@@ -288,11 +339,12 @@ class SegmentTable(Machine):
             named["copies of values on other nodes"] = copies
         largest = sorted(named.items(), key=lambda item: -item[1])[:3]
         holders = ", ".join(f"{name}: {show_bytes(held)}" for name, held in largest)
+        spilling = self._trouble or "the values in it are in use, or are being written by tasks"
         return (
             f"the object store of this node is full: {show_bytes(need)} were asked for, segments with "
             f"{show_bytes(self.used)} of {show_bytes(self.capacity)} are allocated, and not enough became free within "
             f"{WAIT_S:.0f} seconds. "
-            f"Largest holders: {holders}. Drop references that are not needed (del, or let go of views on arrays), "
+            f"Nothing more could be spilled: {spilling}. Largest holders: {holders}. Drop references that are not needed (del, or let go of views on arrays), "
             "or start with a larger object_store_memory"
         )
 
@@ -323,6 +375,7 @@ class SegmentTable(Machine):
             return  # a late or repeated return
         del self._segments[segment.id]
         self._warm[segment.id] = segment.size
+        self._wait_on(now)
         self._grant_waiting()
         while self._warm and sum(self._warm.values()) > self.capacity // WARM_SHARE:
             self._drop_warm(next(iter(self._warm)))
@@ -337,9 +390,7 @@ class SegmentTable(Machine):
         self._wait(Waiting(event.node, event.ticket, max(event.size, 1), 0, is_copy=True), now)
 
     def _on_room_unwanted(self, event: RoomUnwanted, now: float) -> None:
-        self._deadlines.clear((event.node, event.ticket))
-        if self._queue.pop((event.node, event.ticket), None) is not None:
-            self._grant_waiting()
+        self._withdraw((event.node, event.ticket))
 
     def _on_room_returned(self, event: RoomReturned, now: float) -> None:
         segment = self._segments.pop(event.segment, None)

@@ -17,6 +17,7 @@ import time
 from typing import Final
 
 LOCK_NAME: Final = "lock"
+SPILL_NAME: Final = "spill"
 SOCKET_NAME: Final = "node.sock"
 SOCKET_PATH_BYTES_MAX: Final = 107
 """What fits into sockaddr_un, less the terminating zero."""

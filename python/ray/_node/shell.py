@@ -23,6 +23,7 @@ from ray._control.machine import Effect, Event, Log, Multicast, Send, Tick, earl
 from ray._node import descriptors, events, peer_protocol, process, session, wire
 from ray._node.logs import LogFiles
 from ray._node.manager import CoreJoined, CoreLeft, FrameCame, Shutdown
+from ray._node.spill_files import SPILLED
 from ray._protocol import KINDS, Message, Pulled, SegmentGranted, SegmentMapped, encode
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ SHUTDOWN_S: Final = 3.0
 
 SIGTERM_CAME: Final = "SIGTERM"
 """How `Shell.run` says that somebody else wanted the node's end."""
+
+NO_SEGMENT: Final = -2
+"""Where the descriptor of a segment would stand that is not there."""
 
 LOG_BACKLOG_BYTES_MAX: Final = 8 << 20
 """Log lines for a driver that has this much unread are dropped rather than queued."""
@@ -60,6 +64,14 @@ class Core(Protocol):
         self, ticket: int, sources: Sequence[tuple[int, str, int, int]], length: int, segment: int, fd: int, offset: int
     ) -> None: ...
     def cancel_pull(self, ticket: int) -> None: ...
+    def write_spill(
+        self,
+        ticket: int,
+        path: str,
+        pieces: Sequence[tuple[bytes, int, str, int, int, int]],
+        capacity_share: float,
+    ) -> None: ...
+    def read_spill(self, ticket: int, path: str, object: bytes, at: int, length: int, fd: int) -> None: ...
     def close(self) -> None: ...
 
 
@@ -116,7 +128,12 @@ class Shell:
             events.CancelPull: lambda effect: self._core.cancel_pull(effect.ticket),
             events.ShareCopy: self._share_copy,
             events.ToPeer: self._tell_peer,
+            events.WriteSpill: self._write_spill,
+            events.ReadSpill: self._read_spill,
+            events.OfferSpill: self._offer_spill,
+            events.DeleteSpill: self._delete_spill,
         }
+        self._offered_spills: set[int] = set()
 
     # ------------------------------------------------------------------ the loop
 
@@ -190,6 +207,10 @@ class Shell:
                 self._on_fd(token)
             case ("pulled", int(ticket), str(error), list(failures), int(count)):
                 self._queue.append(events.PullDone(ticket, error, tuple(failures), count))
+            case ("written", int(file), str(kind), str(error)):
+                self._queue.append(events.SpillWritten(file, kind, error))
+            case ("restored", int(ticket), str(kind), str(error)):
+                self._queue.append(events.SpillRead(ticket, kind, error))
             case _:
                 log(f"the core reported something unknown: {event!r}")
         self._work()
@@ -361,6 +382,59 @@ class Shell:
         kind = peer_protocol.PEER_KINDS[type(effect.message)]
         self._core.send(effect.node, kind, 0, peer_protocol.encode(effect.message))
 
+    # ------------------------------------------------------------------ spill files
+
+    def _spill_path(self, file: int) -> str:
+        return f"{self._config.spill_dir}/{file & (SPILLED - 1):08x}.spill"
+
+    def _write_spill(self, effect: events.WriteSpill) -> None:
+        pieces = [
+            (piece.object, -1, self._spill_path(piece.source), piece.offset, piece.len, piece.at)
+            if piece.source >= SPILLED
+            else (piece.object, self._segments.get(piece.source, NO_SEGMENT), "", piece.offset, piece.len, piece.at)
+            for piece in effect.pieces
+        ]
+        try:
+            if any(fd == NO_SEGMENT for _, fd, *_ in pieces):
+                msg = "a value was offered that lies in no segment of this node"
+                raise ValueError(msg)
+            os.makedirs(self._config.spill_dir, mode=0o700, exist_ok=True)
+            path = self._spill_path(effect.file)
+            self._core.write_spill(effect.file, path, pieces, self._config.spill_capacity_share)
+        except (OSError, ValueError) as error:
+            self._queue.append(events.SpillWritten(effect.file, "io", str(error)))
+
+    def _read_spill(self, effect: events.ReadSpill) -> None:
+        try:
+            path, fd = self._spill_path(effect.file), self._segments[effect.segment]
+            self._core.read_spill(effect.ticket, path, effect.object, effect.at, effect.len, fd)
+        except (OSError, ValueError) as error:
+            self._queue.append(events.SpillRead(effect.ticket, "io", str(error)))
+
+    def _offer_spill(self, effect: events.OfferSpill) -> None:
+        if effect.file in self._offered_spills:
+            return
+        try:
+            fd = os.open(self._spill_path(effect.file), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            log(f"a spill file cannot be read for another node: {error}")
+            return
+        try:
+            size = os.fstat(fd).st_size
+            self._core.offer_segment(effect.file, fd, size, size)
+            self._offered_spills.add(effect.file)
+        finally:
+            os.close(fd)
+
+    def _delete_spill(self, effect: events.DeleteSpill) -> None:
+        if effect.file in self._offered_spills:
+            self._offered_spills.discard(effect.file)
+            self._core.withdraw_segment(effect.file)
+        try:
+            os.unlink(self._spill_path(effect.file))
+        except OSError as error:
+            log(f"a spill file cannot be deleted: {error}")
+
     # ------------------------------------------------------------------ the end
 
     def _shutdown(self, effect: Shutdown) -> None:
@@ -378,6 +452,8 @@ class Shell:
             os.close(fd)
         self._logs.close()
         if self._ending:
+            if self._config.spill_dir != f"{self._config.session_dir}/{session.SPILL_NAME}":
+                session.remove(self._config.spill_dir)
             session.remove(self._config.session_dir)  # after a crash, the logs in it are all that is left to look at
 
 

@@ -22,6 +22,7 @@ mod pool;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use thiserror::Error;
 
@@ -37,7 +38,7 @@ pub const READERS_MAX: usize = 4;
 #[derive(Debug)]
 pub enum Source {
     /// A block of a segment.
-    Block { segment: OwnedFd, offset: u64 },
+    Block { segment: Arc<OwnedFd>, offset: u64 },
     /// A record of another file, which is taken over with its header and checksum.
     Record { path: PathBuf, at: u64 },
 }
@@ -110,18 +111,14 @@ pub struct Spiller {
 }
 
 impl Spiller {
-    /// `tell` hears of the end of every job, once, on any thread; it must not block.
+    /// `written` and `restored` hear of the end of every job, once, on any thread; they must not block.
     #[must_use]
-    pub fn new(tell: impl Fn(Outcome) + Clone + Send + Sync + 'static) -> Self {
-        let tell_written = tell.clone();
-        let write = move |job: Write| {
-            let result = jobs::write(&job);
-            tell_written(Outcome { ticket: job.ticket, result });
-        };
-        let read = move |job: Read| {
-            let result = jobs::read(&job);
-            tell(Outcome { ticket: job.ticket, result });
-        };
+    pub fn new(
+        written: impl Fn(Outcome) + Send + Sync + 'static,
+        restored: impl Fn(Outcome) + Send + Sync + 'static,
+    ) -> Self {
+        let write = move |job: Write| written(Outcome { ticket: job.ticket, result: jobs::write(&job) });
+        let read = move |job: Read| restored(Outcome { ticket: job.ticket, result: jobs::read(&job) });
         Self {
             writers: Pool::new("skate-spill", WRITERS_MAX, write),
             readers: Pool::new("skate-restore", READERS_MAX, read),
