@@ -80,6 +80,10 @@ def test_the_wheel_holds_the_package_its_types_and_its_licence(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {"ray/__init__.py", "ray/py.typed", "ray/_core.pyi", "ray/_core.abi3.so"} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
+    [entry_points] = [name for name in names if name.endswith("/entry_points.txt")]
+    assert zipfile.ZipFile(wheel).read(entry_points).decode().split() == [
+        "[console_scripts]", "ray=ray.scripts.scripts:main",
+    ]  # fmt: skip
     assert {name.split("/")[0] for name in names} == {"ray", f"skate-{PROJECT['version']}.dist-info"}
 
 
@@ -93,6 +97,14 @@ def test_a_program_runs_with_nothing_else(python, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     assert "[0, 1, 4, 9]" in run(python, program, cwd=tmp_path)
+
+
+def test_the_command_runs_with_nothing_else(python, tmp_path):
+    command = python.parent / "ray"
+    version = run(python, "-c", "import ray; print(ray.__version__)", cwd=tmp_path).strip()
+    assert run(command, "--version", cwd=tmp_path) == f"ray, version {version}\n"
+    assert run(python, "-m", "ray", "--version", cwd=tmp_path) == f"ray, version {version}\n"
+    assert "Start a head, or a node that joins one." in run(command, "--help", cwd=tmp_path)
 
 
 def test_importing_loads_only_what_is_needed(python, tmp_path):

@@ -155,9 +155,9 @@ def test_golden_bytes_are_read_and_written_alike(kind, name, body):
 
 def test_golden_values():
     values = {name: p.decode(kind, body) for kind, name, body in golden()}
-    assert values["LeaseDemand"] == p.LeaseDemand(7, {"CPU": 10_000}, 3, b"\x80", b"", "square")
-    assert values["SegmentClaims"] == p.SegmentClaims(5, [(0, 64), (4096, 256)])
+    assert values["LeaseDemand"] == p.LeaseDemand(7, {"CPU": 10_000}, 3, b"\x80", b"", "square", granted=2)
+    assert values["SegmentClaims"] == p.SegmentClaims(5, [(0, 64), (4096, 256)], 6)
     assert values["ActorExit"] == p.ActorExit((11).to_bytes(8, "big") + (12).to_bytes(8, "big"), 2, "bye")
     assert values["LeaseGranted"] == p.LeaseGranted(7, 2**32 + 1, 2**64 - 1, 6, 1000, [0, 1])
-    assert values["WorkerDied"] == p.WorkerDied(5, 0, "gone", -9, intended=False, oom=True)
+    assert values["WorkerDied"] == p.WorkerDied(5, 0, "gone", -9, intended=False, oom=True, retry=p.RETRY_NEVER)
     assert values["ActorState"].restarts_left == -1

@@ -13,6 +13,7 @@ W = TypeVar("W")
 ROLE_NODE: int
 ROLE_DRIVER: int
 ROLE_WORKER: int
+ROLE_TOOL: int
 
 # Codes of error payloads; see `Hooks.load_error`.
 ERROR_TASK: int
@@ -93,6 +94,7 @@ class Core:
         proc: int,
         role: int,
         hooks: Hooks,
+        task_oom_retries: int = -1,
     ) -> None: ...
     @property
     def node(self) -> int: ...
@@ -284,15 +286,31 @@ class Completions:
 class NodeCore:
     """The node process's transport: frames as events."""
 
-    def __init__(self, *, path: str, session: bytes, token: bytes, node: int) -> None: ...
+    def __init__(
+        self,
+        *,
+        path: str,
+        session: bytes,
+        token: bytes,
+        node: int,
+        listen: str | None = None,  # "host:port" for other nodes; port 0: any; IPv6 in brackets
+    ) -> None: ...
     def poll(self, timeout: float | None) -> list[tuple[Any, ...]]:
         """Waits for events, at most `timeout` seconds. Each is one of
-        ("frame", proc, kind, corr, body), ("joined", proc, role, pid), ("left", proc, reason), ("fd", token),
+        ("frame", proc, kind, corr, body), ("joined", proc, role, pid), ("left", proc, reason, ended), ("fd", token),
         ("pulled", ticket, error or "", [(node, refused, error) of each source that failed], bytes),
         ("written", ticket, kind of failure or "", error), ("restored", ticket, kind of failure or "", error).
+        `ended`: the peer closed the connection, as the end of its process does; otherwise it broke.
         """
+    def address(self) -> str | None:
+        """Where it listens for other nodes, as bound ("ip:port"); None without `listen`."""
+    def set_node_address(self, node: int, address: str) -> None:
+        """Another node listens at `address` ("ip:port"): frames to its key connect there by themselves."""
+    def forget_node(self, node: int, cause: str) -> None:
+        """Frames to this node fail at once from now on ("left", with the cause), unless a connection is open."""
     def send(self, proc: int, kind: int, corr: int, body: bytes) -> None: ...
-    def send_fd(self, proc: int, kind: int, corr: int, body: bytes, fd: int) -> None: ...
+    def send_fd(self, proc: int, kind: int, corr: int, body: bytes, fd: int) -> None:
+        """To a process on this machine only."""
     def watch_fd(self, fd: int, token: int) -> None: ...
     def unwatch_fd(self, token: int) -> None: ...
     def backlog(self, proc: int) -> int:
@@ -324,9 +342,22 @@ class NodeCore:
         """Begins to write a spill file of pieces (object, segment's descriptor or -1, path of another spill file, offset,
         length, place in the file); its end is an event of `poll`.
         """
-    def read_spill(self, ticket: int, path: str, object: bytes, at: int, length: int, fd: int) -> None:
+    def read_spill(self, ticket: int, path: str, name: bytes, at: int, length: int, fd: int) -> None:
         """Begins to read a spilled value into the start of a segment; its end is an event of `poll`."""
     def close(self) -> None: ...
+
+def discover(address: str, token: bytes, timeout_s: float) -> tuple[int, int, int]:
+    """(key, pid, minor version of Python 3) of the node that listens at `address`, "host:port".
+
+    It has proved that it knows the token, and has not noticed that it was asked. The cluster's session is the first
+    16 bytes of the token's SHA-256.
+
+    Raises:
+        ValueError: If `address` is not of this form.
+        TimeoutError: If nobody answered.
+        PermissionError: If the token is not the cluster's.
+        ConnectionError: If nobody listens there, or no Skate node, or one of another version.
+    """
 
 def random_id() -> int: ...
 def memfd(name: str, size: int) -> int: ...

@@ -37,6 +37,13 @@ CAUSE_TEXT: Final = 0
 CAUSE_INIT_ERROR: Final = 1
 """`ActorState.cause` is the error payload with which the actor's ``__init__`` failed."""
 
+RETRY_CHARGED: Final = 0
+"""A repetition is one of the task's `max_retries`."""
+RETRY_FREE: Final = 1
+"""The node chose this worker among others of its owner: a repetition is not charged to `max_retries`."""
+RETRY_NEVER: Final = 2
+"""A repetition would come to the same end."""
+
 STREAM_OUT: Final = 1
 STREAM_ERR: Final = 2
 
@@ -69,6 +76,9 @@ class LeaseDemand(Message, frozen=True):
     Replaces what the same owner said before about the same class; 0 withdraws. The node counts
     a lease against it at the moment of the grant. `env` is empty or msgpack ``{"env_vars": {..}}``;
     a worker serves one env for its whole life. `label` is what people are shown: a function's name.
+    `retriable` says whether tasks of the class are repeated if their worker is ended for want of memory.
+    `granted` is how many leases of the class have come to the owner, ever: those on their way are counted against
+    `count` too. -1 if the owner does not say.
     """
 
     class_id: int
@@ -77,22 +87,30 @@ class LeaseDemand(Message, frozen=True):
     env: bytes = b""
     strategy: bytes = b""
     label: str = ""
+    retriable: bool = True
+    granted: int = -1
 
 
 class LeaseReturn(Message, frozen=True):
     """The lease's owner gives the worker back; nothing of the owner runs on it any more.
 
-    `reusable` False asks for the worker's end (max_calls reached, or a force-cancelled task).
+    `reusable` False asks for the worker's end (max_calls reached, or a force-cancelled task). `node` is the one that
+    lent the worker, as `LeaseGranted` said; 0: the receiver.
     """
 
     lease: int
     reusable: bool = True
+    node: int = 0
 
 
 class LeaseKept(Message, frozen=True):
-    """Answers a `LeaseReclaim` of a lease that is in use: it comes back when that ends, nobody knows when."""
+    """Answers a `LeaseReclaim` of a lease that is in use: it comes back when that ends, nobody knows when.
+
+    `node` as in `LeaseReturn`.
+    """
 
     lease: int
+    node: int = 0
 
 
 class Blocked(Message, frozen=True):
@@ -137,17 +155,17 @@ class SegmentClaims(Message, frozen=True):
     """Answer to `SegmentAdopted`: the blocks in that segment which belong to objects that the sender owns.
 
     Sent after the sender has read everything that the dead lessee had sent it, so that a block whose
-    location was still on its way is claimed too.
+    location was still on its way is claimed too. A later answer replaces an earlier one.
     """
 
     segment: int
     blocks: list[tuple[int, int]]
+    node: int = 0
+    """Where the segment lies; 0 for the node that is told."""
 
 
 class BlocksFreed(Message, frozen=True):
-    """Blocks of an adopted segment which the sender claimed and which nothing refers to any more. `node` is where the
-    segment lies, if not here; it is told then.
-    """
+    """Blocks of an adopted segment which the sender claimed and which nothing refers to any more. `node` as above."""
 
     segment: int
     offsets: list[int]
@@ -278,12 +296,25 @@ class Request(Message, frozen=True):
     args: bytes = b""
 
 
+class WhereIsNode(Message, frozen=True):
+    """The sender wants to connect to a process on `node`, another one. Answered by `NodeAddress`.
+
+    It waits for 5 s, then gives the process up as lost, and asks again when it wants one there again. A question may
+    come twice.
+    """
+
+    node: int
+
+
 # ---------------------------------------------------------------------------------------------
 # From the node to a core
 
 
 class LeaseGranted(Message, frozen=True):
-    """Worker `proc` is yours until you return the lease or it dies. `gpu_ids` are the devices it may use."""
+    """Worker `proc`, which lives on `node`, is yours until you return the lease or it dies.
+
+    A lease's number is unique over all nodes. `gpu_ids` are the devices it may use.
+    """
 
     class_id: int
     lease: int
@@ -314,7 +345,8 @@ class WorkerDied(Message, frozen=True):
     """A process has ended. To its lease's holder (with the lease), and to who asked with `PeerLost` (lease 0).
 
     `exit_code` is negative for signals. `cause` is a sentence for people, with the last log lines.
-    `intended` tells an announced or requested end from a crash.
+    `intended` tells an announced or requested end from a crash; `oom`, that memory was short. `retry` says what a
+    repetition of the task that ran there costs, as one of the constants `RETRY_*`.
     """
 
     proc: int
@@ -323,6 +355,7 @@ class WorkerDied(Message, frozen=True):
     exit_code: int
     intended: bool
     oom: bool
+    retry: int = RETRY_CHARGED
 
 
 class Deaths(Message, frozen=True):
@@ -391,9 +424,14 @@ class Spilled(Message, frozen=True):
 
 
 class SegmentAdopted(Message, frozen=True):
-    """The segment's lessee has died. Every core answers with `SegmentClaims`; frees go to the node from now on."""
+    """The segment's lessee has died. Every core answers with `SegmentClaims`; frees go to the node from now on.
+
+    `node` is where the segment lies. Members of other nodes may be asked again when their answer can have been lost.
+    """
 
     segment: int
+    node: int
+    lessee: int
 
 
 class ActorState(Message, frozen=True):
@@ -468,6 +506,20 @@ class Exit(Message, frozen=True):
     """
 
 
+class NodeAddress(Message, frozen=True):
+    """Answers a `WhereIsNode`: where `node` listens, as ``ip:port`` (IPv6 in brackets).
+
+    An empty `address` says that the node is gone, or that no such node is known, with the `cause` in words: whatever
+    waits for a process there fails at once, and so does what comes later, until an address is sent after all. A node
+    that is only starting is better answered late. Open connections are left alone. It may be sent unasked, when the end
+    of a node is learned.
+    """
+
+    node: int
+    address: str
+    cause: str = ""
+
+
 KIND_LEASE_DEMAND: Final = 64
 KIND_LEASE_RETURN: Final = 65
 KIND_BLOCKED: Final = 66
@@ -488,6 +540,7 @@ KIND_PEER_LOST: Final = 80
 KIND_REQUEST: Final = 81
 KIND_RETIRED: Final = 82
 KIND_LEASE_KEPT: Final = 83
+KIND_WHERE_IS_NODE: Final = 84
 KIND_PULL: Final = 85
 KIND_PULL_RELEASED: Final = 86
 KIND_SPILL: Final = 87
@@ -510,6 +563,7 @@ KIND_ACTOR_STOP: Final = 110
 KIND_EXIT: Final = 111
 KIND_DEATHS: Final = 112
 KIND_PRESSURE: Final = 113
+KIND_NODE_ADDRESS: Final = 114
 KIND_PULLED: Final = 115
 KIND_SPILL_WANTED: Final = 116
 KIND_SPILLED: Final = 117
@@ -535,6 +589,7 @@ TO_NODE: Final[dict[int, type[Message]]] = {
     KIND_REQUEST: Request,
     KIND_RETIRED: Retired,
     KIND_LEASE_KEPT: LeaseKept,
+    KIND_WHERE_IS_NODE: WhereIsNode,
     KIND_PULL: Pull,
     KIND_PULL_RELEASED: PullReleased,
     KIND_SPILL: Spill,
@@ -560,6 +615,7 @@ FROM_NODE: Final[dict[int, type[Message]]] = {
     KIND_EXIT: Exit,
     KIND_DEATHS: Deaths,
     KIND_PRESSURE: Pressure,
+    KIND_NODE_ADDRESS: NodeAddress,
     KIND_PULLED: Pulled,
     KIND_SPILL_WANTED: SpillWanted,
     KIND_SPILLED: Spilled,
@@ -568,6 +624,9 @@ FROM_NODE: Final[dict[int, type[Message]]] = {
 KINDS: Final[dict[type[Message], int]] = {
     message: kind for table in (TO_NODE, FROM_NODE) for kind, message in table.items()
 }
+
+FOR_CONTROL: Final = frozenset(range(KIND_ACTOR_CREATE, KIND_ACTOR_EXIT + 1))
+"""Kinds of messages from cores that their node passes on to the control service unread."""
 
 _encoder = msgspec.msgpack.Encoder()
 _decoders: dict[int, msgspec.msgpack.Decoder[Any]] = {}

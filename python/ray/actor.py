@@ -183,7 +183,7 @@ class ActorClass(Generic[T]):
             place=demand.place,
             run=demand.run,
             env=opts.encode_env(env),
-            strategy=opts.encode_strategy("scheduling_strategy", options.get("scheduling_strategy")),
+            strategy=opts.strategy_of(options),
             name=name or "",
             namespace=namespace if name else "",
             class_name=cls.__name__,

@@ -412,7 +412,11 @@ class OutOfDiskError(RayError):
 
 
 class OutOfMemoryError(RayError):
-    """The memory watch ended the worker because the node ran out of memory."""
+    """The node ended the worker because memory ran short, or the kernel did; the text says who used what.
+
+    A task that is ended beside others of its owner is repeated when there is room, if its `max_retries` is not 0:
+    `RAY_task_oom_retries` times, without limit by default. This is raised where that would not help.
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

@@ -123,7 +123,7 @@ class _Recipe:
             retry_exceptions=bool(retry_exceptions),
             demand=demand,
             env=opts.encode_env(env),
-            strategy=opts.encode_strategy("scheduling_strategy", options.get("scheduling_strategy")),
+            strategy=opts.strategy_of(options),
             backpressure=-1 if backpressure is None else backpressure,
         )
 

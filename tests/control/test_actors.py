@@ -117,7 +117,7 @@ def test_restarts_end_when_they_are_used_up():
         proc = ready(world, actor)
     world.die(proc)
     assert states(world, driver)[-1].state == p.ACTOR_DEAD
-    assert "all 2 restarts" in world.node.actors.get(actor).cause.decode()  # type: ignore[union-attr]
+    assert "all 2 restarts" in world.control.actors.get(actor).cause.decode()  # type: ignore[union-attr]
 
 
 def test_a_restart_begins_only_when_the_old_process_was_reaped():
@@ -216,9 +216,9 @@ def test_messages_of_an_earlier_life_are_ignored():
     world.die(proc)
     new, _ = home(world, actor)
     world.send(new, p.ActorReady(actor, 0))
-    assert world.node.actors.statistics()["actors_starting"] == 1
+    assert world.control.actors.statistics()["actors_starting"] == 1
     world.send(driver, p.ActorFailed(actor, 1, b"lie"))
-    assert world.node.actors.statistics()["actors_starting"] == 1
+    assert world.control.actors.statistics()["actors_starting"] == 1
 
 
 def test_a_name_belongs_to_one_actor_per_namespace_until_it_is_dead():
@@ -291,7 +291,7 @@ def test_the_dead_are_remembered_up_to_a_number(monkeypatch: pytest.MonkeyPatch)
     for serial in range(1, 6):
         actor, _ = alive(world, driver, serial)
         world.send(driver, p.ActorKill(actor, no_restart=True))
-    assert world.node.actors.statistics()["actors"] == 3
+    assert world.control.actors.statistics()["actors"] == 3
     with pytest.raises(ValueError, match="not known"):
         world.request(driver, "actor.info", actor_id(driver, 1))
 
@@ -303,5 +303,5 @@ def test_five_hundred_actors_need_no_cpu_each():
         world.send(driver, create(driver, serial))
     for serial in range(1, 501):
         ready(world, actor_id(driver, serial))
-    assert world.node.actors.statistics()["actors_alive"] == 500
+    assert world.control.actors.statistics()["actors_alive"] == 500
     assert world.node.leases.ledger.free == cpu(2)

@@ -134,8 +134,8 @@ class Actors(RuleBasedStateMachine):
 
     @invariant()
     def named_actors_are_not_dead(self) -> None:
-        table = self.world.node.actors
-        for name in table.names.list(None):
+        table = self.world.control.actors
+        for name in table.names.listed(None):
             actor = table.get(name.actor)
             assert actor is not None
             assert actor.state != "dead"
@@ -154,7 +154,7 @@ class Actors(RuleBasedStateMachine):
         for (proc, actor), view in self.views.items():
             if proc in world.inbox and actor in self.restarts:
                 assert view[-1].state == p.ACTOR_DEAD, "a subscriber was not told of the death"
-        assert len(world.node.actors.names) == 0
+        assert len(world.control.actors.names) == 0
         assert world.node.leases.statistics()["demands_waiting"] == 0
 
 

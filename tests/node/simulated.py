@@ -2,18 +2,27 @@
 
 The world keeps its own books, as simple as can be, and compares them with what the node does: it is the
 oracle of the stateful tests.
+
+Several worlds are a cluster: those that are given a `head` join that one's. What nodes say to each other then lies on
+a wire, in its order, until whoever speaks has performed all its effects. (`auto` is for single worlds: forks that
+succeed in the middle of a list of effects would have a node say the second thing first.)
 """
 
 from __future__ import annotations
 
 import itertools
+from collections import deque
 
 import msgspec
 
 from ray import _protocol as p
-from ray._control.machine import Effect, Log, Multicast, Send, Tick
-from ray._node import events
+from ray._control import messages
+from ray._control.machine import Effect, Log, Multicast, Send, Tick, ToNode
+from ray._control.service import ControlService
+from ray._node import events, peer_protocol
+from ray._node.config import MemorySettings
 from ray._node.manager import CoreJoined, CoreLeft, FrameCame, NodeFacts, NodeManager, Shutdown
+from ray._node.membership import Found, HeadNode, Membership, Seek, WorkerNode
 from ray._protocol import UNIT
 
 NODE = 1 << 40
@@ -28,14 +37,31 @@ class World:
         *,
         store: int = 64 << 20,
         auto: bool = True,
-        node: int = NODE,
-        first_proc: int = 1,
+        node: int = 0,
+        first_proc: int = 0,
+        memory: MemorySettings = MemorySettings(look_s_max=0),  # noqa: B008  (frozen)
+        head: World | None = None,
     ) -> None:
+        assert head is None or not (auto or head.auto)
         wire = {name: round(amount * UNIT) for name, amount in (resources or {"CPU": 2}).items()}
         gpus = tuple(range(wire.get("GPU", 0) // UNIT))
-        ids = itertools.count(1000)
-        self.node = NodeManager(NodeFacts(node, wire, gpus, store), new_id=lambda: next(ids), validate=True)
-        self.now = 100.0
+        self.peers: list[World] = head.peers if head is not None else []
+        key = node or NODE + len(self.peers)
+        ids = itertools.count(1000 + (len(self.peers) << 20))
+        name = f"n{len(self.peers)}" if head is not None else ""
+        facts = NodeFacts(key, wire, gpus, store, name=name, memory=memory)
+        self.node = NodeManager(facts, new_id=lambda: next(ids), validate=True)
+        self.control = head.control if head is not None else ControlService(head=key, validate=True)
+        self.head: Membership = (
+            WorkerNode(self.node, head.node.facts.node, ("head",))
+            if head is not None
+            else HeadNode(self.node, self.control)
+        )
+        self.wire: deque[tuple[World, FrameCame]] = head.wire if head is not None else deque()
+        self.said: list[tuple[int, int, p.Message]] = []
+        """What this node said to others, and the head to it: (from, to, message)."""
+        self._depth = 0
+        self.now = head.now if head is not None else 100.0
         self.auto = auto
         """Whether forks succeed and join by themselves, and killed processes are reaped at once."""
         self.inbox: dict[int, list[p.Message]] = {}
@@ -48,11 +74,18 @@ class World:
         self.killed: dict[int, None] = {}
         self.exits: list[int] = []
         self.logs: list[str] = []
+        self.disconnected: list[int] = []
         self.tails: dict[int, tuple[str, ...]] = {}
         self.segments: dict[int, int] = {}
         self.descriptors: dict[int, events.DescriptorUsage] = {}
         """By pid, where they are not few; the node's by 0."""
         self.refuse_memory = False
+        self.memory_of: dict[int, int] = {}
+        """By pid, what processes hold; all of it counts against the one limit."""
+        self.memory_limit = 1 << 30
+        self.looks = 0
+        self.oom_kill = ""
+        """Who says that the kernel has ended processes; it does so for any that this node did not kill."""
         self.pulls: dict[int, events.StartPull] = {}
         """What the bulk client is doing, by ticket; tests end it."""
         self.cancelled: list[int] = []
@@ -60,17 +93,31 @@ class World:
         self.shutdown = ""
         self._late: list[events.SegmentFailed] = []
         """What the shell hears only after it has performed everything else."""
-        self._pids = itertools.count(1)
-        self._procs = itertools.count(first_proc)
+        self._pids = itertools.count(1 + 10_000 * len(self.peers))
+        self._procs = itertools.count(first_proc or 1 + (len(self.peers) << 16))
         self._corr = itertools.count(1)
+        self.peers.append(self)
+        if head is not None:
+            head.feed(CoreJoined(key, p.ROLE_NODE, 0))
+        for effect in self.head.start(self.now):
+            self._perform(effect)
+        self._pump()
 
     # ------------------------------------------------------------------ what happens to the node
 
     def feed(self, event: object) -> None:
-        for effect in self.node.handle(event, self.now):  # type: ignore[arg-type]
+        self._depth += 1
+        for effect in self.head.handle(event, self.now):  # type: ignore[arg-type]
             self._perform(effect)
+        self._depth -= 1
         while self._late:
             self.feed(self._late.pop(0))
+        self._pump()
+
+    def _pump(self) -> None:
+        while self.wire and not any(world._depth for world in self.peers):
+            world, frame = self.wire.popleft()
+            world.feed(frame)
 
     def driver(self) -> int:
         proc = next(self._procs)
@@ -126,7 +173,7 @@ class World:
     def advance(self, seconds: float) -> None:
         """Time passes, and every deadline in between is kept."""
         end = self.now + seconds
-        while (deadline := self.node.next_deadline()) is not None and deadline <= end:
+        while (deadline := self.head.next_deadline()) is not None and deadline <= end:
             self.now = max(deadline, self.now)
             self.feed(Tick())
         self.now = end
@@ -141,6 +188,18 @@ class World:
             for proc in list(self.joinable):
                 self.join(proc)
 
+    def cut(self) -> None:
+        """The link with the head breaks, which both sides see."""
+        head = self.peers[0]
+        self.feed(CoreLeft(head.node.facts.node, "reset", ended=False))
+        head.feed(CoreLeft(self.node.facts.node, "reset", ended=False))
+
+    def come_back(self) -> None:
+        """The node finds its head again."""
+        head = self.peers[0]
+        head.feed(CoreJoined(self.node.facts.node, p.ROLE_NODE, 0))
+        self.feed(Found(head.node.facts.node, "head"))
+
     # ------------------------------------------------------------------ what the node does
 
     def _perform(self, effect: Effect) -> None:
@@ -150,6 +209,9 @@ class World:
             case Multicast():
                 for proc in effect.to:
                     self._deliver(proc, effect.message, 0)
+            case events.Pass():
+                for proc in effect.procs:
+                    self._deliver(proc, p.decode(effect.kind, effect.body), effect.corr)
             case events.Fork():
                 self.forking[effect.proc] = effect
                 if self.auto:
@@ -164,13 +226,19 @@ class World:
             case events.ReadLogTail():
                 self.feed(
                     events.LogTail(
-                        effect.proc, self.tails.get(effect.proc, ()), self.descriptors.get(0, events.DescriptorUsage())
+                        effect.proc,
+                        self.tails.get(effect.proc, ()),
+                        self.descriptors.get(0, events.DescriptorUsage()),
+                        self.oom_kill if effect.unexplained else "",
                     )
                 )
             case events.LookAtDescriptors():
                 few = events.DescriptorUsage(10, 1024)
                 usage = [self.descriptors.get(pid, few) for pid in (effect.asker_pid, effect.pid, 0)]
                 self.feed(events.DescriptorsSeen(effect.asker, effect.proc, *usage))
+            case events.ReadMemory():
+                self.looks += 1
+                self.feed(self._memory(detailed=effect.detailed))
             case events.GrantSegment():
                 if self.refuse_memory and not effect.recycled:
                     self._late.append(events.SegmentFailed(effect.segment, effect.corr, "Cannot allocate memory"))
@@ -198,18 +266,41 @@ class World:
                 assert self.segments[effect.segment] == effect.size
                 self._deliver(effect.to, p.Pulled(effect.segment, effect.size, effect.offset), effect.corr)
             case events.ToPeer():
-                self.to_peers.append(effect)
+                if any(world.node.facts.node == effect.node for world in self.peers):
+                    kind = peer_protocol.PEER_KINDS[type(effect.message)]
+                    self._put_on_wire(effect.node, kind, peer_protocol.encode(effect.message))
+                else:
+                    self.to_peers.append(effect)
             case events.Disconnect():
+                self.disconnected.append(effect.proc)
                 if self.inbox.pop(effect.proc, None) is not None:
                     self.feed(CoreLeft(effect.proc, "disconnected"))
             case Log():
                 self.logs.append(effect.text)
             case Shutdown():
                 self.shutdown = effect.reason
-            case events.Labelled():
+            case ToNode():
+                self._say(effect)
+            case events.Labelled() | Seek() | events.KnowNode() | events.ForgetNode():
                 pass
             case _:
                 raise AssertionError(f"unknown effect {effect}")
+
+    def _say(self, effect: ToNode) -> None:
+        kind, body = messages.KINDS[type(effect.message)], p.encode(effect.message)
+        if self._put_on_wire(effect.node, kind, body):
+            self.said.append((self.node.facts.node, effect.node, messages.decode(kind, body)))
+
+    def _put_on_wire(self, node: int, kind: int, body: bytes) -> bool:
+        there = [world for world in self.peers if world.node.facts.node == node]
+        self.wire.extend((world, FrameCame(self.node.facts.node, kind, 0, body)) for world in there)
+        return bool(there)
+
+    def _memory(self, *, detailed: bool) -> events.MemoryRead:
+        alive = {pid: held for pid, held in self.memory_of.items() if pid in self.running or pid > 80_000}
+        use = events.MemoryUse("the machine", self.memory_limit, sum(alive.values()))
+        listed = tuple(events.ProcessUse(pid, held, "") for pid, held in alive.items())
+        return events.MemoryRead((use,), listed if detailed else ())
 
     def _deliver(self, proc: int, message: p.Message, corr: int) -> None:
         message = p.decode(p.KINDS[type(message)], p.encode(message))

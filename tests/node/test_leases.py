@@ -676,3 +676,11 @@ def test_a_count_beyond_all_reason_is_served_in_portions():
         world.join(proc)
     assert len(granted(world, driver)) == workers.FORKS_MAX
     assert world.node.leases.statistics()["leases_starting"] == 64
+
+
+def test_a_grant_on_its_way_counts_against_what_is_asked_for_meanwhile():
+    world = World({"CPU": 8})
+    driver = world.driver()
+    world.send(driver, p.LeaseDemand(1, cpu(1), 2, granted=0))
+    world.send(driver, p.LeaseDemand(1, cpu(1), 6, granted=1))
+    assert len(world.take(driver, p.LeaseGranted)) == 7, "the second of two grants had not come when six were wanted"

@@ -194,14 +194,14 @@ class Leases(RuleBasedStateMachine):
             if proc in world.inbox and proc not in world.pid_of:
                 world.leave(proc)
         for actor in self.actors:
-            if world.node.actors.get(actor):
+            if world.control.actors.get(actor):
                 spare = world.driver()
                 world.send(spare, p.ActorKill(actor, no_restart=True))
                 world.leave(spare)
         world.settle()
         assert world.node.leases.ledger.free == world.node.leases.ledger.total
         assert world.node.leases.statistics()["leases"] == 0
-        states = world.node.actors.statistics()
+        states = world.control.actors.statistics()
         assert states["actors"] == states["actors_dead"]
 
 

@@ -15,14 +15,14 @@ from ray._control.machine import Deadlines, InvariantViolation
 from tests.node.simulated import World
 
 TABLE = """
-64 LeaseDemand class_id demand count env strategy label
-65 LeaseReturn lease reusable
+64 LeaseDemand class_id demand count env strategy label retriable granted
+65 LeaseReturn lease reusable node
 66 Blocked
 67 Unblocked
 68 SegmentRequest min_bytes wish_bytes
 69 SegmentMap segment
 70 SegmentRelease segment
-71 SegmentClaims segment blocks
+71 SegmentClaims segment blocks node
 72 BlocksFreed segment offsets node
 73 ActorCreate actor spec place run env strategy name namespace max_restarts detached class_name owner label
 74 ActorReady actor incarnation
@@ -34,17 +34,18 @@ TABLE = """
 80 PeerLost proc
 81 Request op args
 82 Retired
-83 LeaseKept lease
+83 LeaseKept lease node
+84 WhereIsNode node
 85 Pull object node segment offset len prefetch
 86 PullReleased object
 96 LeaseGranted class_id lease proc node pid gpu_ids
 97 LeaseReclaim lease wanted
-98 WorkerDied proc lease cause exit_code intended oom
+98 WorkerDied proc lease cause exit_code intended oom retry
 99 SegmentGranted segment size
 100 SegmentDenied message kept
 101 SegmentMapped segment size lessee
 102 SegmentTrim bytes
-103 SegmentAdopted segment
+103 SegmentAdopted segment node lessee
 104 ActorState actor state proc node incarnation cause_kind cause restarts_left pid
 105 ActorInit actor incarnation spec gpu_ids namespace name
 106 Reply ok body
@@ -55,6 +56,7 @@ TABLE = """
 111 Exit
 112 Deaths dead
 113 Pressure pressed
+114 NodeAddress node address cause
 115 Pulled segment size offset
 """
 
@@ -75,7 +77,7 @@ def test_bodies_are_arrays_in_the_order_of_the_fields():
 
 
 def test_a_newer_peer_s_further_fields_are_ignored_and_an_older_one_s_are_filled_in():
-    longer = msgspec.msgpack.encode([1, {"CPU": 1}, 2, b"", b"", "f", "new"])
+    longer = msgspec.msgpack.encode([1, {"CPU": 1}, 2, b"", b"", "f", True, -1, "new"])
     assert p.decode(64, longer) == p.LeaseDemand(1, {"CPU": 1}, 2, b"", b"", "f")
     assert p.decode(64, msgspec.msgpack.encode([1, {}, 2])) == p.LeaseDemand(1, {}, 2)
 

@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from ray import _protocol as p
 from ray._node import directory, events, peer_protocol, pulls
+from ray._node.manager import CoreJoined
 from ray._node.peer_protocol import Copied, Dropped, Locate, Uncopied
 from tests.node.simulated import World
 
@@ -39,6 +40,7 @@ class Cluster:
     def introduce(self, node: int) -> None:
         for other, world in self.worlds.items():
             if other != node:
+                world.feed(CoreJoined(node, p.ROLE_NODE, 0))
                 world.feed(events.PeerJoined(node, f"10.0.0.{node - 1000}:1"))
 
     def __getitem__(self, node: int) -> World:
@@ -389,6 +391,7 @@ def test_a_node_that_was_not_heard_of_is_waited_for():
     first = cluster.ask(1001, reader, pull)
     cluster.worlds[1002] = World(node=1002, first_proc=500)
     cluster.put(1002, b"a")
+    cluster.introduce(1001)
     cluster.introduce(1002)
     cluster.settle()
     cluster.finish(1001)
@@ -613,3 +616,31 @@ class Copying(RuleBasedStateMachine):
 
 TestCopying = Copying.TestCase
 TestCopying.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_what_was_asked_on_a_link_that_broke_is_asked_again():
+    world = World(node=1001)
+    reader = world.driver()
+    world.feed(CoreJoined(1002, p.ROLE_NODE, 0))
+    world.feed(events.PeerJoined(1002, "10.0.0.2:1"))
+    world.send(reader, p.Pull(b"a", 1002, 1, 0, SIZE), 1)
+    assert [type(effect.message) for effect in world.to_peers] == [Locate]
+    world.feed(events.LinkLost(1002))
+    world.advance(0)
+    asked = [effect.message for effect in world.to_peers]
+    assert [type(message) for message in asked] == [Locate, Locate]
+    assert asked[-1].again
+    for _ in pulls.PAUSES_S:
+        world.feed(events.LinkLost(1002))
+        world.advance(2)
+    denied = world.replies[reader].pop(1)
+    assert isinstance(denied, p.SegmentDenied)
+    assert "connection to it was lost" in denied.message
+
+
+def test_who_pulled_over_a_link_that_broke_is_no_source_any_more(pair):
+    pull = pair.put(1001, b"a")
+    pair.ask(1002, pair[1002].driver(), pull)
+    assert len(pair[1001].node.pulls.directory) == 1
+    pair[1001].feed(events.LinkLost(1002))
+    assert len(pair[1001].node.pulls.directory) == 0

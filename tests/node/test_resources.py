@@ -2,8 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ray._control.shown import show, show_demand
 from ray._node import config
-from ray._node.resources import Ledger, show, show_demand
+from ray._node.resources import Ledger
 from ray._protocol import UNIT
 from tests.node.simulated import cpu, gpu
 

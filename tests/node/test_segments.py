@@ -9,7 +9,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 from ray import _protocol as p
 from ray._node import segments
 from ray._node.segments import segment_size
-from tests.node.simulated import World, cpu
+from tests.node.simulated import NODE, World, cpu
 
 MIB = 1 << 20
 
@@ -166,7 +166,13 @@ def test_a_dead_lessee_s_segment_lives_until_its_last_block_is_freed():
     (grant,) = world.take(driver, p.LeaseGranted)
     ask(world, grant.proc, 4 * MIB)  # type: ignore[attr-defined]
     world.die(grant.proc)  # type: ignore[attr-defined]
-    assert world.take(driver, p.SegmentAdopted) == world.take(other, p.SegmentAdopted) == [p.SegmentAdopted(1)]
+    assert (
+        world.take(driver, p.SegmentAdopted)
+        == world.take(other, p.SegmentAdopted)
+        == [
+            p.SegmentAdopted(1, NODE, grant.proc)  # type: ignore[attr-defined]
+        ]
+    )
     world.send(driver, p.SegmentClaims(1, [(0, 64), (64, 64)]))
     world.send(driver, p.BlocksFreed(1, [0]))
     world.send(other, p.SegmentClaims(1, []))

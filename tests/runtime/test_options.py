@@ -56,7 +56,7 @@ class C: ...
         ({"runtime_env": {"nonsense": 1}}, ValueError),
         ({"placement_group": object()}, NotImplementedError),
         ({"scheduling_strategy": PlacementGroupSchedulingStrategy(None)}, NotImplementedError),
-        ({"label_selector": {"a": "b"}}, NotImplementedError),
+        ({"label_selector": {"a": "in()"}}, ValueError),
     ],
 )
 def test_bad_task_option_is_refused_by_name(option: dict[str, Any], error: type[Exception]) -> None:

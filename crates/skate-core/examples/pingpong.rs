@@ -1,4 +1,5 @@
-//! Measures the transport between two processes that found each other through a third.
+//! Measures the transport between two processes that found each other through a third: on one node, where that is a
+//! Unix socket, and then on two, between which it is TCP over the loopback device.
 //!
 //! `cargo run --release -p skate-core --example pingpong [seconds]`
 //!
@@ -9,7 +10,7 @@
 
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -23,6 +24,8 @@ use skate_proto::ids::ProcId;
 const NODE: ProcId = ProcId(1);
 const DRIVER: ProcId = ProcId(2);
 const WORKER: ProcId = ProcId(3);
+const FAR_NODE: ProcId = ProcId(4);
+const FAR_WORKER: ProcId = ProcId(5);
 
 const PING: u8 = 10;
 const ONE_WAY: u8 = 11;
@@ -64,14 +67,14 @@ impl Handler for Counter {
     fn on_fd_ready(&self, _token: u64) {}
 }
 
-fn config(me: ProcId, role: Role, path: &Path, listeners: Vec<Listener>) -> Config {
+fn config(me: ProcId, role: Role, node: ProcId, path: &Path, listeners: Vec<Listener>) -> Config {
     Config {
         me,
         role,
         python_minor: 0,
         session: [1; 16],
         token: [2; 32],
-        node: NODE,
+        node,
         node_address: Address::Unix(path.to_owned()),
         listeners,
         io_thread: true,
@@ -90,18 +93,18 @@ fn in_child(run: impl FnOnce()) -> libc::pid_t {
     }
 }
 
-fn node(path: &Path, listener: Listener) {
+fn node(me: ProcId, path: &Path, listeners: Vec<Listener>) {
     let handler = Arc::new(Counter::default());
-    let transport = Transport::start(config(NODE, Role::Node, path, vec![listener]), handler.clone()).unwrap();
+    let transport = Transport::start(config(me, Role::Node, me, path, listeners), handler.clone()).unwrap();
     while handler.asked.load(Ordering::Acquire) != u64::MAX {
         std::thread::sleep(Duration::from_millis(50));
     }
     transport.shutdown();
 }
 
-fn worker(path: &Path) {
+fn worker(me: ProcId, node: ProcId, path: &Path) {
     let handler = Arc::new(Counter::default());
-    let transport = Transport::start(config(WORKER, Role::Worker, path, vec![]), handler.clone()).unwrap();
+    let transport = Transport::start(config(me, Role::Worker, node, path, vec![]), handler.clone()).unwrap();
     let (mut answered, mut asked) = (0, 0);
     loop {
         let done =
@@ -153,40 +156,63 @@ fn bare_round_trips(seconds: f64) -> f64 {
     rate
 }
 
-fn call(transport: &Transport, handler: &Counter, corr: u64) {
-    transport.send(WORKER, PING, corr, &[&[1; 16], &[7; 32]], SendMode::Now);
+fn call(transport: &Transport, handler: &Counter, worker: ProcId, corr: u64) {
+    transport.send(worker, PING, corr, &[&[1; 16], &[7; 32]], SendMode::Now);
     while transport.drive(&|| handler.pings.load(Ordering::Acquire) == corr, None) != Driven::Done {}
+}
+
+/// A node and a worker of it, each a process. The listeners are closed here.
+fn start_node(directory: &Path, me: ProcId, member: ProcId) -> ([libc::pid_t; 2], PathBuf, Address) {
+    let path = directory.join(format!("{}.sock", me.0));
+    let tcp = Listener::bind_tcp("127.0.0.1:0".parse().expect("an address")).unwrap();
+    let address = tcp.local_address().unwrap();
+    let mut listeners = Some(vec![Listener::bind_unix(&path).unwrap(), tcp]);
+    let node_pid = in_child(|| node(me, &path, listeners.take().unwrap()));
+    drop(listeners);
+    let worker_pid = in_child(|| worker(member, me, &path));
+    ([worker_pid, node_pid], path, address)
 }
 
 fn main() {
     let seconds = std::env::args().nth(1).map_or(2.0, |s| s.parse().expect("seconds"));
     let directory = std::env::temp_dir().join(format!("skate-pingpong-{}", std::process::id()));
     std::fs::create_dir_all(&directory).unwrap();
-    let path = directory.join("node.sock");
     println!("bare socket, round trips      {:8.0} /s", bare_round_trips(seconds));
-    let listener = Listener::bind_unix(&path).unwrap();
-    let mut listener = Some(listener);
-    let node_pid = in_child(|| node(&path, listener.take().unwrap()));
-    drop(listener);
-    let worker_pid = in_child(|| worker(&path));
+    let (pids, path, _) = start_node(&directory, NODE, WORKER);
+    let (far_pids, _, far_address) = start_node(&directory, FAR_NODE, FAR_WORKER);
 
     let handler = Arc::new(Counter::default());
-    let transport = Transport::start(config(DRIVER, Role::Driver, &path, vec![]), handler.clone()).unwrap();
+    let transport = Transport::start(config(DRIVER, Role::Driver, NODE, &path, vec![]), handler.clone()).unwrap();
+    transport.route(FAR_WORKER, FAR_NODE);
+    transport.set_address(FAR_NODE, far_address);
     std::thread::sleep(Duration::from_millis(50));
     let mut corr = 0;
+    for (kind, target) in [("Unix socket, one node", WORKER), ("TCP, two nodes", FAR_WORKER)] {
+        println!("{kind}:");
+        measure(&transport, &handler, target, seconds, &mut corr);
+    }
+    transport.shutdown();
+    for pid in pids.into_iter().chain(far_pids) {
+        // SAFETY: waits for a child of this process, which has been told to end.
+        unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+    }
+    let _ = std::fs::remove_dir_all(&directory);
+}
+
+fn measure(transport: &Transport, handler: &Counter, worker: ProcId, seconds: f64, corr: &mut u64) {
     let mut next = || {
-        corr += 1;
-        corr
+        *corr += 1;
+        *corr
     };
     let begin = Instant::now();
-    call(&transport, &handler, next());
+    call(transport, handler, worker, next());
     println!("first call, with connecting   {:8.0} us", begin.elapsed().as_secs_f64() * 1e6);
 
     let begin = Instant::now();
     let mut rounds = 0u32;
     while begin.elapsed().as_secs_f64() < seconds {
         for _ in 0..100 {
-            call(&transport, &handler, next());
+            call(transport, handler, worker, next());
         }
         rounds += 100;
     }
@@ -202,7 +228,7 @@ fn main() {
     for _ in 0..200 {
         std::thread::sleep(pause);
         let begin = Instant::now();
-        call(&transport, &handler, next());
+        call(transport, handler, worker, next());
         longest.push(begin.elapsed());
     }
     longest.sort();
@@ -212,14 +238,14 @@ fn main() {
     let begin = Instant::now();
     while begin.elapsed().as_secs_f64() < seconds {
         for _ in 0..1000 {
-            while transport.backlog(WORKER) > 8 << 20 {
-                transport.drive(&|| transport.backlog(WORKER) <= 4 << 20, None);
+            while transport.backlog(worker) > 8 << 20 {
+                transport.drive(&|| transport.backlog(worker) <= 4 << 20, None);
             }
-            transport.send(WORKER, ONE_WAY, 0, &[&[1; 16], &[7; 32]], SendMode::Queue);
+            transport.send(worker, ONE_WAY, 0, &[&[1; 16], &[7; 32]], SendMode::Queue);
         }
         total += 1000;
     }
-    transport.send(WORKER, COUNT, total, &[], SendMode::Now);
+    transport.send(worker, COUNT, total, &[], SendMode::Now);
     transport.drive(&|| handler.asked.load(Ordering::Acquire) == total, None);
     let took = begin.elapsed().as_secs_f64();
     println!("queued frames, one way        {:8.0} /s", total as f64 / took);
@@ -228,7 +254,7 @@ fn main() {
     let begin = Instant::now();
     while begin.elapsed().as_secs_f64() < seconds {
         for _ in 0..1000 {
-            transport.send(WORKER, ECHO_QUEUED, 0, &[&[1; 16], &[7; 32]], SendMode::Queue);
+            transport.send(worker, ECHO_QUEUED, 0, &[&[1; 16], &[7; 32]], SendMode::Queue);
         }
         sent += 1000;
         let floor = before + sent.saturating_sub(20_000);
@@ -237,11 +263,4 @@ fn main() {
     transport.drive(&|| handler.frames.load(Ordering::Acquire) >= before + sent, None);
     let took = begin.elapsed().as_secs_f64();
     println!("queued frames, there and back {:8.0} /s", sent as f64 / took);
-
-    transport.shutdown();
-    for pid in [worker_pid, node_pid] {
-        // SAFETY: waits for a child of this process.
-        unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
-    }
-    let _ = std::fs::remove_dir_all(&directory);
 }

@@ -6,8 +6,8 @@
 use serde::Serialize;
 use serde_bytes::{ByteBuf, Bytes};
 use skate_proto::actors::{ActorState, Creation};
-use skate_proto::ids::{ActorId, LeaseId, ObjectId, ProcId, SegmentId};
-use skate_proto::leases::ClassSpec;
+use skate_proto::ids::{ActorId, LeaseId, NodeKey, ObjectId, ProcId, SegmentId};
+use skate_proto::leases::{ClassSpec, Death};
 use skate_proto::location::Location;
 use skate_proto::msg::ActorSpec;
 use skate_proto::payload::{Blob, ErrorCode, Payload};
@@ -36,6 +36,7 @@ pub const PEER_LOST: u8 = 80;
 pub const REQUEST: u8 = 81;
 pub const RETIRED: u8 = 82;
 pub const LEASE_KEPT: u8 = 83;
+pub const WHERE_IS_NODE: u8 = 84;
 pub const PULL: u8 = 85;
 pub const PULL_RELEASED: u8 = 86;
 pub const SPILL: u8 = 87;
@@ -59,6 +60,11 @@ pub const ACTOR_STOP: u8 = 110;
 pub const EXIT: u8 = 111;
 pub const DEATHS: u8 = 112;
 pub const PRESSURE: u8 = 113;
+pub const NODE_ADDRESS: u8 = 114;
+
+/// `WorkerDied`: a retry is not charged to `max_retries`, or there is none; anything else is charged.
+const RETRY_FREE: u8 = 1;
+const RETRY_NEVER: u8 = 2;
 pub const PULLED: u8 = 115;
 pub const SPILL_WANTED: u8 = 116;
 pub const SPILLED: u8 = 117;
@@ -76,12 +82,21 @@ impl Serialize for Demand<'_> {
     }
 }
 
-pub fn lease_demand(class: u32, count: u32, spec: &ClassSpec, label: &str) -> Vec<u8> {
-    encode(&(class, Demand(&spec.demand), count, Bytes::new(&spec.env), Bytes::new(&spec.strategy), label))
+pub fn lease_demand(class: u32, count: u32, spec: &ClassSpec, label: &str, granted: u32) -> Vec<u8> {
+    encode(&(
+        class,
+        Demand(&spec.demand),
+        count,
+        Bytes::new(&spec.env),
+        Bytes::new(&spec.strategy),
+        label,
+        spec.retriable,
+        granted,
+    ))
 }
 
-pub fn lease_return(lease: LeaseId, reusable: bool) -> Vec<u8> {
-    encode(&(lease.0, reusable))
+pub fn lease_return(lease: LeaseId, reusable: bool, node: NodeKey) -> Vec<u8> {
+    encode(&(lease.0, reusable, node.0))
 }
 
 pub fn empty() -> Vec<u8> {
@@ -92,21 +107,22 @@ pub fn segment_request(min_bytes: u64, wish_bytes: u64) -> Vec<u8> {
     encode(&(min_bytes, wish_bytes))
 }
 
-pub fn lease_kept(lease: LeaseId) -> Vec<u8> {
-    encode(&(lease.0,))
+pub fn lease_kept(lease: LeaseId, node: NodeKey) -> Vec<u8> {
+    encode(&(lease.0, node.0))
 }
 
 pub fn segment(segment: SegmentId) -> Vec<u8> {
     encode(&(segment.0,))
 }
 
-pub fn segment_claims(segment: SegmentId, blocks: &[(u64, u64)]) -> Vec<u8> {
-    encode(&(segment.0, blocks))
+/// `node` is where the segment lies: other nodes have segments of the same number.
+pub fn segment_claims(segment: SegmentId, blocks: &[(u64, u64)], node: NodeKey) -> Vec<u8> {
+    encode(&(segment.0, blocks, node.0))
 }
 
-/// `node` is 0 for the node that is told.
-pub fn blocks_freed(segment: SegmentId, offsets: &[u64], node: u64) -> Vec<u8> {
-    encode(&(segment.0, offsets, node))
+/// `node` as in [`segment_claims`].
+pub fn blocks_freed(segment: SegmentId, offsets: &[u64], node: NodeKey) -> Vec<u8> {
+    encode(&(segment.0, offsets, node.0))
 }
 
 pub fn pull(object: ObjectId, location: &Location, prefetch: bool) -> Vec<u8> {
@@ -178,6 +194,10 @@ pub fn peer_lost(proc: ProcId) -> Vec<u8> {
     encode(&(proc.0,))
 }
 
+pub fn where_is_node(node: NodeKey) -> Vec<u8> {
+    encode(&(node.0,))
+}
+
 pub fn request(op: &str, args: &[u8]) -> Vec<u8> {
     encode(&(op, Bytes::new(args)))
 }
@@ -185,27 +205,96 @@ pub fn request(op: &str, args: &[u8]) -> Vec<u8> {
 /// What the node says.
 #[derive(Debug)]
 pub enum FromNode {
-    LeaseGranted { class: u32, lease: LeaseId, worker: ProcId, pid: u32, gpu_ids: Vec<u32> },
-    LeaseReclaim { lease: LeaseId, wanted: bool },
-    Pressure { pressed: bool },
-    WorkerDied { proc: ProcId, cause: String, oom: bool },
+    LeaseGranted {
+        class: u32,
+        lease: LeaseId,
+        worker: ProcId,
+        node: NodeKey,
+        pid: u32,
+        gpu_ids: Vec<u32>,
+    },
+    LeaseReclaim {
+        lease: LeaseId,
+        wanted: bool,
+    },
+    Pressure {
+        pressed: bool,
+    },
+    WorkerDied {
+        proc: ProcId,
+        cause: String,
+        death: Death,
+    },
     Deaths(Vec<(u64, String)>),
-    SegmentGranted { segment: SegmentId, size: u64 },
-    SegmentDenied { message: String, kept: bool },
-    SegmentMapped { segment: SegmentId, size: u64 },
-    Pulled { segment: SegmentId, size: u64, offset: u64 },
-    SegmentTrim { bytes: u64 },
-    SpillWanted { bytes: u64 },
-    Spilled { owner: ProcId, written: Vec<Written> },
-    SegmentAdopted { segment: SegmentId },
-    ActorState { actor: ActorId, state: ActorState },
-    ActorInit { actor: ActorId, incarnation: u32, spec: Box<ActorSpec>, gpu_ids: Vec<u32> },
-    Reply { ok: bool, body: Vec<u8> },
-    LogLines { name: String, pid: u32, stream: u8, lines: Vec<String> },
-    Notice { level: String, text: String },
-    LeaseFailed { class: u32, reason: String },
+    SegmentGranted {
+        segment: SegmentId,
+        size: u64,
+    },
+    SegmentDenied {
+        message: String,
+        kept: bool,
+    },
+    SegmentMapped {
+        segment: SegmentId,
+        size: u64,
+    },
+    Pulled {
+        segment: SegmentId,
+        size: u64,
+        offset: u64,
+    },
+    SegmentTrim {
+        bytes: u64,
+    },
+    SpillWanted {
+        bytes: u64,
+    },
+    Spilled {
+        owner: ProcId,
+        written: Vec<Written>,
+    },
+    /// `lessee` has died, that had this segment of `node`.
+    SegmentAdopted {
+        segment: SegmentId,
+        node: NodeKey,
+        lessee: ProcId,
+    },
+    ActorState {
+        actor: ActorId,
+        state: ActorState,
+    },
+    ActorInit {
+        actor: ActorId,
+        incarnation: u32,
+        spec: Box<ActorSpec>,
+        gpu_ids: Vec<u32>,
+    },
+    Reply {
+        ok: bool,
+        body: Vec<u8>,
+    },
+    LogLines {
+        name: String,
+        pid: u32,
+        stream: u8,
+        lines: Vec<String>,
+    },
+    Notice {
+        level: String,
+        text: String,
+    },
+    LeaseFailed {
+        class: u32,
+        reason: String,
+    },
     ActorStop,
     Exit,
+    /// An empty address: the node is gone, with the cause.
+    NodeAddress {
+        node: NodeKey,
+        address: String,
+        cause: String,
+    },
 }
 
 /// Decodes a frame of the node; `None` for what is malformed or not known.
@@ -215,8 +304,9 @@ pub fn decode(kind: u8, body: &[u8]) -> Option<FromNode> {
     }
     Some(match kind {
         LEASE_GRANTED => {
-            let (class, lease, worker, _node, pid, gpu_ids): (u32, u64, u64, u64, u32, Vec<u32>) = get(body)?;
-            FromNode::LeaseGranted { class, lease: LeaseId(lease), worker: ProcId(worker), pid, gpu_ids }
+            let (class, lease, worker, node, pid, gpu_ids): (u32, u64, u64, u64, u32, Vec<u32>) = get(body)?;
+            let (lease, worker, node) = (LeaseId(lease), ProcId(worker), NodeKey(node));
+            FromNode::LeaseGranted { class, lease, worker, node, pid, gpu_ids }
         }
         LEASE_RECLAIM => {
             let (lease, wanted): (u64, bool) = get(body)?;
@@ -224,8 +314,15 @@ pub fn decode(kind: u8, body: &[u8]) -> Option<FromNode> {
         }
         PRESSURE => FromNode::Pressure { pressed: get::<(bool,)>(body)?.0 },
         WORKER_DIED => {
-            let (proc, _lease, cause, _code, _intended, oom): (u64, u64, String, i32, bool, bool) = get(body)?;
-            FromNode::WorkerDied { proc: ProcId(proc), cause, oom }
+            let (proc, _lease, cause, _code, _intended, oom, retry): (u64, u64, String, i32, bool, bool, u8) =
+                get(body)?;
+            let death = match (oom, retry) {
+                (false, _) => Death::Crashed,
+                (true, RETRY_FREE) => Death::Evicted,
+                (true, RETRY_NEVER) => Death::EvictedAlone,
+                (true, _) => Death::OutOfMemory,
+            };
+            FromNode::WorkerDied { proc: ProcId(proc), cause, death }
         }
         DEATHS => FromNode::Deaths(get::<(Vec<(u64, String)>,)>(body)?.0),
         SEGMENT_GRANTED => {
@@ -257,7 +354,10 @@ pub fn decode(kind: u8, body: &[u8]) -> Option<FromNode> {
                 written: blocks.into_iter().map(written).collect::<Option<_>>()?,
             }
         }
-        SEGMENT_ADOPTED => FromNode::SegmentAdopted { segment: SegmentId(get::<(u64,)>(body)?.0) },
+        SEGMENT_ADOPTED => {
+            let (segment, node, lessee): (u64, u64, u64) = get(body)?;
+            FromNode::SegmentAdopted { segment: SegmentId(segment), node: NodeKey(node), lessee: ProcId(lessee) }
+        }
         ACTOR_STATE => decode_actor_state(body)?,
         ACTOR_INIT => {
             let (actor, incarnation, spec, gpu_ids, _namespace, _name): (
@@ -291,6 +391,10 @@ pub fn decode(kind: u8, body: &[u8]) -> Option<FromNode> {
             let (class, reason): (u32, String) = get(body)?;
             FromNode::LeaseFailed { class, reason }
         }
+        NODE_ADDRESS => {
+            let (node, address, cause): (u64, String, String) = get(body)?;
+            FromNode::NodeAddress { node: NodeKey(node), address, cause }
+        }
         ACTOR_STOP => FromNode::ActorStop,
         EXIT => FromNode::Exit,
         _ => return None,
@@ -299,12 +403,12 @@ pub fn decode(kind: u8, body: &[u8]) -> Option<FromNode> {
 
 fn decode_actor_state(body: &[u8]) -> Option<FromNode> {
     type Fields = (ByteBuf, u8, u64, u64, u32, u8, ByteBuf, i64, u32);
-    let (actor, state, proc, _node, incarnation, cause_kind, cause, _left, _pid): Fields =
+    let (actor, state, proc, node, incarnation, cause_kind, cause, _left, _pid): Fields =
         rmp_serde::from_slice(body).ok()?;
     let actor = ActorId::from_bytes(&actor)?;
     let state = match state {
         0 => ActorState::Pending,
-        1 => ActorState::Alive { proc: ProcId(proc), incarnation },
+        1 => ActorState::Alive { proc: ProcId(proc), node: NodeKey(node), incarnation },
         2 => ActorState::Restarting,
         3 if cause_kind == 1 => ActorState::Dead(Payload { data: Blob::new(&cause), refs: Vec::new() }),
         3 => ActorState::Dead(Payload::error(ErrorCode::ActorDied, &String::from_utf8_lossy(&cause))),

@@ -13,7 +13,7 @@ use skate_proto::msg::{ActorSpec, Msg};
 use crate::node_wire;
 
 /// The kinds of all frames that a node sends.
-const NODE_KINDS: std::ops::RangeInclusive<u8> = node_wire::LEASE_GRANTED..=node_wire::DEATHS;
+const NODE_KINDS: std::ops::RangeInclusive<u8> = node_wire::LEASE_GRANTED..=node_wire::NODE_ADDRESS;
 
 /// Frames: cut in pieces (the first byte says how long), a stream has the same frames and the same end.
 pub fn frames(bytes: &[u8]) {

@@ -227,11 +227,11 @@ fn who_gives_up_waiting_tells_the_node() {
 fn blocks_of_a_dead_lessee_on_another_node_are_freed_through_the_own_node() {
     let bench = Bench::new("free", []);
     let id = bench.stored(3);
-    let died = [0x96, 5, 0, 0xa4, b'g', b'o', b'n', b'e', 0xf7, 0xc2, 0xc2];
+    let died = [0x97, 5, 0, 0xa4, b'g', b'o', b'n', b'e', 0xf7, 0xc2, 0xc2, 0];
     bench.node.send(A, wire::WORKER_DIED, 0, &[&died], skate_core::transport::SendMode::Now);
     let knows = || bench.core.statistics().contains(&("deaths_remembered", 1));
     wait_for("the death", knows);
     bench.core.release(id);
-    let freed = (wire::BLOCKS_FREED, wire::blocks_freed(SegmentId(3), &[4096], ELSEWHERE.0));
+    let freed = (wire::BLOCKS_FREED, wire::blocks_freed(SegmentId(3), &[4096], ELSEWHERE));
     wait_for("the free", || bench.handler.heard.lock().contains(&freed));
 }

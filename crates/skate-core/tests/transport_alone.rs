@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use skate_core::transport::{Driven, SendMode};
 use skate_proto::ids::ProcId;
 
@@ -146,4 +147,49 @@ fn a_program_that_closes_all_descriptors_is_told_so_and_loses_no_file_of_its_own
     }
     drop((a, b, cluster));
     assert!(files.iter().all(|file| file.metadata().is_ok()), "a number that is the program's own was closed");
+}
+
+/// Gives this thread, and those that it starts, a network of their own, in which there is nothing but a loopback device.
+fn own_network() -> Result<(), Errno> {
+    // SAFETY: only the network of this thread changes.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET)? };
+    set_loopback(true);
+    Ok(())
+}
+
+/// Switches the device on, or off: then nothing that is sent arrives, and nobody is told.
+fn set_loopback(on: bool) {
+    use std::os::fd::AsRawFd;
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    // SAFETY: zeros are a request without a name; a name of two letters is put in.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[..2].copy_from_slice(&[b'l' as libc::c_char, b'o' as libc::c_char]);
+    request.ifr_ifru.ifru_flags = if on { libc::IFF_UP as libc::c_short } else { 0 };
+    // SAFETY: the request is what this call takes.
+    assert_eq!(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &request) }, 0);
+}
+
+/// Slow: a cut takes 9 to 11 s to be noticed.
+#[test]
+fn a_cut_connection_is_noticed_by_who_waits_and_by_who_writes() {
+    if !in_own_process("a_cut_connection_is_noticed_by_who_waits_and_by_who_writes") {
+        return;
+    }
+    if let Err(error) = own_network() {
+        return eprintln!("not tested: this system gives no network of its own ({error})");
+    }
+    let (here, there) = (Cluster::new(), Cluster::of(ProcId(11)));
+    let (a, b) = (here.join(A), there.join(B));
+    a.transport.route(B, ProcId(11));
+    a.transport.set_address(ProcId(11), there.address.clone());
+    a.transport.send(B, ECHO, 1, &[], SendMode::Now);
+    a.drive_until(|h| h.count() == 1);
+    set_loopback(false);
+    b.transport.send(A, 9, 2, &[], SendMode::Now);
+    for (process, peer) in [(&a, B), (&b, A)] {
+        process.drive_until(|h| !h.closed.lock().is_empty());
+        let ends = process.handler.ends(peer);
+        assert!(ends.len() == 1 && ends[0].contains("timed out"), "{ends:?}");
+    }
+    assert_eq!(a.handler.count(), 1);
 }

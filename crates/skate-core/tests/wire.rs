@@ -26,15 +26,22 @@ fn golden() -> BTreeMap<&'static str, (u8, Vec<u8>)> {
 
 #[test]
 fn what_is_sent_to_the_node_is_as_agreed() {
-    let spec = ClassSpec { demand: vec![("CPU".into(), 10_000)], env: vec![0x80], strategy: Vec::new() };
+    let spec =
+        ClassSpec { demand: vec![("CPU".into(), 10_000)], env: vec![0x80], strategy: Vec::new(), retriable: true };
     let golden = golden();
     for (name, kind, body) in [
-        ("LeaseDemand", wire::LEASE_DEMAND, wire::lease_demand(7, 3, &spec, "square")),
-        ("LeaseReturn", wire::LEASE_RETURN, wire::lease_return(LeaseId(9), true)),
+        ("LeaseDemand", wire::LEASE_DEMAND, wire::lease_demand(7, 3, &spec, "square", 2)),
+        ("LeaseReturn", wire::LEASE_RETURN, wire::lease_return(LeaseId(9), true, NodeKey(6))),
+        ("LeaseKept", wire::LEASE_KEPT, wire::lease_kept(LeaseId(9), NodeKey(6))),
+        ("WhereIsNode", wire::WHERE_IS_NODE, wire::where_is_node(NodeKey(6))),
         ("Blocked", wire::BLOCKED, wire::empty()),
         ("SegmentRequest", wire::SEGMENT_REQUEST, wire::segment_request(200_000, 4 << 20)),
-        ("SegmentClaims", wire::SEGMENT_CLAIMS, wire::segment_claims(SegmentId(5), &[(0, 64), (4096, 256)])),
-        ("BlocksFreed", wire::BLOCKS_FREED, wire::blocks_freed(SegmentId(5), &[64, 4096], 6)),
+        (
+            "SegmentClaims",
+            wire::SEGMENT_CLAIMS,
+            wire::segment_claims(SegmentId(5), &[(0, 64), (4096, 256)], NodeKey(6)),
+        ),
+        ("BlocksFreed", wire::BLOCKS_FREED, wire::blocks_freed(SegmentId(5), &[64, 4096], NodeKey(6))),
         ("Pull", wire::PULL, wire::pull(OBJECT, &LOCATION, true)),
         ("PullReleased", wire::PULL_RELEASED, wire::pull_released(OBJECT)),
         ("ActorKill", wire::ACTOR_KILL, wire::actor_kill(ACTOR, true)),
@@ -51,21 +58,23 @@ fn what_comes_from_the_node_is_understood() {
     for (name, meaning) in [
         (
             "LeaseGranted",
-            "LeaseGranted { class: 7, lease: LeaseId(4294967297), worker: ProcId(18446744073709551615), pid: 1000, gpu_ids: [0, 1] }",
+            "LeaseGranted { class: 7, lease: LeaseId(4294967297), worker: ProcId(18446744073709551615), node: NodeKey(6), pid: 1000, gpu_ids: [0, 1] }",
         ),
-        ("WorkerDied", "WorkerDied { proc: ProcId(5), cause: \"gone\", oom: true }"),
+        ("WorkerDied", "WorkerDied { proc: ProcId(5), cause: \"gone\", death: EvictedAlone }"),
         ("SegmentGranted", "SegmentGranted { segment: SegmentId(5), size: 4194304 }"),
         ("SegmentDenied", "SegmentDenied { message: \"full\", kept: true }"),
         ("Pulled", "Pulled { segment: SegmentId(5), size: 4194304, offset: 64 }"),
+        ("SegmentAdopted", "SegmentAdopted { segment: SegmentId(5), node: NodeKey(6), lessee: ProcId(11) }"),
         ("SegmentMapped", "SegmentMapped { segment: SegmentId(5), size: 4194304 }"),
         (
             "ActorState",
-            "ActorState { actor: ActorId { proc: ProcId(11), seq: 12 }, state: Alive { proc: ProcId(5), incarnation: 2 } }",
+            "ActorState { actor: ActorId { proc: ProcId(11), seq: 12 }, state: Alive { proc: ProcId(5), node: NodeKey(6), incarnation: 2 } }",
         ),
         ("Reply", "Reply { ok: false, body: [192] }"),
         ("LogLines", "LogLines { name: \"f\", pid: 1000, stream: 2, lines: [\"hi\"] }"),
         ("Notice", "Notice { level: \"warning\", text: \"hi\" }"),
         ("LeaseFailed", "LeaseFailed { class: 7, reason: \"no\" }"),
+        ("NodeAddress", "NodeAddress { node: NodeKey(6), address: \"10.0.0.6:7\", cause: \"\" }"),
         ("Exit", "Exit"),
         ("Deaths", "Deaths([(5, \"gone\"), (6, \"no\")])"),
     ] {

@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use crate::ids::{ActorId, FunctionId, ObjectId, ProcId, TaskId};
+use crate::ids::{ActorId, FunctionId, NodeKey, ObjectId, ProcId, TaskId};
 use crate::msg::{ActorSpec, Msg, Slot};
 use crate::owner::{Effect, Out, Owner, ToNode};
 use crate::payload::{Blob, ErrorCode, Payload, Value};
@@ -20,7 +20,7 @@ use crate::tasks::{Place, Refused, TaskEntry};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ActorState {
     Pending,
-    Alive { proc: ProcId, incarnation: u32 },
+    Alive { proc: ProcId, node: NodeKey, incarnation: u32 },
     Restarting,
     Dead(Payload),
 }
@@ -126,6 +126,7 @@ impl Owner {
             missing,
             retries_left: 0,
             attempt: 0,
+            evictions: 0,
             place: Place::Waiting,
             actor: None,
             handle: None,
@@ -259,7 +260,7 @@ impl Owner {
     pub(crate) fn flush_calls(&mut self, actor: ActorId, now_ns: u64, out: &mut Out) {
         loop {
             let Some(client) = self.actors.get(&actor) else { return };
-            let ActorState::Alive { proc, incarnation } = client.state else {
+            let ActorState::Alive { proc, incarnation, .. } = client.state else {
                 return;
             };
             if client.killed {

@@ -14,6 +14,9 @@
 //! the preface is in it, so that a session or target changed on the way is noticed. Comparison takes
 //! constant time.
 //!
+//! A target is a process, or [`WHO_LISTENS`]: whoever knows an address and the token, and not yet which node
+//! is there, learns it from the challenge, whose proof covers it.
+//!
 //! Until the proof is there every message has a fixed length, so that a stranger's bytes are copied into
 //! fixed fields and nothing is parsed. The machines here are told the bytes and the nonces and answer
 //! with bytes; deadlines and sockets are the caller's.
@@ -23,11 +26,14 @@ use sha2::Sha256;
 use smallvec::SmallVec;
 use thiserror::Error;
 
+use crate::digest;
 use crate::ids::ProcId;
 
 /// Version of everything on the wire. Processes of different versions refuse each other.
 pub const PROTOCOL_VERSION: u16 = 2;
 const MAGIC: [u8; 4] = *b"SKAT";
+/// The target that stands for the node that listens at the address. No process has this id.
+pub const WHO_LISTENS: ProcId = ProcId(0);
 
 pub const PREFACE_LEN: usize = 32;
 pub const HELLO_LEN: usize = 48;
@@ -107,6 +113,14 @@ impl Identity {
 pub struct Credentials {
     pub session: [u8; 16],
     pub token: [u8; 32],
+}
+
+impl Credentials {
+    /// Those of a cluster, whose session follows from its token: who joins needs to know nothing else.
+    #[must_use]
+    pub fn of_cluster(token: [u8; 32]) -> Self {
+        Self { session: digest::short(&token), token }
+    }
 }
 
 impl std::fmt::Debug for Credentials {
@@ -261,6 +275,12 @@ impl Connector {
         if self.peer.is_none() { ANSWER_LEN } else { WELCOME_LEN }
     }
 
+    /// Who the other side is, once its proof was right; that is before it has heard ours.
+    #[must_use]
+    pub fn peer(&self) -> Option<Identity> {
+        self.peer
+    }
+
     /// Takes the message of `wants()` bytes.
     ///
     /// # Panics
@@ -288,7 +308,8 @@ impl Connector {
         let mut identity = [0; IDENTITY_LEN];
         identity.copy_from_slice(&challenge[4 + NONCE_LEN..]);
         let peer = Identity::decode(&identity)?;
-        if peer.proc != self.target {
+        let is_wanted = if self.target == WHO_LISTENS { peer.role == Role::Node } else { peer.proc == self.target };
+        if !is_wanted {
             return Err(HandshakeError::WrongTarget { wanted: self.target, reached: peer.proc });
         }
         self.peer = Some(peer);
@@ -321,7 +342,8 @@ pub struct Acceptor {
 }
 
 impl Acceptor {
-    /// Begins with a preface that was read already. `nonce` must be random and never used before.
+    /// Begins with a preface that was read already, whose target must be this process, or [`WHO_LISTENS`] if it is a
+    /// node. `nonce` must be random and never used before.
     pub fn new(
         me: &Identity,
         credentials: &Credentials,
@@ -330,7 +352,8 @@ impl Acceptor {
     ) -> Result<Self, HandshakeError> {
         let read = Preface::decode(preface)?;
         read.check(&credentials.session)?;
-        if read.target != me.proc {
+        let is_meant = read.target == me.proc || (read.target == WHO_LISTENS && me.role == Role::Node);
+        if !is_meant {
             return Err(HandshakeError::WrongTarget { wanted: read.target, reached: me.proc });
         }
         let credentials = credentials.clone();
@@ -505,6 +528,47 @@ mod tests {
             let (mut connector, _) = Connector::new(&identity(1, Role::Tool), &credentials(9), ProcId(2), [1; 32]);
             assert_eq!(connector.handle(&error.refusal().unwrap()), Err(error));
         }
+    }
+
+    /// A connector that does not know whom it reaches, and what it learns from whoever is `there`.
+    fn ask_who_listens(there: Identity) -> Result<Option<Identity>, HandshakeError> {
+        let credentials = Credentials::of_cluster([9; 32]);
+        let (mut connector, first) = Connector::new(&identity(1, Role::Tool), &credentials, WHO_LISTENS, [1; 32]);
+        let (preface, hello) = first.split_first_chunk::<PREFACE_LEN>().unwrap();
+        let mut acceptor = Acceptor::new(&there, &credentials, preface, [2; 32])?;
+        let Step::Send(challenge) = acceptor.handle(hello)? else { panic!() };
+        assert_eq!(connector.peer(), None);
+        connector.handle(&challenge)?;
+        Ok(connector.peer())
+    }
+
+    #[test]
+    fn whoever_listens_is_learned_from_its_proof_if_it_is_a_node() {
+        let node = identity(7, Role::Node);
+        assert_eq!(ask_who_listens(node), Ok(Some(node)));
+        let wrong = Err(HandshakeError::WrongTarget { wanted: WHO_LISTENS, reached: ProcId(8) });
+        assert_eq!(ask_who_listens(identity(8, Role::Worker)), wrong);
+    }
+
+    #[test]
+    fn a_process_that_is_no_node_is_not_taken_for_one() {
+        let credentials = Credentials::of_cluster([9; 32]);
+        let (mut connector, first) = Connector::new(&identity(1, Role::Tool), &credentials, WHO_LISTENS, [1; 32]);
+        let (preface, hello) = first.split_first_chunk::<PREFACE_LEN>().unwrap();
+        // A worker with the token that answers although it is not meant: its proof is right, its role is not.
+        let worker = identity(8, Role::Worker);
+        let mut acceptor = Acceptor { me: worker, credentials, nonce: [2; 32], preface: *preface, asked: None };
+        let Step::Send(challenge) = acceptor.handle(hello).unwrap() else { panic!() };
+        let heard = connector.handle(&challenge);
+        assert_eq!(heard, Err(HandshakeError::WrongTarget { wanted: WHO_LISTENS, reached: ProcId(8) }));
+    }
+
+    #[test]
+    fn the_session_of_a_cluster_follows_from_its_token() {
+        let session = Credentials::of_cluster([0; 32]).session;
+        // The beginning of the SHA-256 of 32 zero bytes, as any tool computes it.
+        assert_eq!(session[..4], [0x66, 0x68, 0x7a, 0xad]);
+        assert_ne!(session, Credentials::of_cluster([1; 32]).session);
     }
 
     #[test]

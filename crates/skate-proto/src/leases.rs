@@ -14,7 +14,7 @@
 
 use std::collections::VecDeque;
 
-use crate::ids::{LeaseId, ProcId, TaskId};
+use crate::ids::{LeaseId, NodeKey, ProcId, TaskId};
 use crate::msg::Msg;
 use crate::owner::{Effect, Map, Out, Owner, ToNode};
 use crate::payload::{ErrorCode, Payload};
@@ -48,6 +48,24 @@ pub struct ClassSpec {
     pub demand: Vec<(String, i64)>,
     pub env: Vec<u8>,
     pub strategy: Vec<u8>,
+    /// Whether a task may be repeated that lost its worker (`max_retries` is not 0). When memory is short the node
+    /// ends workers whose tasks may be.
+    pub retriable: bool,
+}
+
+/// How a process ended, as far as it matters for the task that ran on it.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Death {
+    /// Whatever is none of the others; a retry is charged to `max_retries`.
+    Crashed,
+    /// By the kernel, for want of memory; a retry is charged to `max_retries`.
+    OutOfMemory,
+    /// By the node's memory watch, which chose it among others of its owner: it is repeated when there is room, at the
+    /// expense of `Owner::set_task_oom_retries` alone.
+    Evicted,
+    /// By the memory watch, beside nothing else of its owner whose end would have made room: another attempt would
+    /// come to the same end.
+    EvictedAlone,
 }
 
 #[derive(Debug)]
@@ -57,6 +75,8 @@ struct Class {
     leases: Vec<LeaseId>,
     /// Leases that the node still owes us.
     requested: u32,
+    /// Leases that came, ever.
+    granted: u32,
     /// Definitions that refer to it.
     definitions: u32,
 }
@@ -64,6 +84,8 @@ struct Class {
 #[derive(Debug)]
 struct Lease {
     worker: ProcId,
+    /// Where the worker lives, which is also who takes the lease back.
+    node: NodeKey,
     pid: u32,
     class: ClassId,
     gpu_ids: Vec<u32>,
@@ -98,6 +120,10 @@ impl Leases {
 
     pub(crate) fn worker(&self, lease: LeaseId) -> Option<ProcId> {
         self.leases.get(&lease).map(|l| l.worker)
+    }
+
+    pub(crate) fn node(&self, lease: LeaseId) -> Option<NodeKey> {
+        self.leases.get(&lease).map(|l| l.node)
     }
 
     pub(crate) fn pid(&self, lease: LeaseId) -> Option<u32> {
@@ -171,8 +197,14 @@ impl Owner {
         self.leases.make_room_for_class();
         let id = ClassId(self.leases.next_class);
         self.leases.next_class = id.0.checked_add(1).expect("fewer than 2^32 classes");
-        let class =
-            Class { spec: spec.clone(), queue: VecDeque::new(), leases: Vec::new(), requested: 0, definitions: 0 };
+        let class = Class {
+            spec: spec.clone(),
+            queue: VecDeque::new(),
+            leases: Vec::new(),
+            requested: 0,
+            granted: 0,
+            definitions: 0,
+        };
         self.leases.classes.insert(id, class);
         self.leases.by_spec.insert(spec, id);
         id
@@ -181,6 +213,12 @@ impl Owner {
     #[must_use]
     pub fn class_spec(&self, id: ClassId) -> &ClassSpec {
         &self.leases.classes[&id].spec
+    }
+
+    /// Leases of the class that came, ever: a demand tells them, so that the node knows which it has not seen yet.
+    #[must_use]
+    pub fn class_granted(&self, id: ClassId) -> u32 {
+        self.leases.classes[&id].granted
     }
 
     /// What people are shown for this class: the name of the task that waits for longest.
@@ -329,24 +367,26 @@ impl Owner {
         }
     }
 
-    /// The node lends a worker.
+    /// A node lends a worker.
     #[expect(clippy::too_many_arguments, reason = "the fields of the node's message")]
     pub fn handle_lease_granted(
         &mut self,
         class: ClassId,
         id: LeaseId,
         worker: ProcId,
+        node: NodeKey,
         pid: u32,
         gpu_ids: Vec<u32>,
         now_ns: u64,
         out: &mut Out,
     ) {
         if !self.leases.classes.contains_key(&class) {
-            out.node(ToNode::LeaseReturn { lease: id, reusable: true });
+            out.node(ToNode::LeaseReturn { lease: id, reusable: true, node });
             return;
         }
         let lease = Lease {
             worker,
+            node,
             pid,
             class,
             gpu_ids,
@@ -363,6 +403,7 @@ impl Owner {
         let entry = self.leases.class(class);
         entry.leases.push(id);
         entry.requested = entry.requested.saturating_sub(1);
+        entry.granted += 1;
         self.pump(class, now_ns, out);
     }
 
@@ -386,10 +427,11 @@ impl Owner {
             return;
         };
         lease.reclaim = wanted;
+        let node = lease.node;
         if wanted {
             self.pump_lease(id, now_ns, out);
             if self.leases.leases.contains_key(&id) {
-                out.node(ToNode::LeaseKept { lease: id });
+                out.node(ToNode::LeaseKept { lease: id, node });
             }
         }
     }
@@ -406,8 +448,9 @@ impl Owner {
     }
 
     fn return_lease(&mut self, id: LeaseId, out: &mut Out) {
-        self.remove_lease(id);
-        out.node(ToNode::LeaseReturn { lease: id, reusable: true });
+        if let Some(Lease { node, .. }) = self.remove_lease(id) {
+            out.node(ToNode::LeaseReturn { lease: id, reusable: true, node });
+        }
     }
 
     fn remove_lease(&mut self, id: LeaseId) -> Option<Lease> {
@@ -497,12 +540,12 @@ impl Owner {
     }
 
     /// A worker process ended: what ran on it is repeated or fails, what waited there goes elsewhere.
-    pub(crate) fn lose_worker(&mut self, worker: ProcId, cause: &str, oom: bool, now_ns: u64, out: &mut Out) {
+    pub(crate) fn lose_worker(&mut self, worker: ProcId, cause: &str, death: Death, now_ns: u64, out: &mut Out) {
         let Some(&id) = self.leases.by_worker.get(&worker) else {
             return;
         };
         let Some(lease) = self.remove_lease(id) else { return };
-        self.reassign(lease, Some((cause, oom)), now_ns, out);
+        self.reassign(lease, Some((cause, death)), now_ns, out);
     }
 
     /// The lease is not ours any more, by our own wish; everything in flight goes elsewhere.
@@ -511,7 +554,7 @@ impl Owner {
         self.reassign(lease, None, now_ns, out);
     }
 
-    fn reassign(&mut self, mut lease: Lease, death: Option<(&str, bool)>, now_ns: u64, out: &mut Out) {
+    fn reassign(&mut self, mut lease: Lease, death: Option<(&str, Death)>, now_ns: u64, out: &mut Out) {
         let ran = if death.is_some() { lease.in_flight.pop_front() } else { None };
         while let Some(task) = lease.in_flight.pop_back() {
             let Some(entry) = self.tasks.get_mut(&task) else {
@@ -525,31 +568,49 @@ impl Owner {
                 self.leases.class(lease.class).queue.push_front(task);
             }
         }
-        if let (Some(task), Some((cause, oom))) = (ran, death) {
-            self.task_lost_worker(task, cause, oom, now_ns, out);
+        if let (Some(task), Some((cause, death))) = (ran, death) {
+            self.task_lost_worker(task, cause, death, now_ns, out);
         }
         self.pump(lease.class, now_ns, out);
     }
 
-    fn task_lost_worker(&mut self, task: TaskId, cause: &str, oom: bool, now_ns: u64, out: &mut Out) {
-        let Some(entry) = self.tasks.get(&task) else { return };
+    fn task_lost_worker(&mut self, task: TaskId, cause: &str, death: Death, now_ns: u64, out: &mut Out) {
+        let oom_retries = self.task_oom_retries;
+        let Some(entry) = self.tasks.get_mut(&task) else { return };
         let definition = &self.definitions[entry.def];
+        let (name, max_retries) = (&definition.call.name, definition.max_retries);
         if entry.cancelled {
             let error = Payload::error(ErrorCode::Cancelled, &format!("Task {task} was cancelled."));
             self.finish_with(task, &error, now_ns, out);
-        } else if entry.retries_left != 0 {
-            self.retry(task, now_ns, out);
-        } else {
-            let text = format!(
-                "The worker that ran {} died: {cause}. It was attempt {}, and no retry is left (max_retries={}); raise \
-                 max_retries if the task may be repeated.",
-                definition.call.name,
-                entry.attempt + 1,
-                definition.max_retries
-            );
-            let code = if oom { ErrorCode::OutOfMemory } else { ErrorCode::WorkerCrashed };
-            self.finish_with(task, &Payload::error(code, &text), now_ns, out);
+            return;
         }
+        let text = match death {
+            Death::Evicted if max_retries != 0 => {
+                if oom_retries < 0 || entry.evictions < oom_retries.unsigned_abs() {
+                    entry.evictions += 1;
+                    entry.attempt += 1;
+                    self.enqueue(task, true, now_ns, out);
+                    return;
+                }
+                format!(
+                    "{name} has failed for want of memory at attempt {}, and RAY_task_oom_retries={oom_retries} allows \
+                     no more: {cause}.",
+                    entry.attempt + 1
+                )
+            }
+            Death::EvictedAlone | Death::Evicted => format!("{name} has failed for want of memory: {cause}."),
+            Death::Crashed | Death::OutOfMemory if entry.retries_left != 0 => {
+                self.retry(task, now_ns, out);
+                return;
+            }
+            Death::Crashed | Death::OutOfMemory => format!(
+                "The worker that ran {name} died: {cause}. It was attempt {}, and no retry is left \
+                 (max_retries={max_retries}); raise max_retries if the task may be repeated.",
+                entry.attempt + 1,
+            ),
+        };
+        let code = if death == Death::Crashed { ErrorCode::WorkerCrashed } else { ErrorCode::OutOfMemory };
+        self.finish_with(task, &Payload::error(code, &text), now_ns, out);
     }
 
     /// When [`Owner::handle_timeout`] is due.

@@ -218,3 +218,21 @@ pub enum Msg {
         written: Vec<Written>,
     },
 }
+
+impl Msg {
+    /// The object whose owner this message is for. Its id says on which node the owner lives.
+    #[must_use]
+    pub fn for_owner_of(&self) -> Option<ObjectId> {
+        match self {
+            Self::AddBorrower { object, .. }
+            | Self::Release { object, .. }
+            | Self::Resolve { object }
+            | Self::CancelObject { object, .. }
+            | Self::Missing { object, .. }
+            | Self::Why { object, .. } => Some(*object),
+            Self::Evicted { forgotten, kept } => forgotten.first().or(kept.first()).copied(),
+            Self::Written { written, .. } => written.first().map(|each| each.object),
+            _ => None,
+        }
+    }
+}

@@ -9,8 +9,8 @@
 use std::collections::HashMap;
 
 use crate::actors::{ActorClient, Creation};
-use crate::ids::{ActorId, LeaseId, NodeKey, ObjectId, ProcId, SegmentId, TaskId};
-use crate::leases::{ClassId, Leases};
+use crate::ids::{ActorId, LeaseId, NodeKey, ObjectId, ProcId, TaskId};
+use crate::leases::{ClassId, Death, Leases};
 use crate::location::Location;
 use crate::msg::{ActorSpec, Msg};
 use crate::objects::{Gone, Objects, WaiterId, owner_died};
@@ -42,16 +42,42 @@ pub enum Effect {
 /// Messages to the node manager; the shell encodes them.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ToNode {
-    LeaseDemand { class: ClassId, count: u32 },
-    LeaseReturn { lease: LeaseId, reusable: bool },
-    LeaseKept { lease: LeaseId },
-    ActorCreate { creation: Box<Creation>, spec: Box<ActorSpec> },
-    ActorSubscribe { actor: ActorId },
-    ActorRelease { actor: ActorId },
-    ActorKill { actor: ActorId, no_restart: bool },
-    PeerLost { proc: ProcId },
+    LeaseDemand {
+        class: ClassId,
+        count: u32,
+    },
+    /// `node` is the one that lent the worker.
+    LeaseReturn {
+        lease: LeaseId,
+        reusable: bool,
+        node: NodeKey,
+    },
+    LeaseKept {
+        lease: LeaseId,
+        node: NodeKey,
+    },
+    ActorCreate {
+        creation: Box<Creation>,
+        spec: Box<ActorSpec>,
+    },
+    ActorSubscribe {
+        actor: ActorId,
+    },
+    ActorRelease {
+        actor: ActorId,
+    },
+    ActorKill {
+        actor: ActorId,
+        no_restart: bool,
+    },
+    PeerLost {
+        proc: ProcId,
+    },
     /// Blocks of this node that may be spilled; answered for each, to [`Owner::handle_written`] of `owner`.
-    Spill { owner: ProcId, offered: Vec<Offered> },
+    Spill {
+        owner: ProcId,
+        offered: Vec<Offered>,
+    },
 }
 
 /// Effects in the order in which they must be performed.
@@ -92,6 +118,9 @@ impl Out {
 /// what it made is final.
 pub const LINEAGE_BYTES_MAX: usize = 64 << 20;
 
+/// Lost nodes of which it is known why; the errors of values on others name the node alone.
+pub const LOST_NODES_MAX: usize = 256;
+
 #[derive(Debug)]
 pub struct Owner {
     pub(crate) me: ProcId,
@@ -110,6 +139,9 @@ pub struct Owner {
     pub(crate) lineage_order: std::collections::VecDeque<TaskId>,
     /// Serials of spills, each used once.
     pub(crate) spills_begun: u64,
+    pub(crate) task_oom_retries: i32,
+    /// Why nodes were lost, for the errors of values that lay there.
+    pub(crate) lost_nodes: std::collections::BTreeMap<NodeKey, Box<str>>,
 }
 
 impl Owner {
@@ -130,7 +162,15 @@ impl Owner {
             lineage_bytes: 0,
             lineage_order: std::collections::VecDeque::new(),
             spills_begun: 0,
+            task_oom_retries: -1,
+            lost_nodes: std::collections::BTreeMap::new(),
         }
+    }
+
+    /// How often a task is repeated that the node's memory watch has ended, apart from its `max_retries`; any negative
+    /// number is no limit. Tasks whose `max_retries` is 0 are not repeated at all.
+    pub fn set_task_oom_retries(&mut self, count: i32) {
+        self.task_oom_retries = count;
     }
 
     #[must_use]
@@ -215,12 +255,12 @@ impl Owner {
     }
 
     /// A process of the cluster has ended.
-    pub fn handle_process_gone(&mut self, proc: ProcId, cause: &str, oom: bool, now_ns: u64, out: &mut Out) {
+    pub fn handle_process_gone(&mut self, proc: ProcId, cause: &str, death: Death, now_ns: u64, out: &mut Out) {
         self.functions_at.remove(&proc);
         for definition in self.definitions.iter_mut() {
             definition.known_at.retain(|p| *p != proc);
         }
-        self.lose_worker(proc, cause, oom, now_ns, out);
+        self.lose_worker(proc, cause, death, now_ns, out);
         let mut gone = Gone::default();
         let orphans = self.objects.handle_process_gone(proc, cause, &mut gone, out);
         self.settle(gone, out);
@@ -228,6 +268,15 @@ impl Owner {
         for id in orphans {
             self.fulfil(id, owner_died(id, cause), now_ns, out);
         }
+    }
+
+    /// A node of the cluster is lost, with every value on it. That is noticed value by value, when one is read: until
+    /// then nobody needs it, and what is read at once fails at once, by the reader's node.
+    pub fn handle_node_lost(&mut self, node: NodeKey, cause: &str) {
+        if self.lost_nodes.len() >= LOST_NODES_MAX {
+            self.lost_nodes.pop_first();
+        }
+        self.lost_nodes.insert(node, cause.into());
     }
 
     /// A value has arrived or was made: readers, resolvers and dependent tasks go on.
@@ -254,12 +303,6 @@ impl Owner {
     #[must_use]
     pub fn is_bare(&self) -> bool {
         self.tasks.is_empty() && self.creations.is_empty() && self.objects.owned() == 0
-    }
-
-    /// Blocks of a segment of this process's node that owned values occupy.
-    #[must_use]
-    pub fn blocks_in(&self, segment: SegmentId) -> Vec<(u64, u64)> {
-        self.objects.blocks_in(self.node, segment)
     }
 
     /// Numbers for `statistics()`.

@@ -7,7 +7,8 @@
 //! - no borrower knows the place. Who borrows is asked (`Evict`): it forgets the place, or says that it needs it. A
 //!   process that learns of the place from a borrower was announced to the owner before that borrower answers, because
 //!   links keep their order; so whoever is a borrower when the last answer comes is asked as well, and when none is
-//!   left to ask, nobody knows.
+//!   left to ask, nobody knows. (A borrower that has never spoken to the owner cannot be asked, and counts as one that
+//!   needs the place.)
 //!
 //! From the first question to the node's answer the value stays where it is, and any use of it (`Objects::read`,
 //! `Objects::touch`) ends the attempt: what the node has written by then is given back. So nobody ever waits for a
@@ -160,7 +161,8 @@ impl Owner {
         out.send(from, Msg::Evicted { forgotten, kept });
     }
 
-    pub(crate) fn handle_evicted(&mut self, from: ProcId, forgotten: &[ObjectId], kept: &[ObjectId], out: &mut Out) {
+    /// The answer; also the shell's, for a borrower that cannot be asked.
+    pub fn handle_evicted(&mut self, from: ProcId, forgotten: &[ObjectId], kept: &[ObjectId], out: &mut Out) {
         for &object in kept {
             if self.objects.spill(object).is_some_and(|spill| spill.awaited.contains(&from)) {
                 self.objects.end_spill(object);

@@ -110,6 +110,8 @@ pub(crate) struct TaskEntry {
     pub(crate) missing: u32,
     pub(crate) retries_left: i32,
     pub(crate) attempt: u32,
+    /// Attempts that the memory watch has ended.
+    pub(crate) evictions: u32,
     pub(crate) place: Place,
     pub(crate) actor: Option<ActorId>,
     pub(crate) handle: Option<ObjectId>,
@@ -265,6 +267,7 @@ impl Owner {
             missing,
             retries_left,
             attempt: 0,
+            evictions: 0,
             place,
             actor,
             handle,
@@ -618,17 +621,25 @@ impl Owner {
         self.objects.forget_value(object, &mut gone, out);
         self.settle(gone, out);
         let lineage = self.objects.entry(object).and_then(|entry| entry.lineage);
+        if lineage.is_some_and(|task| self.tasks.get(&task).is_some_and(|entry| entry.place != Place::Finished)) {
+            return; // it comes with another result of the same task, which is being made again already
+        }
         let can = lineage.is_some_and(|task| {
             self.tasks.get(&task).is_some_and(|e| e.place == Place::Finished && e.retries_left != 0)
         });
         let (Some(task), true) = (lineage, can) else {
+            let place = match self.lost_nodes.get(&node) {
+                Some(cause) => format!("its node ({cause})"),
+                None => format!("its shared memory on node {:016x}", node.0),
+            };
             let text = format!(
-                "Object {object} was lost with its shared memory, and the task that made it is not known any more \
-                 (it was put, its lineage exceeded the budget, or max_retries is 0)."
+                "Object {object} was lost with {place}, and there is no task that could make it again (it was put, is \
+                 the result of an actor's method, its lineage exceeded the budget, or max_retries is used up)."
             );
             self.fulfil(object, Value::Inline(Payload::error(ErrorCode::ObjectLost, &text)), now_ns, out);
             return;
         };
+        self.forget_results_beside(task, node, segment, out);
         let entry = self.tasks.get_mut(&task).expect("checked above");
         self.lineage_bytes = self.lineage_bytes.saturating_sub(entry.args.data.len() + 256);
         if entry.retries_left > 0 {
@@ -638,6 +649,22 @@ impl Owner {
         self.await_arguments(task, out);
         if self.tasks.get(&task).is_some_and(|entry| entry.missing == 0) {
             self.start(task, now_ns, out);
+        }
+    }
+
+    /// Other results of a task that were lost together with one: making them again costs one repetition, not one each.
+    fn forget_results_beside(&mut self, task: TaskId, node: NodeKey, segment: SegmentId, out: &mut Out) {
+        let Returns::Count(count) = self.definitions[self.tasks[&task].def].call.returns else { return };
+        for index in 0..count {
+            let id = ObjectId { task, index };
+            let is_lost = |at: crate::location::Location| {
+                at.node == node && (at.segment == segment || self.lost_nodes.contains_key(&node))
+            };
+            if self.objects.location(id).is_some_and(is_lost) {
+                let mut gone = Gone::default();
+                self.objects.forget_value(id, &mut gone, out);
+                self.settle(gone, out);
+            }
         }
     }
 
@@ -674,14 +701,14 @@ impl Owner {
                 self.flush_calls(actor, now_ns, out);
             }
             Place::Pushed(lease) => {
-                let Some(worker) = self.leases.worker(lease) else {
+                let (Some(worker), Some(node)) = (self.leases.worker(lease), self.leases.node(lease)) else {
                     return;
                 };
                 if force {
                     // The node kills the worker; what else it had is given to others.
                     self.finish_with(task, &error, now_ns, out);
                     self.leases.task_left(lease, task);
-                    out.node(ToNode::LeaseReturn { lease, reusable: false });
+                    out.node(ToNode::LeaseReturn { lease, reusable: false, node });
                     self.give_up_lease(lease, now_ns, out);
                 } else {
                     out.send(worker, Msg::Cancel { task, recursive });

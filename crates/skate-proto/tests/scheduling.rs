@@ -1,105 +1,18 @@
 //! How an owner uses the workers that it was lent, and the queues of its actors.
 
+mod bench;
+
 use skate_proto::actors::{ActorState, Creation};
-use skate_proto::ids::{ActorId, FunctionId, LeaseId, NodeKey, ObjectId, ProcId, SegmentId, TaskId};
-use skate_proto::leases::{ClassId, ClassSpec, IDLE_NS, PIPELINE_NS, TURN_NS};
-use skate_proto::location::Location;
-use skate_proto::msg::{CallDef, Done, Msg, Push, Returns, Slot};
+use skate_proto::ids::{ActorId, FunctionId, LeaseId, NodeKey, ObjectId, ProcId, TaskId};
+use skate_proto::leases::{ClassId, ClassSpec, Death, IDLE_NS, PIPELINE_NS, TURN_NS};
+use skate_proto::msg::{Done, Msg, Push, Returns, Slot};
 use skate_proto::objects::WaiterId;
-use skate_proto::owner::{Effect, Out, Owner, ToNode};
+use skate_proto::owner::{Effect, Out, ToNode};
 use skate_proto::payload::{Blob, ErrorCode, Payload, Value};
 use skate_proto::streams::Next;
 use skate_proto::tasks::{Refused, UNUSED_DEFINITIONS_MAX};
 
-const NODE: NodeKey = NodeKey(9);
-const ME: ProcId = ProcId(1);
-const WORKER: ProcId = ProcId(2);
-const OTHER: ProcId = ProcId(3);
-const MS: u64 = 1_000_000;
-
-struct Bench {
-    owner: Owner,
-    out: Out,
-    class: ClassId,
-    now: u64,
-}
-
-fn call(returns: Returns, actor: Option<ActorId>) -> CallDef {
-    CallDef {
-        function: FunctionId([7; 16]),
-        name: "f".into(),
-        method: String::new(),
-        group: String::new(),
-        returns,
-        retry_exceptions: false,
-        backpressure: 0,
-        actor,
-    }
-}
-
-impl Bench {
-    fn new() -> Self {
-        let mut owner = Owner::new(ME, NODE);
-        let class = owner.class(ClassSpec { demand: vec![("CPU".into(), 10_000)], env: vec![], strategy: vec![] });
-        Self { owner, out: Out::default(), class, now: 1_000_000_000 }
-    }
-
-    fn function(&mut self, max_retries: i32) -> u32 {
-        self.owner.define(call(Returns::Count(1), None), Blob::new(b"code"), Some(self.class), max_retries)
-    }
-
-    fn submit(&mut self, def: u32) -> TaskId {
-        self.submit_with(def, vec![])
-    }
-
-    fn submit_with(&mut self, def: u32, deps: Vec<(Slot, ObjectId)>) -> TaskId {
-        self.owner.submit(def, Payload::plain(b"args"), deps, None, None, self.now, &mut self.out).unwrap()
-    }
-
-    fn lend(&mut self, lease: u64, worker: ProcId) {
-        self.owner.handle_lease_granted(self.class, LeaseId(lease), worker, 42, vec![], self.now, &mut self.out);
-    }
-
-    fn done(&mut self, worker: ProcId, task: TaskId, run_ns: u64) {
-        let done =
-            Done { task, results: vec![Value::Inline(Payload::plain(b"r"))], retryable: false, run_ns, items: 0 };
-        self.owner.handle_message(worker, Msg::Done(done), self.now, &mut self.out);
-    }
-
-    fn effects(&mut self) -> Vec<Effect> {
-        std::mem::take(&mut self.out.effects)
-    }
-
-    fn pushes(&mut self) -> Vec<(ProcId, TaskId)> {
-        self.effects()
-            .into_iter()
-            .filter_map(|effect| match effect {
-                Effect::Send { to, msg: Msg::Push(push), .. } => Some((to, push.task)),
-                _ => None,
-            })
-            .collect()
-    }
-
-    fn value(&self, task: TaskId) -> Option<&Value> {
-        self.owner.objects.value(ObjectId { task, index: 0 })
-    }
-
-    fn error(&self, task: TaskId) -> ErrorCode {
-        let Some(Value::Inline(payload)) = self.value(task) else { panic!("no value") };
-        assert!(payload.is_error());
-        [
-            ErrorCode::WorkerCrashed,
-            ErrorCode::Cancelled,
-            ErrorCode::ActorDied,
-            ErrorCode::ActorUnavailable,
-            ErrorCode::ObjectLost,
-            ErrorCode::OwnerDied,
-        ]
-        .into_iter()
-        .find(|code| *code as u8 == payload.data[1])
-        .unwrap()
-    }
-}
+use bench::*;
 
 #[test]
 fn a_task_asks_for_a_worker_and_is_pushed_with_its_function_once() {
@@ -202,17 +115,21 @@ fn an_idle_lease_goes_back_after_a_while_and_at_once_when_asked() {
     bench.owner.handle_timeout(due - 1, &mut bench.out);
     assert!(bench.effects().is_empty(), "a spurious call does nothing");
     bench.owner.handle_timeout(due, &mut bench.out);
-    assert_eq!(bench.effects(), [Effect::Node(ToNode::LeaseReturn { lease: LeaseId(1), reusable: true })]);
+    assert_eq!(bench.effects(), [Effect::Node(ToNode::LeaseReturn { lease: LeaseId(1), reusable: true, node: NODE })]);
     bench.lend(2, WORKER);
     bench.owner.handle_lease_reclaim(LeaseId(2), true, bench.now, &mut bench.out);
-    assert!(bench.effects().contains(&Effect::Node(ToNode::LeaseReturn { lease: LeaseId(2), reusable: true })));
+    assert!(bench.effects().contains(&Effect::Node(ToNode::LeaseReturn {
+        lease: LeaseId(2),
+        reusable: true,
+        node: NODE
+    })));
 }
 
 #[test]
 fn under_pressure_idle_leases_go_back_at_once() {
     let mut bench = Bench::new();
     let f = bench.function(3);
-    let returned = |lease| Effect::Node(ToNode::LeaseReturn { lease: LeaseId(lease), reusable: true });
+    let returned = |lease| Effect::Node(ToNode::LeaseReturn { lease: LeaseId(lease), reusable: true, node: NODE });
     let task = bench.submit(f);
     bench.lend(1, WORKER);
     bench.lend(2, OTHER);
@@ -251,7 +168,7 @@ fn a_reclaimed_lease_with_work_is_kept_for_its_turn_and_then_returned() {
     bench.lend(1, WORKER);
     bench.owner.handle_lease_reclaim(LeaseId(1), true, bench.now, &mut bench.out);
     assert!(
-        bench.effects().contains(&Effect::Node(ToNode::LeaseKept { lease: LeaseId(1) })),
+        bench.effects().contains(&Effect::Node(ToNode::LeaseKept { lease: LeaseId(1), node: NODE })),
         "the node looks elsewhere"
     );
     bench.done(WORKER, tasks[0], 5 * MS);
@@ -259,7 +176,10 @@ fn a_reclaimed_lease_with_work_is_kept_for_its_turn_and_then_returned() {
     bench.now += TURN_NS;
     bench.done(WORKER, tasks[1], 5 * MS);
     let effects = bench.effects();
-    assert!(effects.contains(&Effect::Node(ToNode::LeaseReturn { lease: LeaseId(1), reusable: true })), "{effects:?}");
+    assert!(
+        effects.contains(&Effect::Node(ToNode::LeaseReturn { lease: LeaseId(1), reusable: true, node: NODE })),
+        "{effects:?}"
+    );
     bench.lend(2, OTHER);
     assert_eq!(bench.pushes(), [(OTHER, tasks[2])], "what the node still owed serves the rest");
 }
@@ -272,7 +192,7 @@ fn a_dead_worker_charges_only_the_task_that_ran() {
     bench.lend(1, WORKER);
     bench.done(WORKER, tasks[0], 1000);
     bench.effects();
-    bench.owner.handle_process_gone(WORKER, "killed by SIGKILL", false, bench.now, &mut bench.out);
+    bench.owner.handle_process_gone(WORKER, "killed by SIGKILL", Death::Crashed, bench.now, &mut bench.out);
     assert_eq!(bench.error(tasks[1]), ErrorCode::WorkerCrashed);
     bench.lend(2, OTHER);
     assert_eq!(bench.pushes(), [(OTHER, tasks[2]), (OTHER, tasks[3])]);
@@ -287,9 +207,54 @@ fn a_task_is_repeated_as_often_as_allowed() {
         assert!(bench.value(task).is_none());
         bench.lend(life as u64, worker);
         assert_eq!(bench.pushes(), [(worker, task)]);
-        bench.owner.handle_process_gone(worker, "exit code 1", false, bench.now, &mut bench.out);
+        bench.owner.handle_process_gone(worker, "exit code 1", Death::Crashed, bench.now, &mut bench.out);
     }
     assert_eq!(bench.error(task), ErrorCode::WorkerCrashed);
+}
+
+#[test]
+fn a_task_that_was_evicted_is_repeated_at_no_charge() {
+    let mut bench = Bench::new();
+    let f = bench.function(1);
+    let task = bench.submit(f);
+    for life in 11..20 {
+        let worker = ProcId(life);
+        bench.lend(life, worker);
+        assert_eq!(bench.pushes(), [(worker, task)]);
+        bench.owner.handle_process_gone(worker, "short of memory", Death::Evicted, bench.now, &mut bench.out);
+    }
+    for life in 21..23 {
+        assert!(bench.value(task).is_none());
+        bench.lend(life, ProcId(life));
+        bench.owner.handle_process_gone(ProcId(life), "the kernel", Death::OutOfMemory, bench.now, &mut bench.out);
+    }
+    assert_eq!(bench.error(task), ErrorCode::OutOfMemory, "what the kernel does is charged to max_retries");
+}
+
+#[test]
+fn evictions_have_a_limit_of_their_own() {
+    let mut bench = Bench::new();
+    bench.owner.set_task_oom_retries(2);
+    let f = bench.function(5);
+    let task = bench.submit(f);
+    for life in 11..14 {
+        assert!(bench.value(task).is_none());
+        bench.lend(life, ProcId(life));
+        bench.owner.handle_process_gone(ProcId(life), "short of memory", Death::Evicted, bench.now, &mut bench.out);
+    }
+    assert_eq!(bench.error(task), ErrorCode::OutOfMemory);
+}
+
+#[test]
+fn a_task_that_was_evicted_alone_or_may_not_be_repeated_fails() {
+    for (max_retries, death) in [(5, Death::EvictedAlone), (0, Death::Evicted), (0, Death::EvictedAlone)] {
+        let mut bench = Bench::new();
+        let f = bench.function(max_retries);
+        let task = bench.submit(f);
+        bench.lend(1, WORKER);
+        bench.owner.handle_process_gone(WORKER, "short of memory", death, bench.now, &mut bench.out);
+        assert_eq!(bench.error(task), ErrorCode::OutOfMemory);
+    }
 }
 
 #[test]
@@ -300,7 +265,7 @@ fn a_dependent_task_waits_for_its_argument_and_inherits_its_exception() {
     let second = bench.submit_with(f, vec![(Slot::Position(0), ObjectId { task: first, index: 0 })]);
     bench.lend(1, WORKER);
     assert_eq!(bench.pushes(), [(WORKER, first)]);
-    bench.owner.handle_process_gone(WORKER, "killed", false, bench.now, &mut bench.out);
+    bench.owner.handle_process_gone(WORKER, "killed", Death::Crashed, bench.now, &mut bench.out);
     assert_eq!(bench.error(second), ErrorCode::WorkerCrashed);
 }
 
@@ -316,28 +281,8 @@ fn cancelling_a_queued_task_ends_it_and_a_pushed_one_is_told() {
     bench.effects();
     bench.owner.cancel(ObjectId { task: first, index: 0 }, false, true, bench.now, &mut bench.out);
     assert!(matches!(&bench.effects()[..], [Effect::Send { to: WORKER, msg: Msg::Cancel { .. }, .. }]));
-    bench.owner.handle_process_gone(WORKER, "killed", false, bench.now, &mut bench.out);
+    bench.owner.handle_process_gone(WORKER, "killed", Death::Crashed, bench.now, &mut bench.out);
     assert_eq!(bench.error(first), ErrorCode::Cancelled, "and is not repeated");
-}
-
-#[test]
-fn a_lost_value_is_made_again_and_a_put_one_is_reported() {
-    let mut bench = Bench::new();
-    let f = bench.function(3);
-    let task = bench.submit(f);
-    bench.lend(1, WORKER);
-    let location = Location { node: NODE, segment: SegmentId(5), lessee: WORKER, offset: 0, len: 1 << 20 };
-    let stored = Value::Stored { location, refs: vec![] };
-    let done = Done { task, results: vec![stored.clone()], retryable: false, run_ns: 1000, items: 0 };
-    bench.owner.handle_message(WORKER, Msg::Done(done), bench.now, &mut bench.out);
-    let object = ObjectId { task, index: 0 };
-    bench.effects();
-    bench.owner.handle_missing(object, location.node, location.segment, bench.now, &mut bench.out);
-    assert!(bench.value(task).is_none());
-    assert_eq!(bench.pushes(), [(WORKER, task)]);
-    let put = bench.owner.put(stored);
-    bench.owner.handle_missing(put, location.node, location.segment, bench.now, &mut bench.out);
-    assert_eq!(bench.error(put.task), ErrorCode::ObjectLost);
 }
 
 #[test]
@@ -355,35 +300,9 @@ fn a_stream_hands_out_items_in_order_while_the_task_runs() {
     bench.owner.handle_message(WORKER, item(1), bench.now, &mut bench.out);
     assert_eq!(bench.owner.stream_next(task, &mut bench.out), Next::Item(ObjectId { task, index: 1 }));
     assert_eq!(bench.owner.stream_next(task, &mut bench.out), Next::NotYet, "a doubled item counts once");
-    bench.owner.handle_process_gone(WORKER, "killed", false, bench.now, &mut bench.out);
+    bench.owner.handle_process_gone(WORKER, "killed", Death::Crashed, bench.now, &mut bench.out);
     assert!(matches!(bench.owner.stream_next(task, &mut bench.out), Next::Item(_)), "the failure is the last item");
     assert_eq!(bench.owner.stream_next(task, &mut bench.out), Next::End);
-}
-
-fn actor(bench: &mut Bench, max_pending_calls: i32) -> (ActorId, ObjectId) {
-    let (actor, handle) = bench.owner.next_actor_id();
-    bench.owner.hold_handle(handle, &mut bench.out);
-    let creation = Creation {
-        actor,
-        class: FunctionId([8; 16]),
-        blob: Blob::new(b"class"),
-        place: vec![],
-        run: vec![],
-        env: vec![],
-        strategy: vec![],
-        name: String::new(),
-        namespace: String::new(),
-        class_name: "A".into(),
-        label: "A".into(),
-        max_restarts: 1,
-        max_pending_calls,
-        max_concurrency: 1,
-        is_async: false,
-        groups: vec![],
-        detached: false,
-    };
-    bench.owner.create_actor(creation, Payload::plain(b""), vec![], bench.now, &mut bench.out);
-    (actor, handle)
 }
 
 #[test]
@@ -407,7 +326,7 @@ fn calls_wait_for_their_actor_and_leave_in_order() {
     assert!(bench.pushes().is_empty());
     bench.owner.handle_actor_state(
         actor,
-        ActorState::Alive { proc: WORKER, incarnation: 0 },
+        ActorState::Alive { proc: WORKER, node: NODE, incarnation: 0 },
         bench.now,
         &mut bench.out,
     );
@@ -431,7 +350,7 @@ fn a_restart_repeats_allowed_calls_in_order_and_fails_the_others() {
     };
     bench.owner.handle_actor_state(
         actor,
-        ActorState::Alive { proc: WORKER, incarnation: 0 },
+        ActorState::Alive { proc: WORKER, node: NODE, incarnation: 0 },
         bench.now,
         &mut bench.out,
     );
@@ -439,7 +358,12 @@ fn a_restart_repeats_allowed_calls_in_order_and_fails_the_others() {
     bench.effects();
     bench.owner.handle_actor_state(actor, ActorState::Restarting, bench.now, &mut bench.out);
     assert_eq!(bench.error(once), ErrorCode::ActorUnavailable);
-    bench.owner.handle_actor_state(actor, ActorState::Alive { proc: OTHER, incarnation: 1 }, bench.now, &mut bench.out);
+    bench.owner.handle_actor_state(
+        actor,
+        ActorState::Alive { proc: OTHER, node: NODE, incarnation: 1 },
+        bench.now,
+        &mut bench.out,
+    );
     assert_eq!(bench.pushes(), [(OTHER, again), (OTHER, last)]);
     let dead = Payload::error(ErrorCode::ActorDied, "killed");
     bench.owner.handle_actor_state(actor, ActorState::Dead(dead), bench.now, &mut bench.out);
@@ -478,7 +402,7 @@ fn a_stream_that_is_made_again_is_not_held_back_by_items_that_were_taken_before(
         item(&mut bench, WORKER, task, index);
         assert!(matches!(bench.owner.stream_next(task, &mut bench.out), Next::Item(_)));
     }
-    bench.owner.handle_process_gone(WORKER, "killed", false, bench.now, &mut bench.out);
+    bench.owner.handle_process_gone(WORKER, "killed", Death::Crashed, bench.now, &mut bench.out);
     bench.lend(2, OTHER);
     bench.effects();
     item(&mut bench, OTHER, task, 1);
@@ -556,7 +480,8 @@ fn classes_that_nothing_uses_are_forgotten() {
     let mut bench = Bench::new();
     let f = bench.function(0);
     for number in 0..3000 {
-        let spec = ClassSpec { demand: vec![], env: vec![], strategy: format!("{number}").into_bytes() };
+        let spec =
+            ClassSpec { demand: vec![], env: vec![], strategy: format!("{number}").into_bytes(), retriable: true };
         let class = bench.owner.class(spec);
         let mut call = call(Returns::Count(1), None);
         call.name = format!("g{number}");
@@ -568,15 +493,20 @@ fn classes_that_nothing_uses_are_forgotten() {
     bench.submit(f);
     // A grant for a class that is gone goes back.
     bench.effects();
-    bench.owner.handle_lease_granted(ClassId(5), LeaseId(77), OTHER, 1, vec![], bench.now, &mut bench.out);
-    assert_eq!(bench.effects(), [Effect::Node(ToNode::LeaseReturn { lease: LeaseId(77), reusable: true })]);
+    bench.owner.handle_lease_granted(ClassId(5), LeaseId(77), OTHER, NODE, 1, vec![], bench.now, &mut bench.out);
+    assert_eq!(bench.effects(), [Effect::Node(ToNode::LeaseReturn { lease: LeaseId(77), reusable: true, node: NODE })]);
 }
 
 #[test]
 fn a_dead_actor_without_handles_is_forgotten() {
     let mut bench = Bench::new();
     let (mine, handle) = actor(&mut bench, -1);
-    bench.owner.handle_actor_state(mine, ActorState::Alive { proc: WORKER, incarnation: 0 }, bench.now, &mut bench.out);
+    bench.owner.handle_actor_state(
+        mine,
+        ActorState::Alive { proc: WORKER, node: NODE, incarnation: 0 },
+        bench.now,
+        &mut bench.out,
+    );
     bench.owner.release(handle, &mut bench.out);
     assert!(bench.effects().contains(&Effect::Node(ToNode::ActorRelease { actor: mine })));
     let dead = ActorState::Dead(Payload::error(ErrorCode::ActorDied, "no handles"));
@@ -607,7 +537,7 @@ fn what_a_leaving_worker_has_not_answered_runs_elsewhere_and_is_not_charged() {
     let tasks: Vec<TaskId> = (0..3).map(|_| bench.submit(def)).collect();
     bench.pushes();
     bench.owner.handle_message(WORKER, Msg::Leaving, bench.now, &mut bench.out);
-    bench.owner.handle_process_gone(WORKER, "it left", false, bench.now, &mut bench.out);
+    bench.owner.handle_process_gone(WORKER, "it left", Death::Crashed, bench.now, &mut bench.out);
     assert!(tasks.iter().all(|task| bench.value(*task).is_none()));
     bench.lend(2, OTHER);
     let pushes = bench.pushes();
@@ -631,59 +561,6 @@ fn dynamic_returns_are_counted_by_the_value_that_lists_them() {
     assert!(items.iter().all(|item| bench.owner.objects.is_ready(*item)));
     bench.owner.release(ObjectId { task, index: 0 }, &mut bench.out);
     assert!(items.iter().all(|item| !bench.owner.objects.is_known(*item)));
-}
-
-fn stored(bench: &mut Bench, worker: ProcId, task: TaskId, segment: u64) {
-    let location = Location { node: NODE, segment: SegmentId(segment), lessee: worker, offset: 0, len: 64 };
-    let results = vec![Value::Stored { location, refs: vec![] }];
-    let done = Done { task, results, retryable: false, run_ns: PIPELINE_NS * 2, items: 0 };
-    bench.owner.handle_message(worker, Msg::Done(done), bench.now, &mut bench.out);
-}
-
-#[test]
-fn a_task_whose_argument_is_lost_before_it_is_pushed_waits_for_it_again() {
-    let mut bench = Bench::new();
-    let f = bench.function(3);
-    let made = bench.submit(f);
-    bench.lend(1, WORKER);
-    stored(&mut bench, WORKER, made, 5);
-    let object = ObjectId { task: made, index: 0 };
-    let busy = bench.submit(f);
-    let reader = bench.submit_with(f, vec![(Slot::Position(0), object)]);
-    assert_eq!(bench.pushes().last(), Some(&(WORKER, busy)), "the reader is queued, its argument being there");
-    bench.owner.handle_message(
-        OTHER,
-        Msg::Missing { object, node: NODE, segment: SegmentId(5) },
-        bench.now,
-        &mut bench.out,
-    );
-    bench.effects();
-    // The reader comes before the task that makes its argument again, which must not stop it.
-    bench.done(WORKER, busy, PIPELINE_NS * 2);
-    assert_eq!(bench.pushes(), [(WORKER, made)]);
-    stored(&mut bench, WORKER, made, 6);
-    assert_eq!(bench.pushes(), [(WORKER, reader)]);
-}
-
-#[test]
-fn a_call_whose_argument_is_lost_before_it_is_sent_waits_for_it_again() {
-    let mut bench = Bench::new();
-    let f = bench.function(3);
-    let made = bench.submit(f);
-    bench.lend(1, WORKER);
-    stored(&mut bench, WORKER, made, 5);
-    let object = ObjectId { task: made, index: 0 };
-    let (actor, handle) = actor(&mut bench, -1);
-    let method = bench.owner.define(call(Returns::Count(1), Some(actor)), Blob::empty(), None, 0);
-    let deps = vec![(Slot::Position(0), object)];
-    let task =
-        bench.owner.submit(method, Payload::plain(b""), deps, Some(handle), None, bench.now, &mut bench.out).unwrap();
-    bench.owner.report_missing(object, NODE, SegmentId(5), bench.now, &mut bench.out);
-    bench.effects();
-    bench.owner.handle_actor_state(actor, ActorState::Alive { proc: OTHER, incarnation: 0 }, bench.now, &mut bench.out);
-    assert!(bench.pushes().is_empty());
-    stored(&mut bench, WORKER, made, 6);
-    assert_eq!(bench.pushes(), [(OTHER, task)]);
 }
 
 #[test]
@@ -747,7 +624,7 @@ fn what_a_process_gives_back_after_its_end_was_heard_of_keeps_nothing() {
     let mut bench = Bench::new();
     let object = bench.owner.put(Value::Inline(Payload::plain(b"v")));
     bench.owner.objects.hand_over(&[object], WORKER, &mut bench.out);
-    bench.owner.handle_process_gone(WORKER, "killed", false, bench.now, &mut bench.out);
+    bench.owner.handle_process_gone(WORKER, "killed", Death::Crashed, bench.now, &mut bench.out);
     bench.owner.handle_message(WORKER, Msg::Release { object, tokens: 1 }, bench.now, &mut bench.out);
     bench.owner.release(object, &mut bench.out);
     assert!(bench.owner.objects.is_empty());
@@ -783,50 +660,4 @@ fn what_was_cancelled_is_not_asked_for_any_more() {
     bench.owner.cancel(ObjectId { task, index: 0 }, false, false, bench.now, &mut bench.out);
     let class = bench.class;
     assert!(bench.effects().contains(&Effect::Node(ToNode::LeaseDemand { class, count: 0 })));
-}
-
-#[test]
-fn copies_are_held_as_long_as_anything_counts_their_object() {
-    let mut bench = Bench::new();
-    let f = bench.function(3);
-    let task = bench.submit(f);
-    bench.lend(1, WORKER);
-    stored(&mut bench, WORKER, task, 5);
-    let object = ObjectId { task, index: 0 };
-    let copied = |bench: &mut Bench| bench.effects().contains(&Effect::ReleaseCopies(object));
-    assert!(bench.owner.objects.mark_copied(object));
-    bench.owner.objects.retain(object);
-    bench.owner.release(object, &mut bench.out);
-    bench.owner.handle_message(
-        OTHER,
-        Msg::Missing { object, node: NODE, segment: SegmentId(5) },
-        bench.now,
-        &mut bench.out,
-    );
-    assert!(!copied(&mut bench), "a view on the copy outlives the value that was copied");
-    bench.owner.release(object, &mut bench.out);
-    assert!(copied(&mut bench));
-    assert!(!bench.owner.objects.mark_copied(object), "nobody counts it");
-}
-
-#[test]
-fn a_loss_of_the_same_segment_number_on_another_node_is_none_of_the_value() {
-    let mut bench = Bench::new();
-    let f = bench.function(3);
-    let task = bench.submit(f);
-    bench.lend(1, WORKER);
-    stored(&mut bench, WORKER, task, 5);
-    let object = ObjectId { task, index: 0 };
-    let missing = Msg::Missing { object, node: NodeKey(77), segment: SegmentId(5) };
-    bench.owner.handle_message(OTHER, missing, bench.now, &mut bench.out);
-    assert!(bench.owner.objects.is_ready(object));
-    assert_eq!(bench.owner.blocks_in(SegmentId(5)), [(0, 64)]);
-}
-
-#[test]
-fn blocks_on_another_node_are_none_of_the_segment_of_the_same_number_here() {
-    let mut bench = Bench::new();
-    let location = Location { node: NodeKey(77), segment: SegmentId(5), lessee: WORKER, offset: 0, len: 64 };
-    bench.owner.put(Value::Stored { location, refs: vec![] });
-    assert_eq!(bench.owner.blocks_in(SegmentId(5)), []);
 }

@@ -20,7 +20,7 @@ use skate_proto::actors::{ActorState, Creation};
 use skate_proto::executor::{Executor, Work, WorkKind};
 use skate_proto::ids::TaskId;
 use skate_proto::ids::{ActorId, FunctionId, LeaseId, NodeKey, ObjectId, ProcId, SegmentId};
-use skate_proto::leases::{ClassId, ClassSpec};
+use skate_proto::leases::{ClassId, ClassSpec, Death};
 use skate_proto::location::Location;
 use skate_proto::msg::{ActorSpec, CallDef, Msg, Returns, Slot};
 use skate_proto::objects::WaiterId;
@@ -73,7 +73,12 @@ struct Process {
 impl Process {
     fn new(number: u64) -> Self {
         let mut owner = Owner::new(ProcId(number), NodeKey(NODE));
-        let class = owner.class(ClassSpec { demand: vec![("CPU".into(), 10_000)], env: vec![], strategy: vec![] });
+        let class = owner.class(ClassSpec {
+            demand: vec![("CPU".into(), 10_000)],
+            env: vec![],
+            strategy: vec![],
+            retriable: true,
+        });
         let mut define = |returns, backpressure, retries| {
             let call = CallDef { returns, backpressure, ..call(None) };
             owner.define(call, Blob::new(b"f"), Some(class), retries)
@@ -227,7 +232,7 @@ impl World {
             let Process { owner, executor, out, .. } = process;
             match packet {
                 Packet::Gone(dead) => {
-                    owner.handle_process_gone(dead, "killed", false, now, out);
+                    owner.handle_process_gone(dead, "killed", Death::Crashed, now, out);
                     let (counted, interrupted) = executor.handle_process_gone(dead);
                     owner.release_all(&counted, out);
                     for task in interrupted {
@@ -235,7 +240,7 @@ impl World {
                     }
                 }
                 Packet::Granted(class, lease, worker) => {
-                    owner.handle_lease_granted(class, lease, worker, 1, vec![], now, out)
+                    owner.handle_lease_granted(class, lease, worker, NodeKey(NODE), 1, vec![], now, out)
                 }
                 Packet::Written(written) => owner.handle_written(NodeKey(NODE), written, out),
                 Packet::Core(Msg::Evict { objects }) => {
@@ -291,7 +296,7 @@ impl World {
                     self.demands.push_back((me, class, count));
                 }
             }
-            ToNode::LeaseReturn { lease, reusable } => {
+            ToNode::LeaseReturn { lease, reusable, .. } => {
                 if let Some((_, worker)) = self.leases.remove(&lease)
                     && !reusable
                 {
@@ -679,7 +684,7 @@ impl World {
                 let record = &self.actors[&actor];
                 if record.host == Some(me) {
                     let incarnation = record.incarnation;
-                    self.publish(actor, ActorState::Alive { proc: me, incarnation });
+                    self.publish(actor, ActorState::Alive { proc: me, node: NodeKey(NODE), incarnation });
                 }
             } else {
                 self.process(me).running = Some(Running { work, sent: 0, blocked: false });

@@ -107,7 +107,7 @@ impl PyCore {
 #[pymethods]
 impl PyCore {
     #[new]
-    #[pyo3(signature = (*, address, session, token, node, proc, role, hooks))]
+    #[pyo3(signature = (*, address, session, token, node, proc, role, hooks, task_oom_retries = -1))]
     #[expect(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn new(
         py: Python<'_>,
@@ -118,10 +118,12 @@ impl PyCore {
         proc: u64,
         role: u8,
         hooks: Py<Hooks>,
+        task_oom_retries: i32,
     ) -> PyResult<Self> {
         let role = match role {
             crate::ROLE_DRIVER => Role::Driver,
             crate::ROLE_WORKER => Role::Worker,
+            crate::ROLE_TOOL => Role::Tool,
             other => return Err(PyValueError::new_err(format!("role {other} has no core of this kind"))),
         };
         let minor = py.version_info().minor;
@@ -135,6 +137,7 @@ impl PyCore {
         } else {
             inner.set_signals(handler_raised);
         }
+        inner.set_task_oom_retries(task_oom_retries);
         *CURRENT.lock() = Some(inner.clone());
         Ok(Self { inner, hooks })
     }

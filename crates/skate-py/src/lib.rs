@@ -15,6 +15,7 @@ use skate_proto::payload::ErrorCode;
 pub(crate) const ROLE_NODE: u8 = 1;
 pub(crate) const ROLE_DRIVER: u8 = 2;
 pub(crate) const ROLE_WORKER: u8 = 3;
+pub(crate) const ROLE_TOOL: u8 = 4;
 
 /// What the core calls back into Python for.
 #[pyclass(frozen, module = "ray._core")]
@@ -63,9 +64,11 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(refs::_rebuild_ref, module)?)?;
     module.add_function(wrap_pyfunction!(random_id, module)?)?;
     module.add_function(wrap_pyfunction!(memfd, module)?)?;
+    module.add_function(wrap_pyfunction!(node_core::discover, module)?)?;
     module.add("ROLE_NODE", ROLE_NODE)?;
     module.add("ROLE_DRIVER", ROLE_DRIVER)?;
     module.add("ROLE_WORKER", ROLE_WORKER)?;
+    module.add("ROLE_TOOL", ROLE_TOOL)?;
     for (name, code) in [
         ("ERROR_TASK", ErrorCode::Task),
         ("ERROR_WORKER_CRASHED", ErrorCode::WorkerCrashed),

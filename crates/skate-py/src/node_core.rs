@@ -1,6 +1,7 @@
 //! `NodeCore`: the node process's transport, as events for its Python loop.
 
 use std::collections::HashMap;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -14,7 +15,7 @@ use skate_core::spill::format::OBJECT_LEN;
 use skate_core::spill::{self, Piece, SpillError, Spiller};
 use skate_core::transfer::{Bulk, Failure, Outcome, Pull, SILENCE_S_MAX, Source, parse_address};
 use skate_core::transport::{
-    Address, CloseReason, Config, Driven, Frame, Handler, Listener, PeerInfo, SendMode, Transport,
+    Address, CloseReason, Config, DiscoverError, Driven, Frame, Handler, Listener, PeerInfo, SendMode, Transport,
 };
 use skate_proto::handshake::Role;
 use skate_proto::ids::{ProcId, SegmentId};
@@ -25,7 +26,7 @@ use crate::errors::to_py;
 enum Event {
     Frame { from: u64, kind: u8, corr: u64, body: Vec<u8> },
     Joined { proc: u64, role: u8, pid: u32 },
-    Left { proc: u64, reason: String },
+    Left { proc: u64, reason: String, ended: bool },
     Fd(u64),
     Pulled(Outcome),
     Spilled(&'static str, spill::Outcome),
@@ -95,7 +96,8 @@ impl Handler for Queue {
     }
 
     fn on_closed(&self, peer: ProcId, reason: CloseReason) {
-        self.add(Event::Left { proc: peer.0, reason: reason.to_string() });
+        let ended = matches!(reason, CloseReason::Closed);
+        self.add(Event::Left { proc: peer.0, reason: reason.to_string(), ended });
     }
 
     fn on_bulk(&self, _peer: PeerInfo, socket: OwnedFd) {
@@ -111,6 +113,9 @@ impl Handler for Queue {
 pub(crate) struct NodeCore {
     transport: Arc<Transport>,
     queue: Arc<Queue>,
+    node: ProcId,
+    /// Where other nodes connect to.
+    address: Option<Address>,
     /// Foreign descriptors, by token, and those that Python has been told of. The transport reports an
     /// edge; watching anew before the next wait makes a level of it, without a thread that spins while
     /// Python is busy.
@@ -118,7 +123,42 @@ pub(crate) struct NodeCore {
     told: Mutex<Vec<u64>>,
 }
 
+/// Listens on "host:port"; the first address of a host that can be bound is taken.
+fn listen_at(listen: &str) -> PyResult<Listener> {
+    let failed = |error: std::io::Error| {
+        std::io::Error::new(error.kind(), format!("the node cannot listen at {listen:?}: {error}"))
+    };
+    let mut last = std::io::Error::from(std::io::ErrorKind::AddrNotAvailable);
+    for address in listen.to_socket_addrs().map_err(failed)? {
+        match Listener::bind_tcp(address) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last = error,
+        }
+    }
+    Err(failed(last).into())
+}
+
+/// Asks the node that listens at `address` who it is: its key, its pid, and the minor version of its Python 3.
+#[pyfunction]
+pub(crate) fn discover(py: Python<'_>, address: &str, token: [u8; 32], timeout_s: f64) -> PyResult<(u64, u32, u8)> {
+    let until = deadline(Some(timeout_s))?.expect("a timeout was given");
+    let minor = py.version_info().minor;
+    let node = waiting(py, || match skate_core::transport::discover(address, token, minor, until) {
+        Err(DiscoverError::Interrupted) => Err(CoreError::Interrupted),
+        outcome => outcome.map_err(CoreError::Discover),
+    })?;
+    Ok((node.proc.0, node.pid, node.python_minor))
+}
+
 impl NodeCore {
+    /// A node that is not this one.
+    fn other_node(&self, node: u64) -> PyResult<ProcId> {
+        if node == 0 || node == self.node.0 {
+            return Err(PyValueError::new_err(format!("{node} is not another node's key")));
+        }
+        Ok(ProcId(node))
+    }
+
     fn watch_anew(&self) -> PyResult<()> {
         let watched = self.watched.lock();
         for token in self.told.lock().drain(..) {
@@ -134,10 +174,21 @@ impl NodeCore {
 #[pymethods]
 impl NodeCore {
     #[new]
-    #[pyo3(signature = (*, path, session, token, node))]
-    fn new(py: Python<'_>, path: String, session: [u8; 16], token: [u8; 32], node: u64) -> PyResult<Self> {
+    #[pyo3(signature = (*, path, session, token, node, listen = None))]
+    fn new(
+        py: Python<'_>,
+        path: String,
+        session: [u8; 16],
+        token: [u8; 32],
+        node: u64,
+        listen: Option<&str>,
+    ) -> PyResult<Self> {
         let queue = Arc::new(Queue::default());
         let node = ProcId(node);
+        let tcp = listen.map(|listen| py.detach(|| listen_at(listen))).transpose()?;
+        let address = tcp.as_ref().map(Listener::local_address).transpose()?;
+        let mut listeners = vec![Listener::bind_unix(path.as_ref())?];
+        listeners.extend(tcp);
         let config = Config {
             me: node,
             role: Role::Node,
@@ -146,11 +197,11 @@ impl NodeCore {
             token,
             node,
             node_address: Address::Unix(path.clone().into()),
-            listeners: vec![Listener::bind_unix(path.as_ref())?],
+            listeners,
             io_thread: true,
         };
         let transport = Transport::start(config, queue.clone()).map_err(|error| to_py(CoreError::Start(error)))?;
-        Ok(Self { transport, queue, watched: Mutex::default(), told: Mutex::default() })
+        Ok(Self { transport, queue, node, address, watched: Mutex::default(), told: Mutex::default() })
     }
 
     /// Waits for events and takes them all.
@@ -173,7 +224,7 @@ impl NodeCore {
                     ("frame", from, kind, corr, PyBytes::new(py, &body)).into_pyobject(py)?.into_any()
                 }
                 Event::Joined { proc, role, pid } => ("joined", proc, role, pid).into_pyobject(py)?.into_any(),
-                Event::Left { proc, reason } => ("left", proc, reason).into_pyobject(py)?.into_any(),
+                Event::Left { proc, reason, ended } => ("left", proc, reason, ended).into_pyobject(py)?.into_any(),
                 Event::Fd(token) => {
                     self.told.lock().push(token);
                     ("fd", token).into_pyobject(py)?.into_any()
@@ -196,6 +247,24 @@ impl NodeCore {
             list.append(item)?;
         }
         Ok(list)
+    }
+
+    /// Where other nodes connect to, as bound: "ip:port".
+    fn address(&self) -> Option<String> {
+        self.address.as_ref().map(Address::to_string)
+    }
+
+    fn set_node_address(&self, node: u64, address: &str) -> PyResult<()> {
+        let node = self.other_node(node)?;
+        let parsed = address.parse::<SocketAddr>();
+        let parsed = parsed.map_err(|_| PyValueError::new_err(format!("{address:?} is not of the form ip:port")))?;
+        self.transport.set_address(node, Address::Tcp(parsed));
+        Ok(())
+    }
+
+    fn forget_node(&self, node: u64, cause: &str) -> PyResult<()> {
+        self.transport.forget_node(self.other_node(node)?, cause);
+        Ok(())
     }
 
     fn send(&self, proc: u64, kind: u8, corr: u64, body: &[u8]) {
@@ -304,10 +373,10 @@ impl NodeCore {
     }
 
     /// Begins to read a spilled value into a segment of this node. Its end is an event ("restored", ticket, kind, error).
-    fn read_spill(&self, ticket: u64, path: PathBuf, object: &[u8], at: u64, length: u64, fd: i32) -> PyResult<()> {
+    fn read_spill(&self, ticket: u64, path: PathBuf, name: &[u8], at: u64, length: u64, fd: i32) -> PyResult<()> {
         // SAFETY: as for `send_fd`.
         let segment = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()?;
-        let object = object_id(object)?;
+        let object = object_id(name)?;
         self.queue.spiller().read(spill::Read { ticket, path, object, at, len: length, segment });
         Ok(())
     }

@@ -127,7 +127,9 @@ impl Template {
             ),
         };
         let class = match (&actor, demand) {
-            (None, Some(demand)) => Some(ClassSpec { demand: sorted(demand), env, strategy }),
+            (None, Some(demand)) => {
+                Some(ClassSpec { demand: sorted(demand), env, strategy, retriable: max_retries != 0 })
+            }
             (None, None) => return Err(PyValueError::new_err("a task needs a demand")),
             (Some(_), _) => None,
         };

@@ -9,8 +9,11 @@ from ray._control.machine import Effect, Event
 from ray._protocol import CAUSE_TEXT
 
 
-class PlaceActor(Effect, frozen=True):
-    """Find a worker for this incarnation. Answered by `Placed` or `Unplaceable`, unless withdrawn."""
+class PlaceActor(Event, frozen=True):
+    """Find a worker for this incarnation. Answered by `Placed` or `Unplaceable`, unless withdrawn.
+
+    `retriable` says whether there may be another incarnation after this one.
+    """
 
     actor: bytes
     incarnation: int
@@ -20,9 +23,12 @@ class PlaceActor(Effect, frozen=True):
     env: bytes
     strategy: bytes
     label: str
+    creator: int
+    owner: int
+    retriable: bool
 
 
-class WithdrawActor(Effect, frozen=True):
+class WithdrawActor(Event, frozen=True):
     """The actor is not to be placed any more."""
 
     actor: bytes
@@ -47,6 +53,7 @@ class Placed(Event, frozen=True):
 
     actor: bytes
     incarnation: int
+    node: int
     proc: int
     pid: int
     gpu_ids: list[int]
@@ -70,8 +77,18 @@ class ActorWorkerGone(Event, frozen=True):
     exit_code: int
 
 
+class Life(msgspec.Struct, frozen=True, array_like=True):
+    """What of an actor changes, for the next control service. `proc` is 0 while no worker was placed."""
+
+    incarnation: int
+    proc: int
+    node: int
+
+
 class Actor(msgspec.Struct):
-    """One actor. `state` is one of pending, starting, alive, dead."""
+    """One actor. `state` is one of pending, starting, alive, dead; or missing, after a restart of the head: it may live
+    on a node that has not come back yet.
+    """
 
     id: bytes
     owner: int
@@ -88,9 +105,12 @@ class Actor(msgspec.Struct):
     env: bytes
     strategy: bytes
     spec: bytes
+    owner_node: int = 0
     state: str = "pending"
     incarnation: int = 0
     proc: int = 0
+    node: int = 0
+    """Where its process is, or was last."""
     pid: int = 0
     cause_kind: int = CAUSE_TEXT
     cause: bytes = b""

@@ -7,7 +7,10 @@ for a worker (`PlaceActor`), and whoever manages nodes answers. Calls to actors 
        ^______________________|        restarting, as a new incarnation, while restarts are left
 
 `pending` waits for a worker, `starting` runs ``__init__``. To subscribers, both are *pending* in the first
-life and *restarting* in later ones.
+life and *restarting* in later ones. After a restart of the head what was not dead is `missing` until its node says that
+it is there (`ActorHosted`), or until nodes have had their time to come back (`give_up_missing`).
+
+Records: an actor is kept from its creation until it is forgotten, its life at each change, a name while it is taken.
 
 Invariants: an actor has at most one worker, and a worker at most one actor; an incarnation begins only
 after the process of the one before was reaped; incarnations count up from 0; a name belongs to at most
@@ -18,11 +21,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from ray._control import names
 from ray._control.actor_records import (
     Actor,
     ActorWorkerExits,
     ActorWorkerGone,
+    Life,
     PlaceActor,
     Placed,
     StopActorWorker,
@@ -31,13 +37,18 @@ from ray._control.actor_records import (
 )
 from ray._control.causes import NO_HANDLES, ActorDeath, death_text, init_failed_text
 from ray._control.machine import (
+    FromNode,
     Machine,
     Multicast,
     ProcessJoined,
     ProcessLeft,
     Received,
+    Save,
     Send,
+    ToNode,
+    digest,
 )
+from ray._control.messages import ActorHosted, MemberSubscribes, StopMember
 from ray._protocol import (
     ACTOR_ALIVE,
     ACTOR_DEAD,
@@ -60,6 +71,10 @@ from ray._protocol import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+ACTORS_TABLE: Final = "actors"
+LIVES_TABLE: Final = "lives"
+NAMES_TABLE: Final = "names"
+
 DEAD_REMEMBERED: Final = 10_000
 """Dead actors that can still be asked about; of older ones only "unknown" is known."""
 
@@ -68,14 +83,14 @@ class ActorTable(Machine):
     """See the module's docstring.
 
     Args:
-        node: Key of the node on which actors run.
         job_of: The job of a connected process.
+        node_of: The node of a connected process.
     """
 
-    def __init__(self, *, node: int, job_of: Callable[[int], int], validate: bool = False) -> None:
+    def __init__(self, *, job_of: Callable[[int], int], node_of: Callable[[int], int], validate: bool = False) -> None:
         super().__init__(validate=validate)
-        self._node = node
         self._job_of = job_of
+        self._node_of = node_of
         self._actors: dict[bytes, Actor] = {}
         self._dead: dict[bytes, None] = {}
         self._by_proc: dict[int, Actor] = {}
@@ -101,6 +116,7 @@ class ActorTable(Machine):
             ActorKill: self._on_kill,
             ActorExit: self._on_exit,
         }
+        self._node_messages = {ActorHosted: self._on_hosted, MemberSubscribes: self._on_member_subscribes}
 
     # ------------------------------------------------------------------ queries
 
@@ -119,7 +135,9 @@ class ActorTable(Machine):
                 "Choose another name, get the existing actor with ray.get_actor, or pass get_if_exists=True"
             )
             raise ValueError(msg)
-        self.names.reserve(name, namespace, actor, proc, meta)
+        if taken is None:
+            self.names.reserve(name, namespace, actor, proc, meta)
+            self._save_name(name, namespace)
         return actor
 
     def get(self, actor: bytes) -> Actor | None:
@@ -136,6 +154,16 @@ class ActorTable(Machine):
     def owns_actors(self, proc: int) -> bool:
         """Whether an actor would die with this process."""
         return bool(self._owned.get(proc))
+
+    def hosts(self, proc: int, actor: bytes) -> bool:
+        """Whether the process is known to be the actor's."""
+        hosted = self._by_proc.get(proc)
+        return hosted is not None and hosted.id == actor
+
+    def is_missing(self, actor: bytes, incarnation: int) -> bool:
+        """Whether a process of this life may turn up."""
+        known = self._actors.get(actor)
+        return known is not None and known.state == "missing" and known.incarnation == incarnation
 
     def actors(self) -> list[Actor]:
         """All that are remembered, oldest first."""
@@ -168,6 +196,7 @@ class ActorTable(Machine):
             env=message.env,
             strategy=message.strategy,
             spec=message.spec,
+            owner_node=self._node_of(message.owner),
         )
         self._actors[actor.id] = actor
         # The creator is told of changes without asking: one message less for each new actor.
@@ -179,11 +208,13 @@ class ActorTable(Machine):
                 self._die(actor, str(error))
                 return
             self.names.settle(actor.name, actor.namespace)
+            self._save_name(actor.name, actor.namespace)
         if not actor.detached and actor.owner not in self._connected:
             self._die(actor, f"its owner, process {actor.owner:016x}, had ended before it was created")
             return
         if not actor.detached:
             self._owned.setdefault(actor.owner, {})[actor.id] = actor
+        self._save(actor)
         self._place(actor)
 
     def _place(self, actor: Actor) -> None:
@@ -198,17 +229,22 @@ class ActorTable(Machine):
                 actor.env,
                 actor.strategy,
                 actor.label,
+                actor.creator,
+                actor.owner,
+                actor.restarts_left != 0,
             )
         )
 
     def _on_placed(self, event: Placed, now: float) -> None:
         actor = self._actors.get(event.actor)
-        if actor is None or actor.state != "pending" or actor.incarnation != event.incarnation:
+        waits = actor is not None and actor.state in ("pending", "missing")
+        if actor is None or not waits or actor.incarnation != event.incarnation:
             self._emit(StopActorWorker(event.proc, "the actor that it was meant for is not wanted any more"))
             return
         self._require(event.proc not in self._by_proc, f"worker {event.proc} was placed twice")
-        actor.state, actor.proc, actor.pid = "starting", event.proc, event.pid
+        actor.state, actor.node, actor.proc, actor.pid = "starting", event.node, event.proc, event.pid
         self._by_proc[event.proc] = actor
+        self._save_life(actor)
         init = ActorInit(actor.id, actor.incarnation, actor.spec, event.gpu_ids, actor.namespace, actor.name)
         self._emit(Send(event.proc, init))
 
@@ -260,7 +296,7 @@ class ActorTable(Machine):
             actor=actor.id,
             state=self.wire_state(actor),
             proc=actor.proc if actor.state == "alive" else 0,
-            node=self._node,
+            node=actor.node,
             incarnation=actor.incarnation,
             cause_kind=actor.cause_kind,
             cause=actor.cause,
@@ -321,6 +357,7 @@ class ActorTable(Machine):
         if restarts:
             actor.incarnation += 1
             actor.cause_kind, actor.cause = CAUSE_TEXT, text.encode()
+            self._save_life(actor)
             # Placing comes first: telling the subscribers can wait for the fork, not the other way round.
             self._place(actor)
             self._publish(actor)
@@ -334,6 +371,8 @@ class ActorTable(Machine):
         actor.cause = cause.encode() if isinstance(cause, str) else cause
         actor.spec = actor.env = actor.strategy = b""
         self._free_name(actor)
+        self._save(actor)
+        self._emit(Save(LIVES_TABLE, actor.id, None))
         self._publish(actor)
         actor.pid = 0
         owned = self._owned.get(actor.owner, {})
@@ -345,11 +384,15 @@ class ActorTable(Machine):
         if len(self._dead) > DEAD_REMEMBERED:
             oldest = next(iter(self._dead))
             del self._dead[oldest], self._actors[oldest]
+            self._emit(Save(ACTORS_TABLE, oldest, None))
 
     def _free_name(self, actor: Actor) -> None:
         """An actor that will not live again is not found any more, and another one may have its name."""
         if actor.name:
+            held = self.names.get(actor.name, actor.namespace)
             self.names.release(actor.name, actor.namespace, actor.id)
+            if held is not None and held.actor == actor.id:
+                self._save_name(actor.name, actor.namespace)
 
     def _detach_worker(self, actor: Actor, reason: str) -> None:
         """The actor is over before its process is."""
@@ -370,7 +413,8 @@ class ActorTable(Machine):
 
     def _on_left(self, event: ProcessLeft, now: float) -> None:
         self._connected.pop(event.proc, None)
-        self.names.release_reservations(event.proc)
+        for name in self.names.release_reservations(event.proc):
+            self._save_name(name.name, name.namespace)
         for actor, subscribers in list(self._subscribers.items()):
             subscribers.pop(event.proc, None)
             if actor not in self._actors and int.from_bytes(actor[:8], "big") == event.proc:
@@ -387,6 +431,98 @@ class ActorTable(Machine):
         if subscribers:
             self._emit(Multicast(subscribers, ActorState(actor, ACTOR_DEAD, 0, 0, 0, CAUSE_TEXT, cause, 0, 0)))
 
+    # ------------------------------------------------------------------ records, and the time after a restart
+
+    def _save(self, actor: Actor) -> None:
+        self._emit(Save(ACTORS_TABLE, actor.id, msgspec.msgpack.encode(actor)))
+
+    def _save_life(self, actor: Actor) -> None:
+        life = Life(actor.incarnation, actor.proc, actor.node)
+        self._emit(Save(LIVES_TABLE, actor.id, msgspec.msgpack.encode(life)))
+
+    def _save_name(self, name: str, namespace: str) -> None:
+        held = self.names.get(name, namespace)
+        value = msgspec.msgpack.encode(held) if held is not None else None
+        self._emit(Save(NAMES_TABLE, digest(namespace, name), value))
+
+    def restore(self, table: str, key: bytes, value: bytes) -> None:
+        """Take over a record of the control service before. Actors must come before their lives."""
+        if table == NAMES_TABLE:
+            self.names.restore(msgspec.msgpack.decode(value, type=names.Name))
+        elif table == ACTORS_TABLE:
+            actor = msgspec.msgpack.decode(value, type=Actor)
+            self._actors[actor.id] = actor
+            if actor.state == "dead":
+                self._dead[actor.id] = None
+                return
+            actor.state, actor.proc, actor.node, actor.doom = "missing", 0, 0, None
+            if not actor.detached:
+                self._owned.setdefault(actor.owner, {})[actor.id] = actor
+        elif (known := self._actors.get(key)) is not None and known.state != "dead":
+            life = msgspec.msgpack.decode(value, type=Life)
+            known.incarnation, known.node = life.incarnation, life.node if life.proc else 0
+
+    def _on_hosted(self, event: FromNode, message: ActorHosted, now: float) -> None:
+        """A node that has come back has this actor on it."""
+        if self.hosts(message.proc, message.actor):
+            return  # it was away for a moment only
+        if not self.is_missing(message.actor, message.incarnation):
+            reason = "the actor ended, or was started on another node, while this one had no connection"
+            self._emit(ToNode(event.node, StopMember(message.proc, reason)))
+            return
+        actor = self._actors[message.actor]
+        actor.state = "alive" if message.ready else "starting"
+        actor.node, actor.proc, actor.pid = event.node, message.proc, message.pid
+        self._by_proc[message.proc] = actor
+        self._save_life(actor)
+        if message.ready:
+            self._publish(actor)
+
+    def _on_member_subscribes(self, event: FromNode, message: MemberSubscribes, now: float) -> None:
+        for actor_id in message.actors:
+            actor = self._actors.get(actor_id)
+            if actor is None or actor.state == "dead":
+                cause = actor.cause if actor is not None else b"the actor is not known: it ended long ago"
+                kind = actor.cause_kind if actor is not None else CAUSE_TEXT
+                self._emit(Send(message.proc, ActorState(actor_id, ACTOR_DEAD, 0, 0, 0, kind, cause, 0, 0)))
+                continue
+            self._subscribers.setdefault(actor_id, {})[message.proc] = None
+            if actor.state == "alive":
+                self._emit(Send(message.proc, self._state(actor)))
+
+    def give_up_missing(self) -> None:
+        """Nodes have had their time to come back: what did not come with them has ended, or was never placed."""
+        for name in self.names.release_reservations_but(self._connected):
+            self._save_name(name.name, name.namespace)
+        for actor in list(self._actors.values()):
+            if actor.state == "missing" and self._has_owner(actor):
+                self._miss(actor)
+        for actor in list(self._actors.values()):
+            if actor.state != "dead" and not self._has_owner(actor):
+                reason = f"its owner, process {actor.owner:016x}, has ended"
+                self._end(actor, ActorDeath(reason, final=True))
+
+    def _has_owner(self, actor: Actor) -> bool:
+        return actor.detached or actor.owner in self._connected
+
+    def _miss(self, actor: Actor) -> None:
+        if not actor.node:
+            self._place(actor)
+            self._publish(actor)
+            return
+        cause = "its node did not come back after the head was restarted"
+        restarts = actor.restarts_left != 0
+        text = death_text(actor, None, cause, (), restarts=restarts)
+        if restarts:
+            actor.incarnation += 1
+            actor.cause_kind, actor.cause = CAUSE_TEXT, text.encode()
+            actor.node = 0
+            self._save_life(actor)
+            self._place(actor)
+            self._publish(actor)
+        else:
+            self._die(actor, text)
+
     # ------------------------------------------------------------------ invariants
 
     def check_invariants(self) -> None:
@@ -401,10 +537,10 @@ class ActorTable(Machine):
             if actor.state == "dead":
                 self._require(not actor.spec, f"{actor.id.hex()} is dead and keeps its specification")
                 self._require(actor.id in self._dead, f"{actor.id.hex()} is dead and not listed so")
-            elif actor.name and not (actor.doom and actor.doom.final):
+            elif actor.name and actor.state != "missing" and not (actor.doom and actor.doom.final):
                 taken = self.names.get(actor.name, actor.namespace)
                 self._require(taken and taken.actor == actor.id, f"{actor.id.hex()} has lost its name")
-            if not (actor.detached or actor.state == "dead" or actor.doom):
+            if not (actor.detached or actor.state in ("dead", "missing") or actor.doom):
                 self._require(actor.owner in self._connected, f"{actor.id.hex()} outlives its owner")
         for subscribers in self._subscribers.values():
             for proc in subscribers:

@@ -10,6 +10,8 @@ from typing import Final
 
 import msgspec
 
+from ray._control.machine import Save
+
 JOBS_REMEMBERED: Final = 1000
 """Ended jobs that can still be listed; older ones are forgotten."""
 
@@ -25,6 +27,9 @@ class Job(msgspec.Struct):
     log_to_driver: bool = True
     namespace: str = ""
     config: dict[str, object] = msgspec.field(default_factory=dict)
+
+
+TABLE: Final = "jobs"
 
 
 class JobTable:
@@ -52,8 +57,25 @@ class JobTable:
                 del self._jobs[old]
         return number
 
+    def record(self, number: int) -> Save:
+        """The job as it is to be kept; ended ones are not."""
+        job = self._jobs.get(number)
+        kept = job is not None and job.ended is None
+        return Save(TABLE, number.to_bytes(8, "big"), msgspec.msgpack.encode(job) if kept else None)
+
+    def restore(self, value: bytes) -> None:
+        """Take over a job as it was kept."""
+        job = msgspec.msgpack.decode(value, type=Job)
+        self._jobs[job.number] = job
+        self._by_driver[job.driver] = job.number
+        self._serial = max(self._serial, job.number)
+
     def get(self, number: int) -> Job | None:
         return self._jobs.get(number)
+
+    def running(self) -> list[Job]:
+        """Jobs whose driver is connected, oldest first."""
+        return [self._jobs[number] for number in self._by_driver.values()]
 
     def configure(self, number: int, config: dict[str, object]) -> None:
         """Take over what a driver says about its job. Unknown keys are kept for who knows them."""

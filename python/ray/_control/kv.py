@@ -7,8 +7,21 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
+
+from ray._control.machine import Save, digest
+
 BYTES_MAX: Final = 256 << 20
 """Keys and values together; beyond it `put` raises."""
+
+
+TABLE: Final = "kv"
+
+
+def record(namespace: str, key: bytes, value: bytes | None) -> Save:
+    """A value as it is to be kept; None: it was deleted."""
+    kept = None if value is None else msgspec.msgpack.encode((namespace, key, value))
+    return Save(TABLE, digest(namespace, key), kept)
 
 
 class KeyValueStore:
@@ -18,6 +31,10 @@ class KeyValueStore:
         self._spaces: dict[str, dict[bytes, bytes]] = {}
         self._bytes_max = bytes_max
         self.bytes_used = 0
+
+    def restore(self, kept: bytes) -> None:
+        """Take over what `record` made."""
+        self.put(*msgspec.msgpack.decode(kept, type=tuple[str, bytes, bytes]))
 
     def put(self, namespace: str, key: bytes, value: bytes, *, overwrite: bool = True) -> bool:
         """Set a value; True if the key is new. An existing one stays as it is unless `overwrite`.
@@ -43,15 +60,15 @@ class KeyValueStore:
     def get(self, namespace: str, key: bytes) -> bytes | None:
         return self._spaces.get(namespace, {}).get(key)
 
-    def delete(self, namespace: str, key: bytes, *, prefix: bool = False) -> int:
-        """Delete one key, or all that begin with it; returns how many there were."""
+    def delete(self, namespace: str, key: bytes, *, prefix: bool = False) -> list[bytes]:
+        """Delete one key, or all that begin with it; returns those that there were."""
         space = self._spaces.get(namespace, {})
         doomed = [name for name in space if name.startswith(key)] if prefix else [key] if key in space else []
         for name in doomed:
             self.bytes_used -= len(name) + len(space.pop(name))
         if not space:
             self._spaces.pop(namespace, None)
-        return len(doomed)
+        return doomed
 
     def keys(self, namespace: str, prefix: bytes) -> list[bytes]:
         """Keys that begin with the prefix, sorted."""

@@ -7,6 +7,7 @@ takes time is an effect whose outcome comes back as an event.
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 from collections import deque
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
@@ -35,6 +36,13 @@ class Received(Event, frozen=True):
     sender: int
     message: Message
     corr: int = 0
+
+
+class FromNode(Event, frozen=True):
+    """A node sent a message to the control service."""
+
+    node: int
+    message: Message
 
 
 class ProcessJoined(Event, frozen=True):
@@ -74,6 +82,26 @@ class Multicast(Effect, frozen=True):
     message: Message
 
 
+class ToNode(Effect, frozen=True):
+    """The control service sends a message to a node. Lost silently if the node is gone; its loss follows anyway."""
+
+    node: int
+    message: Message
+
+
+class Save(Effect, frozen=True):
+    """Keep a record for the next control service, or delete it (None). What is said after it waits until it is safe."""
+
+    table: str
+    key: bytes
+    value: bytes | None
+
+
+def digest(*parts: object) -> bytes:
+    """A key for a record that is found by its value: of one length, whatever the parts are."""
+    return hashlib.sha256(msgspec.msgpack.encode(parts)).digest()[:16]
+
+
 class Notify(Effect, frozen=True):
     """Tell the people behind a job something; job 0 means every driver."""
 
@@ -99,7 +127,8 @@ class InvariantViolation(AssertionError):
 class Machine:
     """Dispatch by the event's type, and by the message's type for what a core sent.
 
-    Subclasses fill `_events` and `_messages`, call `_emit`, and may override `check_invariants`.
+    Subclasses fill `_events`, `_messages` (from cores) and `_node_messages` (from nodes), call `_emit`, and may
+    override `check_invariants`.
     """
 
     STORY_EVENTS = 48
@@ -111,6 +140,7 @@ class Machine:
         self._story: deque[str] = deque(maxlen=self.STORY_EVENTS)
         self._events: dict[type[Event], Callable[[Any, float], None]] = {}
         self._messages: dict[type[Message], Callable[[Received, Any, float], None]] = {}
+        self._node_messages: dict[type[Message], Callable[[FromNode, Any, float], None]] = {}
 
     def handle(self, event: Event, now: float) -> Effects:
         """Take one event; effects are to be performed in order."""
@@ -118,6 +148,8 @@ class Machine:
             self._story.append(f"{now:.3f} {event!r}")
         if type(event) is Received:
             self._messages[type(event.message)](event, event.message, now)
+        elif type(event) is FromNode:
+            self._node_messages[type(event.message)](event, event.message, now)
         else:
             self._events[type(event)](event, now)
         if self._validate:
@@ -133,6 +165,8 @@ class Machine:
         """Whether this machine has a handler for such an event."""
         if type(event) is Received:
             return type(event.message) in self._messages
+        if type(event) is FromNode:
+            return type(event.message) in self._node_messages
         return type(event) in self._events
 
     def next_deadline(self) -> float | None:

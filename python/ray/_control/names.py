@@ -6,7 +6,12 @@ A reservation falls with the process that made it.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class Name(msgspec.Struct):
@@ -33,7 +38,7 @@ class NameTable:
     def get(self, name: str, namespace: str) -> Name | None:
         return self._names.get((namespace, name))
 
-    def list(self, namespace: str | None) -> list[Name]:
+    def listed(self, namespace: str | None) -> list[Name]:
         """Settled names, sorted; of all namespaces if None."""
         return [
             self._names[key] for key in sorted(self._names) if namespace in (None, key[0]) and self._names[key].settled
@@ -59,10 +64,21 @@ class NameTable:
             del self._names[namespace, name]
             self._drop_reservation(held)
 
-    def release_reservations(self, proc: int) -> None:
-        """The process has gone: what it reserved and did not create is free again."""
-        for key in self._reserved.pop(proc, {}):
-            del self._names[key]
+    def release_reservations(self, proc: int) -> list[Name]:
+        """The process has gone: what it reserved and did not create is free again. Returns what that was."""
+        return [self._names.pop(key) for key in self._reserved.pop(proc, {})]
+
+    def release_reservations_but(self, procs: Iterable[int]) -> list[Name]:
+        """The same for all processes but these."""
+        kept = dict.fromkeys(procs)
+        return [name for proc in list(self._reserved) if proc not in kept for name in self.release_reservations(proc)]
+
+    def restore(self, held: Name) -> None:
+        """Take over a name as it was kept."""
+        key = (held.namespace, held.name)
+        self._names[key] = held
+        if not held.settled:
+            self._reserved.setdefault(held.reserved_by, {})[key] = None
 
     def _drop_reservation(self, held: Name) -> None:
         reserved = self._reserved.get(held.reserved_by)

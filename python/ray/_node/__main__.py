@@ -11,11 +11,13 @@ import errno
 import os
 import resource
 import sys
+import time
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ray._control.storage.writer import StorageWriter
     from ray._node.config import NodeConfig
     from ray._node.forkserver import ForkServer
     from ray._node.shell import Core
@@ -36,6 +38,8 @@ def main() -> int:
     try:
         ending = _run(config)
         from ray._node.shell import SIGTERM_CAME
+
+        _tell(config, ending.encode())
     except BaseException as error:
         with contextlib.suppress(OSError):  # a log without room for it
             import traceback
@@ -83,8 +87,16 @@ def _run(config: NodeConfig) -> str:
 
     from ray._core import NodeCore, memfd, random_id
 
-    core = NodeCore(path=config.socket_path, session=config.session, token=config.token, node=config.node)
-    return _serve(config, core, forks, signals, memfd, random_id)
+    # Nobody finds a head that does not lead: it listens only then.
+    records, known = _lead(config) if config.records else (None, [])
+    core = NodeCore(
+        path=config.socket_path,
+        session=config.session,
+        token=config.token,
+        node=config.node,
+        listen=config.listen or None,
+    )
+    return _serve(config, core, forks, signals, memfd, random_id, records, known)
 
 
 def _serve(
@@ -94,13 +106,18 @@ def _serve(
     signals: int,
     memfd: Callable[[str, int], int],
     random_id: Callable[[], int],
+    records: StorageWriter | None,
+    known: list[tuple[str, bytes, bytes]],
 ) -> str:
     import gc
 
-    from ray._node import session
+    from ray._node import registry, session
+    from ray._node.config import python_version
     from ray._node.manager import NodeFacts, NodeManager
+    from ray._node.membership import HEADLESS_S, HeadNode, Membership, WorkerNode
     from ray._node.shell import Shell, log
 
+    validate = os.environ.get("RAY_VALIDATE") == "1"
     manager = NodeManager(
         NodeFacts(
             node=config.node,
@@ -110,24 +127,89 @@ def _serve(
             high_water_share=config.spilling_share,
             spills=config.spills,
             hostname=config.hostname,
-            address=config.address,
+            host=config.address,
+            address=_announced(config, core),
             socket=config.socket_path,
+            name=config.name,
+            session_dir=config.session_dir,
             labels=config.labels,
+            memory=config.memory,
+            python=python_version(),
+            client=config.client,
         ),
         new_id=random_id,
-        validate=os.environ.get("RAY_VALIDATE") == "1",
+        validate=validate,
     )
-    shell = Shell(config, core, manager, forks, signals, memfd)
+    node: Membership
+    if config.head_node:
+        core.set_node_address(config.head_node, config.head_address.split(",")[0])
+        headless_s = float(os.environ.get(HEADLESS_VARIABLE) or HEADLESS_S)
+        node = WorkerNode(manager, config.head_node, tuple(config.head_address.split(",")), headless_s)
+    else:
+        from ray._control.service import ControlService
+
+        control = ControlService(head=config.node, durable=records is not None, validate=validate)
+        if known:
+            control.restore(known, time.monotonic())
+        node = HeadNode(manager, control)
+    shell = Shell(config, core, node, forks, signals, memfd, records)
 
     def ready() -> None:
-        _tell(config, b"ok\n")
-        log(f"node {config.node:016x} listens on {config.socket_path}")
+        if config.findable:
+            shell.remove_at_end(registry.write(config, manager.facts.address, os.getpid(), time.time()))
+        _tell(config, f"ok {manager.facts.address}\n".encode())
+        also = f" and {manager.facts.address}" if manager.facts.address else ""
+        log(f"node {config.node:016x} listens on {config.socket_path}{also}")
         removed = session.sweep(os.path.dirname(config.session_dir))
         if removed:
             log(f"removed what dead sessions had left: {', '.join(removed)}")
         gc.freeze()  # modules and classes stay for ever; the collector need not visit them
 
     return shell.run(ready)
+
+
+LEASE_S: Final = 2.0
+"""For how long a head leads without renewing; a standby takes over when it has not."""
+
+LEAD_AGAIN_S: Final = 0.1
+"""Pause between a standby's tries to lead."""
+
+
+HEADLESS_VARIABLE: Final = "RAY_gcs_rpc_server_reconnect_timeout_s"
+
+
+def _lead(config: NodeConfig) -> tuple[StorageWriter, list[tuple[str, bytes, bytes]]]:
+    """Become the one head that writes these records; also returns what the one before has left.
+
+    Raises:
+        RuntimeError: If another head leads, and this one is no standby.
+    """
+    from ray._control import storage
+    from ray._control.storage.writer import StorageWriter
+    from ray._node.shell import log
+
+    opened = storage.open(config.records)
+    holder, waits = f"{config.hostname}:{config.listen}", False
+    while opened.acquire(holder, LEASE_S) is None:
+        if not config.standby:
+            msg = f"another head leads with the records in {opened.place}; end it first, or be its standby"
+            raise RuntimeError(msg)
+        if not waits:
+            waits = True
+            log(f"standing by: another head leads with the records in {opened.place}")
+            _tell(config, f"ok {config.address}:{config.listen.rpartition(':')[2]}\n".encode())
+        time.sleep(LEAD_AGAIN_S)
+    known = list(opened.load())
+    log(f"leading with {len(known)} records in {opened.place}")
+    return StorageWriter(opened), known
+
+
+def _announced(config: NodeConfig, core: Core) -> str:
+    """Where other nodes reach this one; empty if it listens for none."""
+    from ray._node.config import address_of
+
+    bound = core.address()
+    return address_of(config.address, int(bound.rpartition(":")[2])) if bound else ""
 
 
 def _catch_signals() -> int:
@@ -155,13 +237,18 @@ def _keep_only(*fds: int) -> None:
     os.closerange(at, 1 << 20)
 
 
+_told = False
+
+
 def _tell(config: NodeConfig, text: bytes) -> None:
     """Report the outcome of the start, once."""
-    try:
+    global _told
+    if _told:
+        return
+    _told = True
+    with contextlib.suppress(OSError):  # nobody listens
         os.write(config.ready_fd, text)
         os.close(config.ready_fd)
-    except OSError:
-        return  # it was told already, or nobody listens
 
 
 if __name__ == "__main__":

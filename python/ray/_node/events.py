@@ -11,6 +11,76 @@ import msgspec
 
 from ray._control.machine import Effect, Event
 from ray._node.peer_protocol import PeerMessage  # noqa: TC001  (msgspec reads the annotation)
+from ray._protocol import RETRY_CHARGED, Message
+
+# ------------------------------------------------------------------ node <-> control service
+
+
+class ToControl(Effect, frozen=True):
+    """A message for the control service."""
+
+    message: Message
+
+
+class FromControl(Event, frozen=True):
+    """A message of the control service."""
+
+    message: Message
+
+
+class Pass(Effect, frozen=True):
+    """Send a frame to members of this node, as it is."""
+
+    procs: tuple[int, ...]
+    kind: int
+    corr: int
+    body: bytes
+
+
+class Forward(Event, frozen=True):
+    """The shell has a message for a member of this node or another."""
+
+    proc: int
+    message: Message
+
+
+class Company(Event, frozen=True):
+    """The first other node has joined, or the last has gone (`alone`)."""
+
+    alone: bool
+
+
+class FlushLogs(Effect, frozen=True):
+    """Forward what workers have written now, also lines that are not complete."""
+
+
+class KnowNode(Effect, frozen=True):
+    """Another node is reached at this address; "" if it is not."""
+
+    node: int
+    address: str
+
+
+class ForgetNode(Effect, frozen=True):
+    """Another node is lost: connections to it and its processes are hopeless. `cause` is a sentence."""
+
+    node: int
+    cause: str
+
+
+class JobKnown(Event, frozen=True):
+    """The control service has numbered the job of a driver of this node."""
+
+    proc: int
+    job: int
+
+
+class GivenUp(Event, frozen=True):
+    """A process of another node lost its connection to this member, which has to end. `by` is that one in words."""
+
+    proc: int
+    by: str
+
 
 # ------------------------------------------------------------------ leases <-> workers
 
@@ -85,6 +155,8 @@ class WorkerGone(Event, frozen=True):
     exit_code: int
     intended: bool
     oom: bool
+    retry: int = RETRY_CHARGED
+    """As in `WorkerDied`."""
 
 
 class PeerGivenUp(Event, frozen=True):
@@ -201,11 +273,15 @@ class ChildExited(Event, frozen=True):
 
 
 class LogTail(Event, frozen=True):
-    """Outcome of `ReadLogTail`, with how many descriptors the node itself has then."""
+    """Outcome of `ReadLogTail`, with how many descriptors the node itself has then.
+
+    `oom_kill` says who counted that the kernel ended a process for want of memory just before; empty if nobody did.
+    """
 
     proc: int
     lines: tuple[str, ...]
     node_usage: DescriptorUsage = DescriptorUsage()
+    oom_kill: str = ""
 
 
 # ------------------------------------------------------------------ workers -> shell
@@ -226,10 +302,14 @@ class Kill(Effect, frozen=True):
 
 
 class ReadLogTail(Effect, frozen=True):
-    """Read the last lines of the worker's log; answered by `LogTail` before anything else happens."""
+    """Read the last lines of the worker's log; answered by `LogTail` before anything else happens.
+
+    `unexplained`: it was killed by SIGKILL, and not by this node.
+    """
 
     proc: int
     pid: int
+    unexplained: bool = False
 
 
 class Labelled(Effect, frozen=True):
@@ -278,6 +358,22 @@ class ShareSegment(Effect, frozen=True):
     segment: int
     size: int
     lessee: int
+
+
+class OwnersAsked(Event, frozen=True):
+    """The control service has asked these members of other nodes for their blocks in an adopted segment.
+
+    The list is complete: who is not in it has ended, or never was.
+    """
+
+    segment: int
+    procs: tuple[int, ...]
+
+
+class MayHaveMissed(Event, frozen=True):
+    """What was said to these members of other nodes lately may have been lost with a link; they still live."""
+
+    procs: tuple[int, ...]
 
 
 class DropSegment(Effect, frozen=True):
@@ -500,6 +596,12 @@ class PeerJoined(Event, frozen=True):
     address: str
 
 
+class LinkLost(Event, frozen=True):
+    """The link to another node broke, with what was on its way; the next message makes another. The node may live."""
+
+    node: int
+
+
 class PeerLeft(Event, frozen=True):
     """Another node has left the cluster for good; its number is never used again."""
 
@@ -518,3 +620,61 @@ class FromPeer(Event, frozen=True):
 
     node: int
     message: PeerMessage
+
+
+# ------------------------------------------------------------------ memory <-> shell, leases, workers
+
+
+class MemoryUse(msgspec.Struct, frozen=True):
+    """How much of one limit is used, in bytes. `name` says whose limit it is."""
+
+    name: str
+    limit: int
+    used: int
+
+
+class ProcessUse(msgspec.Struct, frozen=True):
+    """What a process has in memory, in bytes, and what it is. The object store's shared memory has the pid 0."""
+
+    pid: int
+    bytes: int
+    command: str
+
+
+class ReadMemory(Effect, frozen=True):
+    """Look at the use of memory; answered by `MemoryRead` before anything else happens."""
+
+    detailed: bool = False
+
+
+class MemoryRead(Event, frozen=True):
+    """Outcome of `ReadMemory`: every limit above the node; if it was to be detailed, what each process has."""
+
+    uses: tuple[MemoryUse, ...]
+    processes: tuple[ProcessUse, ...] = ()
+
+
+class MemoryStalled(Event, frozen=True):
+    """The kernel says that processes wait for memory."""
+
+
+class EvictWorker(Event, frozen=True):
+    """Memory tells workers to end one at once. `cause` is what is told instead of how it ended; `retry` as in
+    `WorkerDied`.
+    """
+
+    proc: int
+    cause: str
+    retry: int
+
+
+class LimitLeases(Event, frozen=True):
+    """Memory tells leases how many of one demand there may be at a time, or None for as many as fit.
+
+    `owner` and `name` are a lease's key; `reason` completes "waits: ...".
+    """
+
+    owner: int
+    name: int | bytes
+    limit: int | None
+    reason: str = ""

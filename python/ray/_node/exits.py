@@ -5,7 +5,15 @@ from __future__ import annotations
 import signal
 
 
-def describe_exit(pid: int, exit_code: int, announced: str = "", *, stopped: bool = False, killed: str = "") -> str:
+def describe_exit(
+    pid: int,
+    exit_code: int,
+    announced: str = "",
+    *,
+    stopped: bool = False,
+    killed: str = "",
+    oom_kill: str = "",
+) -> str:
     """How a worker ended, as a sentence without its full stop.
 
     Args:
@@ -14,6 +22,7 @@ def describe_exit(pid: int, exit_code: int, announced: str = "", *, stopped: boo
         announced: Why it ended on purpose, if it did.
         stopped: Whether this node killed it for that reason.
         killed: Why this node killed it, if nobody had wanted its end.
+        oom_kill: Who counted that the kernel has just ended a process for want of memory.
     """
     if stopped:
         return f"the worker process (pid {pid}) was stopped because {announced}"
@@ -23,6 +32,12 @@ def describe_exit(pid: int, exit_code: int, announced: str = "", *, stopped: boo
         return f"the worker process (pid {pid}) was killed by this node, because {killed}"
     if exit_code >= 0:
         return f"the worker process (pid {pid}) exited with code {exit_code}"
+    if oom_kill:
+        return (
+            f"the worker process (pid {pid}) was killed by the kernel for want of memory: the kernel's count of such "
+            f"kills in {oom_kill} went up just then. Memory was used up faster than this node could act, or by others: "
+            "run fewer tasks at a time (num_cpus, memory), give more memory, or lower RAY_memory_usage_threshold"
+        )
     return f"the worker process (pid {pid}) was killed by {signal_name(-exit_code)}{_hint(-exit_code)}"
 
 

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from ray._node.lease_records import Key, Lease, Want
+    from ray._control.demands import Key
+    from ray._node.lease_records import Lease, Want
     from ray._node.resources import Ledger
 
 PATIENCE: Final = 16

@@ -44,14 +44,18 @@ class NodeProcess:
         pid: Its process.
         address: The path of its Unix socket.
         session_dir: Its directory; gone when the node has ended.
+        tcp_address: Where other nodes reach it, "host:port"; empty if they do not.
     """
 
     def __init__(self, pid: int, config: NodeConfig, lifeline: int) -> None:
         self.pid = pid
         self.address = config.socket_path
         self.session_dir = config.session_dir
+        self.tcp_address = ""
+        self.node = config.node
+        self.token = config.token
         self._lifeline = lifeline
-        self._lifeline_inode = os.fstat(lifeline).st_ino
+        self._lifeline_inode = os.fstat(lifeline).st_ino if lifeline >= 0 else 0
         self._exit_status: int | None = None
         _alive[id(self)] = self
 
@@ -163,8 +167,13 @@ class _InterruptsHeld:
         self._noted = (number, frame)
 
 
-def start_local_node(config: NodeConfig) -> NodeProcess:
-    """Start a node and wait until it listens. Whatever interrupts that, no node is left.
+def start_local_node(config: NodeConfig, *, stays: bool = False, temp_dir: str = "") -> NodeProcess:
+    """Start a node and wait until it serves. Whatever interrupts that, no node is left.
+
+    Args:
+        config: What it is.
+        stays: Whether it stays when this process ends.
+        temp_dir: Where its session directory is made, instead of among this user's others.
 
     Raises:
         ValueError: If the configuration cannot be met by any node.
@@ -174,12 +183,12 @@ def start_local_node(config: NodeConfig) -> NodeProcess:
     try:
         try:
             with _InterruptsHeld():
-                node, heard = _start(config)
+                node, heard = _start(config, stays=stays, temp_dir=temp_dir)
             answer = _hear(heard)
         finally:
             if heard >= 0:
                 os.close(heard)
-        if answer != b"ok\n":
+        if not _is_ok(answer):
             tail = node.log_tail()
             raise RuntimeError(_start_error(answer.decode(errors="replace"), node.close(timeout=1.0), tail))
     except BaseException:
@@ -187,10 +196,15 @@ def start_local_node(config: NodeConfig) -> NodeProcess:
             node.close(timeout=1.0)
             session.remove(node.session_dir)
         raise
+    node.tcp_address = answer[3:].strip().decode()
     return node
 
 
-def _start(config: NodeConfig) -> tuple[NodeProcess, int]:
+def _is_ok(answer: bytes) -> bool:
+    return answer.startswith(b"ok ") and answer.endswith(b"\n")
+
+
+def _start(config: NodeConfig, *, stays: bool, temp_dir: str) -> tuple[NodeProcess, int]:
     """Start a node; also returns the descriptor that its first words come from.
 
     Descriptors, the driver's pid and, if it is empty, the session directory of `config` are filled in here.
@@ -205,7 +219,7 @@ def _start(config: NodeConfig) -> tuple[NodeProcess, int]:
     if config.session_dir:
         directory, lock = config.session_dir, config.lock_fd
     else:
-        directory, lock = session.create()
+        directory, lock = session.create(temp_dir)
     alive, lifeline = os.pipe()
     heard, ready = os.pipe()
     told = os.memfd_create("ray-node-config", os.MFD_CLOEXEC)
@@ -213,10 +227,10 @@ def _start(config: NodeConfig) -> tuple[NodeProcess, int]:
         config = msgspec.structs.replace(
             config,
             session_dir=directory,
-            lifeline_fd=alive,
+            lifeline_fd=-1 if stays else alive,
             ready_fd=ready,
             lock_fd=lock,
-            driver_pid=os.getpid(),
+            driver_pid=0 if stays else os.getpid(),
         )
         os.write(told, msgspec.msgpack.encode(config))
         pid = _spawn(f"{directory}/logs/node.log", told, (alive, ready, *((lock,) if lock >= 0 else ())))
@@ -231,7 +245,9 @@ def _start(config: NodeConfig) -> tuple[NodeProcess, int]:
     finally:
         for fd in (alive, ready, told, *((lock,) if lock >= 0 else ())):
             os.close(fd)
-    return NodeProcess(pid, config, lifeline), heard
+    if stays:
+        os.close(lifeline)
+    return NodeProcess(pid, config, -1 if stays else lifeline), heard
 
 
 def _fill_standard_descriptors() -> None:
@@ -281,7 +297,7 @@ def _hear(fd: int) -> bytes:
         if poller.poll(left * 1000):
             data = os.read(fd, 65536)
             answer += data
-            if not data or answer == b"ok\n":
+            if not data or _is_ok(answer):
                 return answer
     return answer or b"it said nothing for %d seconds" % START_S
 

@@ -2,38 +2,60 @@
 
 from __future__ import annotations
 
-from typing import Final, TypeAlias
+from typing import Final
 
 import msgspec
 
+from ray._control import messages  # noqa: TC001  (msgspec reads the annotations)
+from ray._control.demands import Key  # noqa: TC001
 from ray._control.machine import Event
+from ray._control.strategy import Strategy
 from ray._node import fairness
-from ray._node.resources import Allocation  # noqa: TC001  (msgspec reads the annotation)
-
-Key: TypeAlias = "tuple[int, int | bytes]"
-"""(owner, class id) of a lease's demand; (`ACTORS`, actor id) of an actor's."""
-
-ACTORS: Final = 0
-"""Stands for the control service as an owner: process ids are never zero."""
+from ray._node.resources import Allocation  # noqa: TC001
+from ray._protocol import Message  # noqa: TC001
 
 
 class ActorDemand(Event, frozen=True):
-    """The control service places an actor here: `place` must exist, `run` is held. Answered by one of the two below."""
+    """The control service places an actor here. Answered by one of the three below, unless withdrawn."""
 
-    actor: bytes
-    incarnation: int
-    job: int
-    place: dict[str, int]
-    run: dict[str, int]
-    env: bytes
-    strategy: bytes
-    label: str
+    message: messages.PlaceActor
 
 
 class ActorWithdrawn(Event, frozen=True):
     """The actor is not wanted any more. Has no effect once it was placed."""
 
     actor: bytes
+
+
+class LeasesPlaced(Event, frozen=True):
+    """The control service has an owner, maybe of another node, get leases here."""
+
+    message: messages.PlaceLeases
+
+
+class GuestWithdrawn(Event, frozen=True):
+    """What waits here for an owner of another node is not wanted any more."""
+
+    message: messages.WithdrawLeases
+
+
+class Elsewhere(Event, frozen=True):
+    """Leases that an owner of this node wants are on their way from other nodes, or are not any more."""
+
+    message: messages.PlacedElsewhere
+
+
+class NowHopeless(Event, frozen=True):
+    """Whether any node can ever meet a demand of this node's."""
+
+    message: messages.Hopeless
+
+
+class ToldElsewhere(Event, frozen=True):
+    """Another node has granted a lease to an owner of this node, or cannot start workers for it."""
+
+    owner: int
+    message: Message
 
 
 class ActorPlaced(Event, frozen=True):
@@ -70,11 +92,37 @@ class Want(msgspec.Struct):
     strategy: bytes
     label: str
     place: dict[str, int]
+    lives_for: int = 0
+    """The process that owns the actor; for leases the key says it."""
+    retriable: bool = True
+    """Whether what runs there may be repeated, or the actor restarted."""
     incarnation: int = 0
+    how: Strategy = Strategy()
+    """`strategy`, read."""
+    guest: bool = False
+    """The owner is a member of another node: what does not fit is refused, unless it `queues`."""
+    queues: bool = False
     starting: int = 0
     """Leases of this demand that have resources and wait for a worker."""
+    elsewhere: int = 0
+    """Leases that the control service has placed on other nodes and that were not granted yet."""
+    placed_only: bool = False
+    """Only what the control service has placed here may start here: it depends on other nodes."""
+    here: int = 0
+    """Leases of such a demand that it has placed on this node."""
+    heard: int = 0
+    """All that it has ever placed."""
+    told: int = -1
+    """What it was told is wanted; -1 if it was told nothing."""
+    told_heard: int = 0
+    hopeless: str = ""
+    """Why no node of the cluster can ever meet it."""
+    waits: bool = False
+    """Whether people are told when it waits for long."""
     passed_over: int = 0
     patience: int = fairness.PATIENCE
+    held_back: str = ""
+    """Why there may be no more leases of it for now; see `LimitLeases`."""
 
     @property
     def owner(self) -> int:
@@ -83,12 +131,13 @@ class Want(msgspec.Struct):
     @property
     def unmet(self) -> int:
         """Leases for which no resources were taken yet."""
-        return self.count - self.starting
+        return max(self.count - self.starting - self.elsewhere, 0)
 
     @property
     def may_start(self) -> bool:
         """Whether another lease may take resources now."""
-        return self.unmet > 0 and self.starting < STARTING_PER_DEMAND_MAX
+        allowed = self.here > 0 or not self.placed_only
+        return allowed and self.unmet > 0 and self.starting < STARTING_PER_DEMAND_MAX and not self.held_back
 
 
 class Lease(msgspec.Struct):
@@ -102,6 +151,9 @@ class Lease(msgspec.Struct):
     proc: int = 0
     pid: int = 0
     since: float = 0.0
+    lives_for: int = 0
+    retriable: bool = True
+    """Both as in `Want`."""
     reclaimed: bool = False
     """It was asked back."""
     kept: bool = False

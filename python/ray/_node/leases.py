@@ -1,6 +1,8 @@
 """Leases of one node: who may use which worker, and with which resources.
 
-Owns demands, leases and the resource ledger. Does not know how workers come to be: it asks for one
+Owns demands, leases and the resource ledger. An owner of this node is served here first, and what is left over is
+told to the control service (`Overflow`), which has other nodes serve it; so demands of owners of other nodes, *guests*,
+come from there (`LeasesPlaced`), as do actors. Does not know how workers come to be: it asks for one
 (`WantWorker`), and the worker pool answers. An actor is a lease that ends with its worker.
 
 A lease goes through two states. It is *starting* from the moment its resources are taken until a worker
@@ -9,6 +11,8 @@ is there, and *held* until it is returned, its owner dies or its worker dies.
 Invariants:
 - what leases hold and what is free add up to what the node has;
 - a demand's starting leases are no more than its count;
+- what cannot be met here now is known to the control service, as soon as there are other nodes;
+- what it has placed here is started at once, or refused, unless it is to queue;
 - nothing that fits waits, except behind a demand that was passed over too often (`fairness`);
 - a worker serves at most one lease; no lease is granted to a process that has gone.
 """
@@ -17,6 +21,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from ray._control import messages
+from ray._control import strategy as strategies
+from ray._control.demands import ACTORS, Key
 from ray._control.machine import (
     Deadlines,
     Log,
@@ -29,13 +36,19 @@ from ray._control.machine import (
     Tick,
     earliest,
 )
+from ray._control.shown import show, show_demand
+from ray._control.waits import Waits
 from ray._node import fairness
 from ray._node.events import (
+    Company,
     FreeWorker,
+    JobKnown,
     Labelled,
+    LimitLeases,
     PeerUnreachable,
     StartsDelayed,
     StopWorker,
+    ToControl,
     UnwantWorker,
     WantWorker,
     WorkerGone,
@@ -44,17 +57,19 @@ from ray._node.events import (
     WorkerUnavailable,
 )
 from ray._node.lease_records import (
-    ACTORS,
+    STARTING_PER_DEMAND_MAX,
     ActorDemand,
     ActorPlaced,
     ActorUnplaceable,
     ActorWithdrawn,
-    Key,
+    Elsewhere,
+    GuestWithdrawn,
     Lease,
+    LeasesPlaced,
+    NowHopeless,
+    ToldElsewhere,
     Want,
 )
-from ray._node.resources import Ledger, show, show_demand
-from ray._node.waits import Waits
 from ray._protocol import (
     ACTOR_DEAD,
     CAUSE_TEXT,
@@ -72,7 +87,9 @@ from ray._protocol import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from ray._node.resources import Ledger
 
 DEMANDS_PER_OWNER_MAX: Final = 10_000
 """Scheduling classes that one owner may ask for at a time; further demands are refused with `LeaseFailed`."""
@@ -82,30 +99,45 @@ CALM_S: Final = 0.1
 messages each time."""
 
 
+REPORT_S: Final = 0.01
+"""What is free is told to the control service no more often than this, unless it is why something was refused."""
+
+
 class LeaseTable(Machine):
     """See the module's docstring.
 
     Args:
         node: This node's key, for grants.
         ledger: The node's resources; from now on changed only by this table.
+        new_id: Draws a random number, from which leases are numbered: their numbers are unique over all nodes.
     """
 
-    def __init__(self, *, node: int, ledger: Ledger, validate: bool = False) -> None:
+    def __init__(self, *, node: int, ledger: Ledger, new_id: Callable[[], int], validate: bool = False) -> None:
         super().__init__(validate=validate)
         self.ledger = ledger
         self._node = node
         self._jobs: dict[int, int] = {}
-        """Connected cores and their jobs: only they may own leases."""
+        """Connected cores and guests, and their jobs: only they may own leases."""
         self._wants: dict[Key, Want] = {}
         self._turns: dict[int, dict[Key, Want]] = {}
         """The same demands by owner, in the order in which owners and classes have their turn."""
         self._leases: dict[int, Lease] = {}
         self._by_proc: dict[int, Lease] = {}
+        self._granted: dict[Key, int] = {}
+        """Leases that owners of this node got, ever, by class; of classes for which any was granted."""
         self._pressed: dict[int, None] = {}
         """Owners that were told that others wait."""
         self._kept = 0
         """How many leases were asked back and are in use."""
-        self._serial = 0
+        self._serial = new_id() & _LEASE_BASE_MASK
+        self._alone = True
+        """There is no other node."""
+        self._placed_serial = 0
+        """The last order of the control service that was followed."""
+        self._reported: tuple[dict[str, int], int] = ({}, 0)
+        self._report_at = 0.0
+        self._limits: dict[Key, LimitLeases] = {}
+        """Demands of which there may be so many leases, for want of memory."""
         self._starts_delayed = ""
         """Why the worker pool cannot start workers just now."""
         self._waits = Waits()
@@ -118,8 +150,16 @@ class LeaseTable(Machine):
             WorkerGone: self._on_worker_gone,
             PeerUnreachable: self._on_unreachable,
             StartsDelayed: self._on_starts_delayed,
+            LimitLeases: self._on_limit,
             ActorDemand: self._on_actor_demand,
             ActorWithdrawn: self._on_actor_withdrawn,
+            LeasesPlaced: self._on_leases_placed,
+            GuestWithdrawn: self._on_guest_withdrawn,
+            Elsewhere: self._on_elsewhere,
+            NowHopeless: self._on_hopeless,
+            ToldElsewhere: self._on_told_elsewhere,
+            Company: self._on_company,
+            JobKnown: self._on_job_known,
             Tick: self._on_tick,
         }
         self._messages = {
@@ -138,6 +178,10 @@ class LeaseTable(Machine):
         lease = self._by_proc.get(proc)
         return (lease.owner, lease.id) if lease is not None and lease.owner != ACTORS else (0, 0)
 
+    def held(self) -> Iterator[Lease]:
+        """Leases with a worker, in the order in which they were asked for."""
+        return (lease for lease in self._leases.values() if lease.held)
+
     def why(self, owner: int, class_id: int) -> str:
         """Why the owner's demand for this class is not met, as a sentence."""
         return self._why((owner, class_id))
@@ -145,6 +189,11 @@ class LeaseTable(Machine):
     def why_actor(self, actor: bytes) -> str:
         """Why an actor has no worker yet, as a sentence."""
         return self._why((ACTORS, actor))
+
+    def pending(self) -> list[tuple[Want, str]]:
+        """What waits for room on this node and was not told to the control service, and why."""
+        wants = [want for want in self._wants.values() if want.unmet and not want.placed_only]
+        return [(want, self._why(want.key)) for want in wants]
 
     def statistics(self) -> dict[str, int]:
         """Counts for people and tests."""
@@ -174,7 +223,10 @@ class LeaseTable(Machine):
         if event.sender not in self._jobs:
             return  # it has gone meanwhile
         want = self._wants.get(key)
-        if want is None and message.count > 0:
+        # What was granted and had not come to the owner when it spoke is part of what it speaks of.
+        coming = self._granted.get(key, 0) - message.granted if message.granted >= 0 else 0
+        count = max(message.count - coming, 0)
+        if want is None and count > 0:
             if len(self._turns.get(event.sender, ())) >= DEMANDS_PER_OWNER_MAX:
                 reason = f"more than {DEMANDS_PER_OWNER_MAX} kinds of tasks wait in one process"
                 self._emit(Send(event.sender, LeaseFailed(message.class_id, reason)))
@@ -184,57 +236,85 @@ class LeaseTable(Machine):
                     key=key,
                     job=self._jobs[event.sender],
                     demand={name: units for name, units in message.demand.items() if units > 0},
-                    count=message.count,
+                    count=count,
                     env=message.env,
                     strategy=message.strategy,
                     label=message.label,
                     place={},
+                    retriable=message.retriable,
                 ),
                 now,
             )
         elif want is not None:
-            want.count = max(message.count, 0)
+            want.count = count
             self._cancel_surplus(want)
         self._schedule(now)
 
     def _on_actor_demand(self, event: ActorDemand, now: float) -> None:
-        key = (ACTORS, event.actor)
-        self._require(key not in self._wants, f"actor {event.actor.hex()} is being placed already")
-        self._add(
-            Want(
-                key=key,
-                job=event.job,
-                demand={name: units for name, units in event.run.items() if units > 0},
-                count=1,
-                env=event.env,
-                strategy=event.strategy,
-                label=event.label,
-                place=event.place,
-                incarnation=event.incarnation,
-            ),
-            now,
+        order = event.message
+        key = (ACTORS, order.actor)
+        self._require(key not in self._wants, f"actor {order.actor.hex()} is being placed already")
+        self._placed_serial = max(self._placed_serial, order.serial)
+        want = Want(
+            key=key,
+            job=order.job,
+            demand={name: units for name, units in order.run.items() if units > 0},
+            count=1,
+            env=order.env,
+            strategy=order.strategy,
+            label=order.label,
+            place=order.place,
+            lives_for=order.owner,
+            retriable=order.retriable,
+            incarnation=order.incarnation,
+            guest=True,
+            queues=order.queue,
         )
+        self._add(want, now)
         self._schedule(now)
 
     def _on_actor_withdrawn(self, event: ActorWithdrawn, now: float) -> None:
-        want = self._wants.get((ACTORS, event.actor))
+        self._drop((ACTORS, event.actor), now)
+
+    def _drop(self, key: Key, now: float) -> None:
+        """Give a demand up."""
+        want = self._wants.get(key)
         if want is not None:
-            want.count = 0
+            want.count = want.here = 0
             self._cancel_surplus(want)
             self._schedule(now)
 
     def _add(self, want: Want, now: float) -> Want:
+        want.how = strategies.parse(want.strategy)
+        want.placed_only = not want.guest and self._is_for_control(want)
         self._wants[want.key] = want
         self._turns.setdefault(want.owner, {})[want.key] = want
+        self._hold_back(want.key)
+        # Of guests that must not wait here, and of those that do beside other nodes, the control service tells people.
+        want.waits = not want.guest or (self._alone and want.queues)
+        if want.waits:
+            self._begin_wait(want, now)
+        return want
+
+    def _begin_wait(self, want: Want, now: float) -> None:
         infeasible = self._infeasible(want) is not None
         self._waits.add(want, now, infeasible=infeasible)
         if infeasible:
             self._tell_waits(now)
-        return want
+
+    def _is_for_control(self, want: Want) -> bool:
+        """Whether only a view of all nodes can tell where the demand is met."""
+        how = want.how
+        if how.kind == strategies.NODE and (how.node == self._node or (self._alone and how.soft)):
+            return False
+        return not how.is_local_first and not (self._alone and how.kind == strategies.SPREAD)
 
     def _remove(self, want: Want) -> None:
         del self._wants[want.key]
-        self._waits.remove(want)
+        if want.waits:
+            self._waits.remove(want)
+        if want.told >= 0:
+            self._emit(ToControl(_overflow(want, 0, -1)))
         turn = self._turns[want.owner]
         del turn[want.key]
         if not turn:
@@ -253,6 +333,10 @@ class LeaseTable(Machine):
             self._remove(want)
 
     def _infeasible(self, want: Want) -> str | None:
+        if want.hopeless:
+            return want.hopeless
+        if not self._alone or want.placed_only:
+            return None  # others may have it; the control service says so if they do not
         return self.ledger.infeasible(want.place) or self.ledger.infeasible(want.demand)
 
     def _tell_waits(self, now: float) -> None:
@@ -272,9 +356,10 @@ class LeaseTable(Machine):
             if group.infeasible:
                 asked = show_demand({**want.place, **want.demand})
                 asks, it = ("ask", "they go") if many else ("asks", "it goes")
+                has = f"In total this node has {show_demand(self.ledger.total)}. " if self._alone else ""
                 text = (
-                    f"{who} {asks} for {asked}, which no node has: {each} {self._infeasible(want)}. In total this node "
-                    f"has {show_demand(self.ledger.total)}. {it.capitalize()} on waiting; ask for less, or start with "
+                    f"{who} {asks} for {asked}, which no node has: {each} {self._infeasible(want)}. "
+                    f"{has}{it.capitalize()} on waiting; ask for less, or start with "
                     "more resources."
                 )
                 self._emit(Notify(want.job, "warning", text))
@@ -289,10 +374,16 @@ class LeaseTable(Machine):
 
     def _schedule(self, now: float) -> None:
         """Take resources for all that fits, and ask for leases back on behalf of what does not."""
-        if not self._turns:
+        if self._turns:
+            self._share_out(now)
+        else:
             self._relax(now)
-            return
+        self._report(now)
+
+    def _share_out(self, now: float) -> None:
         blocked = fairness.share_out(self._turns, self.ledger, self._start)
+        self._refuse_what_waits()
+        blocked = [want for want in blocked if want.key in self._wants and want.unmet > 0]
         if not any(want.passed_over >= want.patience for want in blocked):
             self._deadlines.clear("hold")
         elif "hold" not in self._deadlines:
@@ -331,10 +422,163 @@ class LeaseTable(Machine):
 
     def _start(self, want: Want) -> None:
         self._serial += 1
-        lease = Lease(self._serial, want.key, want.label, self.ledger.take(want.demand), want.job)
+        lease = Lease(
+            self._serial,
+            want.key,
+            want.label,
+            self.ledger.take(want.demand),
+            want.job,
+            lives_for=want.lives_for,
+            retriable=want.retriable,
+        )
         self._leases[lease.id] = lease
         want.starting += 1
+        want.here = max(want.here - 1, 0)
+        self._hold_back(want.key)
         self._emit(WantWorker(lease.id, want.job, want.env, want.label, want.owner == ACTORS))
+
+    # ------------------------------------------------------------------ other nodes
+
+    def _on_leases_placed(self, event: LeasesPlaced, now: float) -> None:
+        order = event.message
+        key = (order.owner, order.class_id)
+        self._placed_serial = max(self._placed_serial, order.serial)
+        want = self._wants.get(key)
+        if want is not None and not want.guest:
+            # It was announced as being elsewhere, and elsewhere is here.
+            count = min(order.count, want.elsewhere)
+            want.elsewhere -= count
+            want.here += count
+            want.queues = order.queue
+        elif order.count > 0:
+            self._jobs[order.owner] = order.job
+            if want is None:
+                want = self._add(_guest(order), now)
+            want.count += order.count
+            want.queues = order.queue or (want.queues and want.unmet > order.count)
+        self._schedule(now)
+
+    def _refuse_what_waits(self) -> None:
+        """What was placed here and does not fit must not wait here, unless it is to queue."""
+        for want in list(self._wants.values()):
+            if want.queues or not (want.guest or want.here):
+                continue
+            refused = want.unmet if want.guest else want.here
+            if want.starting >= STARTING_PER_DEMAND_MAX or not refused:
+                continue  # it has resources, and goes on when the first of them have workers
+            self._report_now()
+            if want.owner == ACTORS:
+                assert isinstance(want.key[1], bytes)
+                self._emit(ToControl(messages.ActorRefused(want.key[1], want.incarnation, want.held_back)))
+            else:
+                refusal = messages.LeasesRefused(want.owner, _class_of(want), refused, want.held_back)
+                self._emit(ToControl(refusal))
+            if want.guest:
+                want.count -= refused
+                self._cancel_surplus(want)
+            else:
+                want.here = 0
+                want.heard -= refused
+                want.told_heard -= refused
+                want.told += refused
+
+    def _on_guest_withdrawn(self, event: GuestWithdrawn, now: float) -> None:
+        key = (event.message.owner, event.message.class_id)
+        want = self._wants.get(key)
+        if want is not None and want.guest and want.queues:
+            # One lease stood in line. What was placed here beside it is refused if it does not fit.
+            want.count = max(want.count - 1, want.starting)
+            want.queues = False
+            self._cancel_surplus(want)
+            self._schedule(now)
+
+    def _on_elsewhere(self, event: Elsewhere, now: float) -> None:
+        told = event.message
+        want = self._wants.get((told.owner, told.class_id))
+        if want is None or want.guest:
+            return
+        want.elsewhere = max(want.elsewhere + told.count, 0)
+        want.heard += told.count
+        # The control service has counted this already.
+        want.told_heard += told.count
+        want.told = max(want.told - told.count, 0)
+        self._schedule(now)
+
+    def _on_told_elsewhere(self, event: ToldElsewhere, now: float) -> None:
+        assert isinstance(event.message, LeaseGranted | LeaseFailed)
+        key = (event.owner, event.message.class_id)
+        if isinstance(event.message, LeaseGranted) and event.owner in self._jobs:
+            self._granted[key] = self._granted.get(key, 0) + 1
+        want = self._wants.get(key)
+        if want is None or want.guest:
+            return
+        if isinstance(event.message, LeaseFailed):
+            want.count = want.elsewhere = 0
+        else:
+            want.elsewhere = max(want.elsewhere - 1, 0)
+            want.count = max(want.count - 1, 0)
+            self._waits.moved(want, now)
+        self._cancel_surplus(want)
+        self._schedule(now)
+
+    def _on_hopeless(self, event: NowHopeless, now: float) -> None:
+        want = self._wants.get((event.message.owner, event.message.class_id))
+        if want is not None and want.waits:
+            self._waits.remove(want)
+            want.hopeless = event.message.reason
+            self._begin_wait(want, now)
+
+    def _on_company(self, event: Company, now: float) -> None:
+        self._alone = event.alone
+        for want in list(self._wants.values()):
+            if want.guest:
+                # An actor that queues on the only node may find room on another one.
+                if not event.alone and want.owner == ACTORS and want.unmet:
+                    want.queues = False
+                continue
+            want.placed_only = self._is_for_control(want)
+            self._waits.remove(want)
+            want.hopeless = ""
+            self._begin_wait(want, now)
+        self._schedule(now)
+
+    def say_again(self, now: float) -> None:
+        """A new control service knows of nothing: what the one before had placed may come, and is not counted on."""
+        for want in self._wants.values():
+            if not want.guest:
+                want.elsewhere = want.here = want.heard = want.told_heard = 0
+                want.told = -1
+        self._placed_serial = 0
+        self._reported = ({}, 0)
+        self._report_at = now
+        self._schedule(now)
+
+    def _on_job_known(self, event: JobKnown, now: float) -> None:
+        self._jobs[event.proc] = event.job
+
+    def _report(self, now: float) -> None:
+        """Tell the control service what is wanted and what is free, as far as it does not know."""
+        for want in self._wants.values():
+            if want.guest or (self._alone and not want.placed_only):
+                continue
+            count = max(want.unmet - want.here, 0)
+            if (count, want.heard) != (want.told, want.told_heard) and (count or want.told >= 0):
+                want.told, want.told_heard = count, want.heard
+                self._emit(ToControl(_overflow(want, count, want.heard)))
+        if self._alone or (self.ledger.available(), self._placed_serial) == self._reported:
+            self._deadlines.clear("report")
+        elif now >= self._report_at:
+            self._report_at = now + REPORT_S
+            self._report_now()
+        elif "report" not in self._deadlines:
+            self._deadlines.set("report", self._report_at)
+
+    def _report_now(self) -> None:
+        self._deadlines.clear("report")
+        self._reported = (self.ledger.available(), self._placed_serial)
+        self._emit(ToControl(messages.Resources(*self._reported)))
+
+    # ------------------------------------------------------------------ workers come
 
     def _on_worker_ready(self, event: WorkerReady, now: float) -> None:
         lease = self._leases.get(event.ticket)
@@ -347,7 +591,8 @@ class LeaseTable(Machine):
         saturated = want.unmet > 0 and not want.may_start
         want.starting -= 1
         want.count -= 1
-        self._waits.moved(want, now)
+        if want.waits:
+            self._waits.moved(want, now)
         gpu_ids = lease.allocation.gpu_ids
         if lease.label:
             self._emit(Labelled(event.proc, lease.label))
@@ -355,6 +600,8 @@ class LeaseTable(Machine):
         if isinstance(name, bytes):
             self._emit(ActorPlaced(name, want.incarnation, event.proc, event.pid, gpu_ids))
         else:
+            if not want.guest:
+                self._granted[lease.key] = self._granted.get(lease.key, 0) + 1
             self._emit(Send(owner, LeaseGranted(name, lease.id, event.proc, self._node, event.pid, gpu_ids)))
         if want.count == 0:
             self._remove(want)
@@ -376,7 +623,7 @@ class LeaseTable(Machine):
             self._emit(ActorUnplaceable(name, want.incarnation, event.reason))
         else:
             self._emit(Send(owner, LeaseFailed(name, event.reason)))
-        want.count = 0
+        want.count = want.here = want.elsewhere = 0
         self._cancel_surplus(want)
         self._schedule(now)
 
@@ -457,7 +704,12 @@ class LeaseTable(Machine):
                 self._wants[lease.key].starting -= 1
             self._end(lease)
         for want in list(self._turns.get(event.proc, {}).values()):
+            want.told = -1  # the control service hears of the owner's end itself
             self._remove(want)
+        for key in [key for key in self._limits if key[0] == event.proc]:
+            del self._limits[key]
+        for key in [key for key in self._granted if key[0] == event.proc]:
+            del self._granted[key]
         self._schedule(now)
 
     def _end(self, lease: Lease) -> None:
@@ -466,6 +718,27 @@ class LeaseTable(Machine):
         if lease.held:
             del self._by_proc[lease.proc]
         self.ledger.give(lease.allocation)
+        self._hold_back(lease.key)
+
+    def _on_limit(self, event: LimitLeases, now: float) -> None:
+        key = (event.owner, event.name)
+        if event.limit is None:
+            self._limits.pop(key, None)
+        elif event.owner == ACTORS or event.owner in self._jobs:
+            self._limits[key] = event
+        self._hold_back(key)
+        self._schedule(now)
+
+    def _hold_back(self, key: Key) -> None:
+        """Note at a demand whether there may be another lease of it, whenever its limit or their number has changed."""
+        want = self._wants.get(key)
+        if want is None:
+            return
+        limited = self._limits.get(key)
+        want.held_back = ""
+        if limited is not None and limited.limit is not None:
+            leases = sum(lease.key == key for lease in self._leases.values())
+            want.held_back = limited.reason if leases >= limited.limit else ""
 
     # ------------------------------------------------------------------ CPUs lent while waiting
 
@@ -513,11 +786,15 @@ class LeaseTable(Machine):
         if want.unmet == 0:
             delayed = f", but {self._starts_delayed}" if self._starts_delayed else ""
             return f"has its resources; its worker process is being started{delayed}"
+        if want.held_back:
+            return f"waits: {want.held_back}"
         lacking = self.ledger.lacking(want.demand)
         if not lacking:
             return f"needs {show_demand(want.demand)}; waits its turn behind a larger demand that waited longer"
         name = lacking[0]
-        total = self.ledger.total[name]
+        total = self.ledger.total.get(name, 0)
+        if not total:
+            return f"needs {name}: {show(name, want.demand[name])}; its own node has none"
         used = total - max(self.ledger.free[name], 0)
         users = [f"{x.label or 'unnamed'} (pid {x.pid})" for x in self._users(name)]
         more = f" and {len(users) - 4} more" if len(users) > 4 else ""
@@ -536,7 +813,8 @@ class LeaseTable(Machine):
             held = sum(lease.allocation.holds(name) for lease in self._leases.values())
             self._require(held + ledger.free[name] == total, f"{name} does not add up")
             self._require(name == "CPU" or ledger.free[name] >= 0, f"{name} is oversubscribed")
-        self._require(self._waits.members() == self._wants, "a demand waits in no group, or in another's")
+        waiting = {key: want for key, want in self._wants.items() if want.waits}
+        self._require(self._waits.members() == waiting, "a demand waits in no group, or in another's")
         for key, want in self._wants.items():
             starting = sum(x.key == key and not x.held for x in self._leases.values())
             self._require(starting == want.starting, f"starting leases of {key} miscounted")
@@ -544,6 +822,12 @@ class LeaseTable(Machine):
             self._require(self._turns[want.owner][key] is want, f"{key} has no turn")
             self._require(want.owner == ACTORS or want.owner in self._jobs, f"{key} is wanted by the dead")
         self._require(self._kept == sum(lease.kept for lease in self._leases.values()), "kept leases miscounted")
+        for key, limited in self._limits.items():
+            self._require(key[0] == ACTORS or key[0] in self._jobs, f"{key} of the dead is limited")
+            if (limited_want := self._wants.get(key)) is not None:
+                leases = sum(lease.key == key for lease in self._leases.values())
+                held_back = limited.limit is not None and leases >= limited.limit
+                self._require(bool(limited_want.held_back) == held_back, f"{key} is held back wrongly")
         for lease in self._leases.values():
             self._require(lease.reclaimed or not lease.kept, f"lease {lease.id} is kept from nobody")
             self._require(lease.owner == ACTORS or lease.owner in self._jobs, f"lease {lease.id} of the dead")
@@ -554,3 +838,42 @@ class LeaseTable(Machine):
             "a worker serves two leases",
         )
         self._require(not fairness.overlooked(self._turns, ledger), "something that fits waits")
+
+
+_LEASE_BASE_MASK: Final = ((1 << 63) - 1) & ~((1 << 20) - 1)
+"""Leases are counted from a random number with zeros at its end."""
+
+
+def _class_of(want: Want) -> int:
+    assert isinstance(want.key[1], int)
+    return want.key[1]
+
+
+def _guest(order: messages.PlaceLeases) -> Want:
+    return Want(
+        key=(order.owner, order.class_id),
+        job=order.job,
+        demand={name: units for name, units in order.demand.items() if units > 0},
+        count=0,
+        env=order.env,
+        strategy=order.strategy,
+        label=order.label,
+        place={},
+        retriable=order.retriable,
+        guest=True,
+    )
+
+
+def _overflow(want: Want, count: int, heard: int) -> messages.Overflow:
+    return messages.Overflow(
+        want.owner,
+        _class_of(want),
+        count,
+        heard,
+        want.job,
+        want.demand,
+        want.env,
+        want.strategy,
+        want.label,
+        want.retriable,
+    )

@@ -24,8 +24,18 @@ from ray._control.machine import (
     Send,
     Tick,
 )
-from ray._node.events import DescriptorsSeen, LookAtDescriptors, PeerGivenUp, PeerUnreachable
-from ray._protocol import ROLE_DRIVER, ROLE_WORKER, Deaths, PeerLost, WorkerDied
+from ray._control.messages import WhoIs
+from ray._node.events import (
+    Company,
+    DescriptorsSeen,
+    GivenUp,
+    JobKnown,
+    LookAtDescriptors,
+    PeerGivenUp,
+    PeerUnreachable,
+    ToControl,
+)
+from ray._protocol import RETRY_CHARGED, ROLE_DRIVER, ROLE_WORKER, Deaths, PeerLost, WorkerDied
 
 TELL_ALL_AFTER_S: Final = 0.1
 """How long the news of a death may wait for others, to reach everybody in one message: when hundreds of actors end
@@ -48,6 +58,13 @@ class ProcessEnded(Event, frozen=True):
     oom: bool
     holder: int = 0
     lease: int = 0
+    retry: int = RETRY_CHARGED
+
+
+class DiedElsewhere(Event, frozen=True):
+    """Processes of other nodes have ended."""
+
+    dead: list[tuple[int, str]]
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -72,12 +89,18 @@ class ProcessTable(Machine):
         self._askers: dict[int, dict[int, None]] = {}
         """For each process whose end is awaited, who asked."""
         self._untold: list[tuple[int, str]] = []
+        self._alone = True
+        """There is no other node that could know more."""
         self._deadlines: Deadlines[str] = Deadlines()
         self._events = {
             ProcessJoined: self._on_joined,
             ProcessLeft: self._on_left,
             ProcessEnded: self._on_ended,
+            DiedElsewhere: self._on_died_elsewhere,
             DescriptorsSeen: self._on_descriptors_seen,
+            JobKnown: self._on_job_known,
+            GivenUp: self._on_given_up,
+            Company: self._on_company,
             Tick: self._on_tick,
         }
         self._messages = {PeerLost: self._on_peer_lost}
@@ -93,6 +116,14 @@ class ProcessTable(Machine):
             if process.role == ROLE_DRIVER and job in (0, process.job)
         ]
 
+    def all(self) -> list[Process]:
+        """Every connected core, with what is known of it."""
+        return list(self._connected.values())
+
+    def connected(self) -> list[int]:
+        """Every connected core."""
+        return list(self._connected)
+
     def statistics(self) -> dict[str, int]:
         return {"connected": len(self._connected), "deaths_remembered": len(self._deaths)}
 
@@ -106,20 +137,38 @@ class ProcessTable(Machine):
 
     def _on_ended(self, event: ProcessEnded, now: float) -> None:
         self._connected.pop(event.proc, None)
-        died = WorkerDied(event.proc, 0, event.cause, event.exit_code, event.intended, event.oom)
-        self._deaths[event.proc] = died
-        if len(self._deaths) > DEATHS_REMEMBERED:
-            del self._deaths[next(iter(self._deaths))]
+        died = WorkerDied(event.proc, 0, event.cause, event.exit_code, event.intended, event.oom, event.retry)
+        self._remember(died)
         if event.holder:
             self._emit(Send(event.holder, msgspec.structs.replace(died, lease=event.lease)))
         for asker in self._askers.pop(event.proc, {}):
             if asker != event.holder:
                 self._emit(Send(asker, died))
-        self._untold.append((event.proc, event.cause))
+        self._tell_soon([(event.proc, event.cause)], now)
+
+    def _remember(self, died: WorkerDied) -> None:
+        self._deaths[died.proc] = died
+        if len(self._deaths) > DEATHS_REMEMBERED:
+            del self._deaths[next(iter(self._deaths))]
+
+    def _tell_soon(self, dead: list[tuple[int, str]], now: float) -> None:
+        self._untold += dead
         if len(self._untold) >= TELL_ALL_AT:
             self._tell_all()
         elif "tell" not in self._deadlines:
             self._deadlines.set("tell", now + TELL_ALL_AFTER_S)
+
+    def _on_died_elsewhere(self, event: DiedElsewhere, now: float) -> None:
+        for proc, cause in event.dead:
+            self._remember(_lost(proc, cause))
+        self._tell_soon(event.dead, now)
+
+    def _on_job_known(self, event: JobKnown, now: float) -> None:
+        process = self._connected[event.proc]
+        self._connected[event.proc] = msgspec.structs.replace(process, job=event.job)
+
+    def _on_company(self, event: Company, now: float) -> None:
+        self._alone = event.alone
 
     def next_deadline(self) -> float | None:
         return self._deadlines.next()
@@ -141,8 +190,16 @@ class ProcessTable(Machine):
         else:
             self._emit(LookAtDescriptors(asker.proc, asker.pid, process.proc, process.pid))
 
+    def _on_given_up(self, event: GivenUp, now: float) -> None:
+        process = self._connected.get(event.proc)
+        if process is not None and process.role == ROLE_WORKER:
+            self._emit(PeerGivenUp(event.proc, event.by))
+
     def _answer(self, asker: int, proc: int) -> None:
-        """What is known about a process that is not connected."""
+        """What is known about a process that is not connected here."""
+        if proc not in self._deaths and not self._alone:
+            self._emit(ToControl(WhoIs(asker, proc)))
+            return
         unknown = f"process {proc:016x} is not known here: it never joined, or ended long ago"
         self._emit(Send(asker, self._deaths.get(proc) or _lost(proc, unknown)))
 

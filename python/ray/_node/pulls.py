@@ -43,6 +43,7 @@ from ray._node.events import (
     CopyHeld,
     CopyIdle,
     FromPeer,
+    LinkLost,
     LocateSpill,
     PeerJoined,
     PeerLeft,
@@ -127,6 +128,8 @@ class PullTable(Machine):
         self._prefetches: dict[Key, None] = {}
         self._in_flight = 0
         self._running = 0
+        self._finished = self._failed = 0
+        """Attempts, ever since the node started."""
         self._peers: dict[int, str] = {}
         self._dead: dict[int, None] = {}
         self._deadlines: Deadlines[Key] = Deadlines()
@@ -138,6 +141,7 @@ class PullTable(Machine):
             CopyEvicted: self._on_evicted,
             PeerJoined: self._on_peer_joined,
             PeerLeft: self._on_peer_left,
+            LinkLost: self._on_link_lost,
             FromPeer: self._on_from_peer,
             Tick: self._on_tick,
         }
@@ -167,6 +171,8 @@ class PullTable(Machine):
             "pulls_running": self._running,
             "pulls_waiting": len(self._gets) + len(self._prefetches),
             "pull_bytes_in_flight": self._in_flight,
+            "pulls_finished": self._finished,
+            "pulls_failed": self._failed,
             "blocks_copied_elsewhere": len(self.directory),
         }
 
@@ -345,6 +351,7 @@ class PullTable(Machine):
         if not event.error:
             self._finish(copy)
         else:
+            self._failed += 1
             refused = [node for node, did_refuse, _ in event.failures if did_refuse]
             self._tell_origin(copy, Uncopied(*_block(copy), refused=refused))
             if not copy.wants:
@@ -359,6 +366,7 @@ class PullTable(Machine):
     def _finish(self, copy: Copy) -> None:
         self._in_flight -= copy.len
         self._running -= 1
+        self._finished += 1
         copy.state = "here"
         del self._tickets[copy.ticket]
         self._by_segment[copy.segment] = copy
@@ -435,7 +443,16 @@ class PullTable(Machine):
             self._lose(copy, _gone_text(event.node))
         self._admit()
 
+    def _on_link_lost(self, event: LinkLost, now: float) -> None:
+        """What was said last may not have come: neither what this node asked, nor what the other one copied."""
+        self.directory.peer_left(event.node)
+        for copy in [x for x in self._tickets.values() if x.key[1] == event.node and x.state == "locating"]:
+            self._fail(copy, "the connection to it was lost", [], now)
+        self._admit()
+
     def _on_from_peer(self, event: FromPeer, now: float) -> None:
+        if event.node in self._dead:
+            return  # it does not know yet that it was given up
         self._peer_messages[type(event.message)](event.node, event.message, now)
 
     def _on_locate(self, node: int, message: Locate, now: float) -> None:

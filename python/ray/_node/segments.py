@@ -1,20 +1,22 @@
 """The segments of one node: shared memory lent to processes, within a capacity.
 
-Owns which segment is lent to whom, what waits for room, and the claims on segments whose lessee has died.
-The memory files themselves belong to the shell.
+Owns which segment is lent to whom, and what waits for room; by `adoptions`, who owns what in those whose lessee has
+died. The memory files themselves belong to the shell.
 
 The life of a segment:
 
     lent -> warm -> recycled under a new id    returned empty: its pages are touched already, which is worth
                                                seven copies
-    lent -> adopted -> dropped                 its lessee has died: every core says which blocks it owns, and
-                                               the segment goes when the last of these is freed or its owner dies
+    lent -> adopted -> dropped                 its lessee has died: every core of the cluster says which blocks it
+                                               owns, and the segment goes when the last of these is freed or its owner
+                                               dies
 
 A recycled segment gets a new id, so that a late message about the old one finds nothing. An adopted one
 is never recycled, because readers may still have views on it; the kernel keeps its pages for them.
 
 Copies of what lies on other nodes have a segment each, lent to the node itself (`pulls` decides about them). One that
-nobody holds is *idle*: a cache that counts as free, evicted oldest first when room is needed.
+nobody holds is *idle*: a cache that counts as free, evicted oldest first when room is needed, and after `IDLE_S` in any
+case, because the object may be gone.
 
 What is lacking, for those who wait or to get below the high-water mark, is told to `spills`, which has values leave
 memory; the segments that become empty by that are returned like any others.
@@ -40,12 +42,17 @@ from ray._control.machine import (
     Send,
     Tick,
 )
+from ray._control.shown import show_bytes
+from ray._node.adoptions import Adoptions
 from ray._node.events import (
+    Company,
     CopyEvicted,
     CopyHeld,
     CopyIdle,
     DropSegment,
     GrantSegment,
+    MayHaveMissed,
+    OwnersAsked,
     RoomDenied,
     RoomGranted,
     RoomProgress,
@@ -55,8 +62,8 @@ from ray._node.events import (
     RoomWanted,
     SegmentFailed,
     ShareSegment,
+    ToControl,
 )
-from ray._node.resources import show_bytes
 from ray._protocol import (
     ROLE_DRIVER,
     BlocksFreed,
@@ -71,6 +78,7 @@ from ray._protocol import (
 
 if TYPE_CHECKING:
     from ray._control.machine import Effects, Event
+    from ray._control.messages import SegmentOrphaned
 
 MIN_SEGMENT_BYTES: Final = 1 << 20
 """Smaller requests are rounded up to this: a descriptor and a mapping each cost more than the memory."""
@@ -93,6 +101,9 @@ WAIT_S: Final = 10.0
 HIGH_WATER_SHARE: Final = 0.8
 """Of the capacity; when more is lent, values that nobody reads are spilled, before somebody has to wait for that."""
 
+IDLE_S: Final = 10.0
+"""How long a copy that nobody holds is kept for the next reader."""
+
 WISH_SHARE: Final = 4
 """What a process wishes for beyond its need is at most one part in this many of what is free: segments become smaller
 as the store fills, so that the room for later needs is not all in the hands of those who came first."""
@@ -112,15 +123,6 @@ class Segment(msgspec.Struct):
     @property
     def is_copy(self) -> bool:
         return self.ticket != 0
-
-
-class Adoption(msgspec.Struct):
-    """Who owns what in a segment whose lessee has died."""
-
-    awaited: dict[int, None]
-    """Cores that have not said yet what they own."""
-    claims: dict[int, dict[int, None]]
-    """Offsets of blocks that are alive, by owner."""
 
 
 class Waiting(msgspec.Struct):
@@ -143,14 +145,16 @@ class SegmentTable(Machine):
     """See the module's docstring.
 
     Args:
+        node: This node.
         capacity: Bytes that all segments together may have.
         high_water_share: See `HIGH_WATER_SHARE`.
     """
 
     def __init__(
-        self, *, capacity: int, high_water_share: float = HIGH_WATER_SHARE, validate: bool = False
+        self, *, node: int, capacity: int, high_water_share: float = HIGH_WATER_SHARE, validate: bool = False
     ) -> None:
         super().__init__(validate=validate)
+        self._node = node
         self.capacity = capacity
         self._high_water = int(capacity * high_water_share)
         self._short = RoomShort(0, waits=False)
@@ -159,7 +163,7 @@ class SegmentTable(Machine):
         self.used = 0
         self._serial = 0
         self._segments: dict[int, Segment] = {}
-        self._adoptions: dict[int, Adoption] = {}
+        self._adoptions = Adoptions()
         self._warm: dict[int, int] = {}
         """Size by former id, oldest first."""
         self._idle: dict[int, int] = {}
@@ -177,6 +181,9 @@ class SegmentTable(Machine):
             CopyIdle: self._on_copy_idle,
             CopyHeld: self._on_copy_held,
             RoomProgress: self._on_progress,
+            OwnersAsked: self._on_owners_asked,
+            MayHaveMissed: self._on_may_have_missed,
+            Company: self._on_company,
             Tick: self._on_tick,
         }
         self._messages = {
@@ -322,9 +329,13 @@ class SegmentTable(Machine):
 
     def _on_tick(self, event: Tick, now: float) -> None:
         for key in self._deadlines.due(now):
-            waiting = self._queue.pop(key)
-            self._deny(waiting, self._full_text(waiting.need))
+            if key[1] in self._idle and not key[0]:
+                self._evict(key[1])
+            else:
+                waiting = self._queue.pop(key)
+                self._deny(waiting, self._full_text(waiting.need))
         self._grant_waiting()
+        self._trim_warm()
 
     def _full_text(self, need: int) -> str:
         by_lessee: dict[int, int] = {}
@@ -344,8 +355,8 @@ class SegmentTable(Machine):
             f"the object store of this node is full: {show_bytes(need)} were asked for, segments with "
             f"{show_bytes(self.used)} of {show_bytes(self.capacity)} are allocated, and not enough became free within "
             f"{WAIT_S:.0f} seconds. "
-            f"Nothing more could be spilled: {spilling}. Largest holders: {holders}. Drop references that are not needed (del, or let go of views on arrays), "
-            "or start with a larger object_store_memory"
+            f"Nothing more could be spilled: {spilling}. Largest holders: {holders}. Drop references that are not "
+            "needed (del, or let go of views on arrays), or start with a larger object_store_memory"
         )
 
     def _on_failed(self, event: SegmentFailed, now: float) -> None:
@@ -377,6 +388,9 @@ class SegmentTable(Machine):
         self._warm[segment.id] = segment.size
         self._wait_on(now)
         self._grant_waiting()
+        self._trim_warm()
+
+    def _trim_warm(self) -> None:
         while self._warm and sum(self._warm.values()) > self.capacity // WARM_SHARE:
             self._drop_warm(next(iter(self._warm)))
 
@@ -402,14 +416,17 @@ class SegmentTable(Machine):
 
     def _on_copy_idle(self, event: CopyIdle, now: float) -> None:
         self._idle[event.segment] = self._segments[event.segment].size
+        self._deadlines.set((0, event.segment), now + IDLE_S)
         self._grant_waiting()
 
     def _on_copy_held(self, event: CopyHeld, now: float) -> None:
-        self._idle.pop(event.segment, None)
+        if self._idle.pop(event.segment, None) is not None:
+            self._deadlines.clear((0, event.segment))
 
     def _evict(self, segment: int) -> None:
         del self._segments[segment]
         self._warm[segment] = self._idle.pop(segment)
+        self._deadlines.clear((0, segment))
         self._emit(CopyEvicted(segment))
 
     # ------------------------------------------------------------------ the lessee's death
@@ -423,60 +440,58 @@ class SegmentTable(Machine):
         for key in [key for key in self._queue if key[0] == event.proc]:
             del self._queue[key]
             self._deadlines.clear(key)
-        for segment, adoption in list(self._adoptions.items()):
-            adoption.awaited.pop(event.proc, None)
-            adoption.claims.pop(event.proc, None)
-            self._drop_if_unclaimed(segment)
+        self._adoptions.forget_member(event.proc)
         for held in [x for x in self._segments.values() if x.lessee == event.proc]:
             self._adopt(held)
-        self._grant_waiting()
+        self._drop_unneeded()
 
     def _adopt(self, segment: Segment) -> None:
-        segment.lessee = 0
+        lessee, segment.lessee = segment.lessee, 0
         cores = tuple(self._processes)
-        self._adoptions[segment.id] = Adoption(dict.fromkeys(cores), {})
         if cores:
-            self._emit(Multicast(cores, SegmentAdopted(segment.id)))
-        self._drop_if_unclaimed(segment.id)
+            self._emit(Multicast(cores, SegmentAdopted(segment.id, self._node, lessee)))
+        self._ask_elsewhere(self._adoptions.begin(segment.id, lessee, cores))
+
+    def _ask_elsewhere(self, questions: list[SegmentOrphaned]) -> None:
+        for question in questions:
+            self._emit(ToControl(question))
+
+    def ask_again(self) -> None:
+        """What members of other nodes have said to this one may have been lost."""
+        self._ask_elsewhere(self._adoptions.ask(self._adoptions))
+
+    def _on_owners_asked(self, event: OwnersAsked, now: float) -> None:
+        self._adoptions.asked(event.segment, event.procs)
+        self._drop_unneeded(event.segment)
+
+    def _on_may_have_missed(self, event: MayHaveMissed, now: float) -> None:
+        self._ask_elsewhere(self._adoptions.ask(self._adoptions.concerning(event.procs)))
+
+    def _on_company(self, event: Company, now: float) -> None:
+        self._adoptions.set_alone(alone=event.alone)
+        self._drop_unneeded()
 
     def _on_claims(self, event: Received, message: SegmentClaims, now: float) -> None:
-        adoption = self._adoptions.get(message.segment)
-        if adoption is None or event.sender not in adoption.awaited:
-            return  # nobody asked, or it is answered already
-        del adoption.awaited[event.sender]
-        if message.blocks:
-            adoption.claims[event.sender] = dict.fromkeys(offset for offset, _ in message.blocks)
-        self._drop_if_unclaimed(message.segment)
-        self._grant_waiting()
+        self._adoptions.claim(message.segment, event.sender, [offset for offset, _ in message.blocks])
+        self._drop_unneeded(message.segment)
 
     def _on_freed(self, event: Received, message: BlocksFreed, now: float) -> None:
-        if message.node:
-            return  # it lies on another node, which numbers its segments by itself
-        adoption = self._adoptions.get(message.segment)
-        claims = adoption.claims.get(event.sender) if adoption is not None else None
-        if adoption is None or claims is None:
-            return
-        for offset in message.offsets:
-            claims.pop(offset, None)
-        if not claims:
-            del adoption.claims[event.sender]
-        self._drop_if_unclaimed(message.segment)
-        self._grant_waiting()
+        self._adoptions.free(message.segment, event.sender, message.offsets)
+        self._drop_unneeded(message.segment)
 
-    def _drop_if_unclaimed(self, segment: int) -> None:
-        adoption = self._adoptions[segment]
-        if adoption.awaited or adoption.claims:
-            return
-        del self._adoptions[segment]
-        self.used -= self._segments.pop(segment).size
-        self._emit(DropSegment(segment))
+    def _drop_unneeded(self, segment: int | None = None) -> None:
+        self._drop(self._adoptions.unneeded(segment))
+
+    def _drop(self, segments: list[int]) -> None:
+        for segment in segments:
+            self.used -= self._segments.pop(segment).size
+            self._emit(DropSegment(segment))
+        self._grant_waiting()
 
     def lose_adopted(self) -> int:
         """For tests of what readers do then: drop every adopted segment, as if its memory were lost."""
-        lost = list(self._adoptions)
-        for segment in lost:
-            self._adoptions[segment] = Adoption({}, {})
-            self._drop_if_unclaimed(segment)
+        lost = self._adoptions.lose_all()
+        self._drop(lost)
         return len(lost)
 
     # ------------------------------------------------------------------ invariants
@@ -493,14 +508,12 @@ class SegmentTable(Machine):
             known = adopted or segment.is_copy or segment.lessee in self._processes
             self._require(known, f"{segment} is lent to the dead")
         for idle in self._idle:
+            self._require((0, idle) in self._deadlines, f"copy {idle} may be kept for ever")
             self._require(idle in self._segments and self._segments[idle].is_copy, f"segment {idle} is no idle copy")
         for key, waiting in self._queue.items():
             self._require(key in self._deadlines, f"{waiting} may wait for ever")
             self._require(waiting.is_copy or key[0] in self._processes, f"{waiting} has died")
-        for segment_id, adoption in self._adoptions.items():
-            self._require(adoption.awaited or adoption.claims, f"segment {segment_id} is kept for nobody")
-            for proc in (*adoption.awaited, *adoption.claims):
-                self._require(proc in self._processes, f"segment {segment_id} is kept for the dead")
+        self._require(not (wrong := self._adoptions.violation(self._processes)), wrong)
         held_up = False
         for waiting in self._queue.values():
             fits = self.used - warm - sum(self._idle.values()) + waiting.least <= self.capacity

@@ -19,21 +19,26 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
-from ray._control.machine import Effect, Event, Log, Multicast, Send, Tick, earliest
-from ray._node import descriptors, events, peer_protocol, process, session, wire
+from ray._control import messages
+from ray._control.machine import Effect, Event, Log, Multicast, Send, Tick, ToNode, earliest
+from ray._node import descriptors, events, peer_protocol, process, registry, session, wire
 from ray._node.logs import LogFiles
 from ray._node.manager import CoreJoined, CoreLeft, FrameCame, Shutdown
+from ray._node.membership import Commit, Durable, Seek
+from ray._node.memory_reader import MemoryReader
+from ray._node.seeker import Seeker
 from ray._node.spill_files import SPILLED
 from ray._protocol import KINDS, Message, Pulled, SegmentGranted, SegmentMapped, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from ray._control.storage.writer import StorageWriter
     from ray._node.config import NodeConfig
     from ray._node.forkserver import ForkServer
-    from ray._node.manager import NodeManager
+    from ray._node.membership import Membership
 
-LIFELINE, SIGNALS, LOGS, DRIVER, ZYGOTE = 1, 2, 3, 4, 5
+LIFELINE, SIGNALS, LOGS, DRIVER, SEEKER, RECORDS, STALLS, ZYGOTE = 1, 2, 3, 4, 5, 6, 7, 8
 """Tokens of watched descriptors. Zygotes count on from the last, one token for each."""
 
 SHUTDOWN_S: Final = 3.0
@@ -58,6 +63,9 @@ class Core(Protocol):
     def watch_fd(self, fd: int, token: int) -> None: ...
     def unwatch_fd(self, token: int) -> None: ...
     def disconnect(self, proc: int) -> None: ...
+    def address(self) -> str | None: ...
+    def set_node_address(self, node: int, address: str) -> None: ...
+    def forget_node(self, node: int, cause: str) -> None: ...
     def offer_segment(self, segment: int, fd: int, size: int, filled: int) -> None: ...
     def withdraw_segment(self, segment: int) -> bool: ...
     def pull(
@@ -71,7 +79,7 @@ class Core(Protocol):
         pieces: Sequence[tuple[bytes, int, str, int, int, int]],
         capacity_share: float,
     ) -> None: ...
-    def read_spill(self, ticket: int, path: str, object: bytes, at: int, length: int, fd: int) -> None: ...
+    def read_spill(self, ticket: int, path: str, name: bytes, at: int, length: int, fd: int) -> None: ...
     def close(self) -> None: ...
 
 
@@ -81,43 +89,60 @@ class Shell:
     Args:
         config: What the node was told.
         core: Its transport.
-        manager: Its decisions.
+        node: Its decisions.
         forks: Its zygote.
         signals: A pipe that gets the number of each SIGCHLD and SIGTERM.
         memfd: Creates a sealed memory file: (name, bytes) -> descriptor.
+        records: What keeps the control service's records; None if nothing does.
     """
 
     def __init__(
         self,
         config: NodeConfig,
         core: Core,
-        manager: NodeManager,
+        node: Membership,
         forks: ForkServer,
         signals: int,
         memfd: Callable[[str, int], int],
+        records: StorageWriter | None = None,
     ) -> None:
         self._config = config
         self._core = core
-        self._manager = manager
+        self._node = node
+        self._manager = node.manager
         self._forks = forks
         self._signals = signals
         self._memfd = memfd
         self._logs = LogFiles(f"{config.session_dir}/logs")
         self._logs_open = False
+        self._memory: MemoryReader | None = None
         self._segments: dict[int, int] = {}
         self._jobs: dict[int, int] = {}
         self._queue: deque[Event] = deque()
-        self._zygote_token = ZYGOTE - 1
+        self._zygote_token = 0
         self._ending = ""
+        self._keeps_logs = False
+        """Nobody wanted the end, and nobody is told of it: all that says why is the node's log."""
+        self._at_end = ""
+        self._seeker = Seeker(config.token)
+        self._records = records
         self._backlog: Callable[[int], int] | None = getattr(core, "backlog", None)
         self._perform: dict[type[Effect], Callable[..., None]] = {
             Send: self._send,
             Multicast: self._multicast,
             Log: lambda effect: log(effect.text),
+            ToNode: self._send_to_node,
+            events.FlushLogs: self._flush_logs,
             Shutdown: self._shutdown,
+            Commit: self._commit,
+            Seek: lambda effect: self._seeker.seek(effect.addresses),
+            events.Pass: self._pass,
+            events.KnowNode: self._know_node,
+            events.ForgetNode: lambda effect: self._core.forget_node(effect.node, effect.cause),
             events.Fork: self._fork,
             events.Kill: self._kill,
             events.ReadLogTail: self._read_log_tail,
+            events.ReadMemory: self._read_memory,
             events.LookAtDescriptors: self._look_at_descriptors,
             events.Labelled: lambda effect: self._logs.set_label(effect.proc, effect.label),
             events.Disconnect: lambda effect: self._core.disconnect(effect.proc),
@@ -150,11 +175,14 @@ class Shell:
             process.become_subreaper()
             process.set_title("ray::node")
             self._watch()
-            ready()
+            for effect in self._node.start(time.monotonic()):
+                self._perform[type(effect)](effect)
+            told = False
             while not self._ending:
-                deadline = earliest(
-                    self._manager.next_deadline(), self._logs.next_deadline(), self._forks.next_deadline()
-                )
+                if not told and self._node.joined:
+                    told = True
+                    ready()
+                deadline = earliest(self._node.next_deadline(), self._logs.next_deadline(), self._forks.next_deadline())
                 timeout = None if deadline is None else max(deadline - time.monotonic(), 0.0)
                 for event in self._core.poll(timeout):
                     self._heard(event)
@@ -166,6 +194,9 @@ class Shell:
 
     def _watch(self) -> None:
         self._core.watch_fd(self._signals, SIGNALS)
+        self._core.watch_fd(self._seeker.fileno(), SEEKER)
+        if self._records is not None:
+            self._core.watch_fd(self._records.fileno(), RECORDS)
         self._watch_zygote()
         if self._config.lifeline_fd >= 0:
             self._core.watch_fd(self._config.lifeline_fd, LIFELINE)
@@ -192,7 +223,7 @@ class Shell:
     def _watch_zygote(self) -> None:
         # A token of its own for each zygote: an event about the one before may still be on its way.
         self._core.unwatch_fd(self._zygote_token)
-        self._zygote_token += 1
+        self._zygote_token = max(self._zygote_token + 1, ZYGOTE)
         self._core.watch_fd(self._forks.fileno(), self._zygote_token)
 
     def _heard(self, event: tuple[object, ...]) -> None:
@@ -201,8 +232,8 @@ class Shell:
                 self._queue.append(FrameCame(proc, kind, corr, body))
             case ("joined", int(proc), int(role), int(pid)):
                 self._queue.append(CoreJoined(proc, role, pid))
-            case ("left", int(proc), reason):
-                self._queue.append(CoreLeft(proc, str(reason)))
+            case ("left", int(proc), str(reason), bool(ended)):
+                self._queue.append(CoreLeft(proc, reason, ended))
             case ("fd", int(token)):
                 self._on_fd(token)
             case ("pulled", int(ticket), str(error), list(failures), int(count)):
@@ -218,12 +249,12 @@ class Shell:
     def _work(self) -> None:
         now = time.monotonic()
         while self._queue and not self._ending:
-            for effect in self._manager.handle(self._queue.popleft(), now):
+            for effect in self._node.handle(self._queue.popleft(), now):
                 self._perform[type(effect)](effect)
 
     def _on_deadlines(self) -> None:
         now = time.monotonic()
-        deadline = self._manager.next_deadline()
+        deadline = self._node.next_deadline()
         if deadline is not None and deadline <= now:
             self._queue.append(Tick())
         for proc, lines in self._logs.flush_due(now):
@@ -248,8 +279,39 @@ class Shell:
                 self._ending = "the driver let go"
         elif token == DRIVER:
             self._ending = "the driver has ended"
+        elif token == SEEKER:
+            self._queue.extend(self._seeker.read())
+        elif token == RECORDS:
+            self._on_records()
+        elif token == STALLS:
+            if self._memory is not None:
+                self._memory.take_stall()
+                self._queue.append(events.MemoryStalled())
         elif token == self._zygote_token:
             self._read_zygote()
+
+    # ------------------------------------------------------------------ records
+
+    def _commit(self, effect: Commit) -> None:
+        from ray._control.storage.interface import StorageError, Write
+
+        assert self._records is not None
+        writes = [Write(record.table, record.key, record.value) for record in effect.records]
+        try:
+            number = self._records.submit(writes)
+        except StorageError as error:
+            # What was not kept must not be acknowledged, and the next head has to begin where this one is.
+            self._ending = f"the control service's records cannot be kept: {error}"
+            return
+        assert number == effect.number, "commits are numbered alike"
+
+    def _on_records(self) -> None:
+        assert self._records is not None
+        progress = self._records.completed()
+        if progress.error is not None:
+            self._ending = f"the control service's records cannot be kept: {progress.error}"
+        else:
+            self._queue.append(Durable(progress.durable_up_to))
 
     # ------------------------------------------------------------------ processes
 
@@ -272,6 +334,7 @@ class Shell:
         if not self._logs_open:
             self._core.watch_fd(self._logs.open(), LOGS)
             self._logs_open = True
+            self._open_memory()
         try:
             env_vars = wire.decode_env(effect.env)
         except ValueError as error:
@@ -305,21 +368,53 @@ class Shell:
             self._forward(proc, lines)
         self._jobs.pop(effect.proc, None)
         usage = events.DescriptorUsage(*descriptors.usage(os.getpid()))
-        self._queue.appendleft(events.LogTail(effect.proc, tail, usage))
+        oom_kill = self._memory.claim_oom_kill() if self._memory is not None and effect.unexplained else ""
+        self._queue.appendleft(events.LogTail(effect.proc, tail, usage, oom_kill))
 
     def _look_at_descriptors(self, effect: events.LookAtDescriptors) -> None:
         seen = [events.DescriptorUsage(*descriptors.usage(pid)) for pid in (effect.asker_pid, effect.pid, os.getpid())]
         self._queue.appendleft(events.DescriptorsSeen(effect.asker, effect.proc, *seen))
 
+    def _open_memory(self) -> None:
+        """Before the first worker: the kernel's counts are compared with what they were."""
+        self._memory = MemoryReader(limit_bytes=self._config.memory.limit_bytes)
+        if self._config.memory.look_s_max > 0 and (stalls := self._memory.watch_stalls()) >= 0:
+            self._core.watch_fd(stalls, STALLS)
+
+    def _read_memory(self, effect: events.ReadMemory) -> None:
+        if self._memory is not None:
+            own = dict.fromkeys(self._manager.pool.pids(), "a worker without work")
+            own |= {os.getpid(): "the node", self._forks.pid: "the fork server"}
+            seen = self._memory.read(own, self._segments.values(), detailed=effect.detailed)
+            self._queue.appendleft(seen)
+
     def _forward(self, proc: int, lines: Message) -> None:
         for driver in self._manager.log_receivers(self._jobs.get(proc, 0)):
-            if self._backlog is None or self._backlog(driver) < LOG_BACKLOG_BYTES_MAX:
+            is_here = self._manager.processes.get(driver) is not None
+            hop = driver if is_here else self._node.head
+            if self._backlog is not None and self._backlog(hop) >= LOG_BACKLOG_BYTES_MAX:
+                continue
+            if is_here:
                 self._send(Send(driver, lines))
+            else:
+                for effect in self._node.handle(events.Forward(driver, lines), time.monotonic()):
+                    self._perform[type(effect)](effect)
 
     # ------------------------------------------------------------------ messages and segments
 
     def _send(self, effect: Send) -> None:
         self._core.send(effect.to, KINDS[type(effect.message)], effect.corr, encode(effect.message))
+
+    def _send_to_node(self, effect: ToNode) -> None:
+        self._core.send(effect.node, messages.KINDS[type(effect.message)], 0, encode(effect.message))
+
+    def _pass(self, effect: events.Pass) -> None:
+        for proc in effect.procs:
+            self._core.send(proc, effect.kind, effect.corr, effect.body)
+
+    def _know_node(self, effect: events.KnowNode) -> None:
+        if effect.address:
+            self._core.set_node_address(effect.node, effect.address)
 
     def _multicast(self, effect: Multicast) -> None:
         kind, body = KINDS[type(effect.message)], encode(effect.message)
@@ -385,7 +480,7 @@ class Shell:
     # ------------------------------------------------------------------ spill files
 
     def _spill_path(self, file: int) -> str:
-        return f"{self._config.spill_dir}/{file & (SPILLED - 1):08x}.spill"
+        return f"{self._config.session_dir}/{session.SPILL_NAME}/{file & (SPILLED - 1):08x}.spill"
 
     def _write_spill(self, effect: events.WriteSpill) -> None:
         pieces = [
@@ -398,7 +493,7 @@ class Shell:
             if any(fd == NO_SEGMENT for _, fd, *_ in pieces):
                 msg = "a value was offered that lies in no segment of this node"
                 raise ValueError(msg)
-            os.makedirs(self._config.spill_dir, mode=0o700, exist_ok=True)
+            session.make_spill_dir(self._config.session_dir, self._config.spilling_directory)
             path = self._spill_path(effect.file)
             self._core.write_spill(effect.file, path, pieces, self._config.spill_capacity_share)
         except (OSError, ValueError) as error:
@@ -437,23 +532,37 @@ class Shell:
 
     # ------------------------------------------------------------------ the end
 
-    def _shutdown(self, effect: Shutdown) -> None:
+    def remove_at_end(self, path: str) -> None:
+        """A file that says that this node is there."""
+        self._at_end = path
+
+    def _flush_logs(self, effect: Effect) -> None:
         for proc, lines in self._logs.flush_all(time.monotonic()):
             self._forward(proc, lines)
+
+    def _shutdown(self, effect: Shutdown) -> None:
+        self._flush_logs(effect)
         self._ending = effect.reason
+        self._keeps_logs = not effect.wanted and self._config.is_public
 
     def _end(self) -> None:
         """Kill and reap everything, remove the session directory. Bounded by `SHUTDOWN_S`."""
         log(f"ending: {self._ending or 'an error, see above'}")
+        if self._at_end:
+            registry.remove(self._at_end)
         self._forks.kill()
         kill_children(self._manager.pool.pids(), self._signals, SHUTDOWN_S)
+        self._seeker.close()
+        if self._records is not None:
+            self._records.close()
         self._core.close()
         for fd in self._segments.values():
             os.close(fd)
         self._logs.close()
-        if self._ending:
-            if self._config.spill_dir != f"{self._config.session_dir}/{session.SPILL_NAME}":
-                session.remove(self._config.spill_dir)
+        if self._memory is not None:
+            self._memory.close()
+        session.remove_spilled(self._config.session_dir)
+        if self._ending and not self._keeps_logs:
             session.remove(self._config.session_dir)  # after a crash, the logs in it are all that is left to look at
 
 

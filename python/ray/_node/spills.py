@@ -42,6 +42,7 @@ from ray._control.machine import (
     Send,
     Tick,
 )
+from ray._control.shown import show_bytes
 from ray._node.events import (
     DeleteSpill,
     FromPeer,
@@ -59,7 +60,6 @@ from ray._node.events import (
     WriteSpill,
 )
 from ray._node.peer_protocol import Located, SpillFreed
-from ray._node.resources import show_bytes
 from ray._node.spill_files import FILE_BYTES, Record, SpillFiles, record_bytes
 from ray._protocol import Spill, Spilled, SpillReleased, SpillWanted
 

@@ -6,6 +6,8 @@ from typing import Final, TypeAlias
 
 import msgspec
 
+from ray._protocol import RETRY_CHARGED
+
 Kind: TypeAlias = "tuple[int, bytes]"
 """(job, env): what must agree between a ticket and a worker."""
 
@@ -29,6 +31,10 @@ class Worker(msgspec.Struct):
     """This node killed it on purpose."""
     doubt: str = ""
     """Why it should be ending by itself, and that it did not; completes "because ..." if it is killed for that."""
+    evicted: str = ""
+    """This node killed it for want of memory: what is told of its end."""
+    retry: int = RETRY_CHARGED
+    """What that means for the task that it ran."""
     overdue: bool = False
     """It did not end by itself, and was killed."""
     failure: str = ""

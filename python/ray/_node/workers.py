@@ -25,6 +25,7 @@ from ray._control.machine import Deadlines, Log, Machine, Notify, ProcessJoined,
 from ray._node.events import (
     ChildExited,
     Disconnect,
+    EvictWorker,
     ExitAnnounced,
     Fork,
     Forked,
@@ -50,7 +51,7 @@ from ray._node.events import (
 )
 from ray._node.exits import describe_exit
 from ray._node.worker_records import STARTING, Kind, Ticket, Worker
-from ray._protocol import ROLE_WORKER, Exit
+from ray._protocol import RETRY_CHARGED, ROLE_WORKER, Exit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -124,6 +125,7 @@ class WorkerPool(Machine):
             UnwantWorker: self._on_unwant,
             FreeWorker: self._on_free,
             StopWorker: self._on_stop,
+            EvictWorker: self._on_evict,
             WorkerRetired: self._on_retired,
             ExitAnnounced: self._on_announced,
             PeerGivenUp: self._on_given_up,
@@ -318,6 +320,12 @@ class WorkerPool(Machine):
             worker.announced = worker.announced or event.reason
             self._kill(worker, now)
 
+    def _on_evict(self, event: EvictWorker, now: float) -> None:
+        worker = self._workers.get(event.proc)
+        if worker is not None and worker.state != "dying":
+            worker.evicted, worker.retry = event.cause, event.retry
+            self._kill(worker, now)
+
     def _on_retired(self, event: WorkerRetired, now: float) -> None:
         worker = self._workers.get(event.proc)
         if worker is not None and worker.joined and worker.state != "dying":
@@ -391,18 +399,29 @@ class WorkerPool(Machine):
         self._unlist(worker)
         self._set_state(worker, "dying", now)
         del self._by_pid[worker.pid]
-        self._emit(ReadLogTail(worker.proc, worker.pid))
+        ours = worker.stopped or worker.overdue or bool(worker.evicted)
+        self._emit(ReadLogTail(worker.proc, worker.pid, exit_code == -signal.SIGKILL and not ours))
 
     def _on_log_tail(self, event: LogTail, now: float) -> None:
         worker = self._workers.get(event.proc)
         if worker is None or not worker.reaped:
             return
         self._forget(worker)
-        intended = bool(worker.announced)
         killed = worker.doubt if worker.overdue and worker.exit_code == -signal.SIGKILL else ""
-        cause = describe_exit(worker.pid, worker.exit_code, worker.announced, stopped=worker.stopped, killed=killed)
+        # It may have come to another end in the moment before the kill.
+        evicted = worker.evicted if worker.exit_code == -signal.SIGKILL and not worker.stopped else ""
+        cause = evicted or describe_exit(
+            worker.pid,
+            worker.exit_code,
+            worker.announced,
+            stopped=worker.stopped,
+            killed=killed,
+            oom_kill=event.oom_kill,
+        )
         if worker.joined:
-            self._emit(WorkerGone(worker.proc, worker.pid, cause, event.lines, worker.exit_code, intended, oom=False))
+            intended = bool(worker.announced) and not evicted
+            oom, retry = bool(evicted or event.oom_kill), worker.retry if evicted else RETRY_CHARGED
+            self._emit(WorkerGone(worker.proc, worker.pid, cause, event.lines, worker.exit_code, intended, oom, retry))
             self._start_forks(now)
         else:
             tail = "".join(f"\n  {line}" for line in event.lines)

@@ -46,14 +46,24 @@ def nodes() -> list[dict[str, Any]]:
 
 
 def _describe(node: dict[str, Any]) -> dict[str, Any]:
-    alive = bool(node["Alive"])
-    described = {
-        "NodeManagerPort": 0,
-        "ObjectManagerPort": 0,
-        "MetricsExportPort": 0,
-        "NodeName": node["NodeManagerAddress"],
-        **node,
+    from ray._runtime.ids import NodeID
+
+    alive, node_id = bool(node["Alive"]), NodeID._from_key(node["node"]).hex()
+    return {
+        "NodeID": node_id,
+        "Alive": alive,
         "alive": alive,
+        "NodeManagerAddress": node["NodeManagerAddress"],
+        "NodeManagerHostname": node["NodeManagerHostname"],
+        "NodeManagerPort": node["NodeManagerPort"],
+        "NodeName": node["Name"] or node["NodeManagerAddress"],
+        # One port serves for all.
+        "ObjectManagerPort": node["NodeManagerPort"],
+        "MetricsExportPort": 0,
+        # One socket serves for both.
+        "ObjectStoreSocketName": node["Socket"],
+        "RayletSocketName": node["Socket"],
+        "Resources": _amounts(node["Resources"]),
+        "Labels": {"ray.io/node-id": node_id, **node["Labels"]},
+        "DeathReasonMessage": node["Reason"],
     }
-    described["Resources"] = _amounts(node.get("Resources", {})) if alive else {}
-    return described

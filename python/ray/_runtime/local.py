@@ -1,6 +1,6 @@
-"""`ray.init` and `ray.shutdown`: a cluster of one node for this program.
+"""`ray.init` and `ray.shutdown`: joining a cluster, or starting one of one node for this program alone.
 
-The node process is started by `ray._node.launch` and lives as long as this process: it holds the other end of a pipe.
+Such a node is started by `ray._node.launch` and lives as long as this process, which holds the other end of a pipe.
 """
 
 from __future__ import annotations
@@ -11,18 +11,14 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from ray._runtime import session
+from ray._runtime import joining, nodes, session
+from ray._runtime.labels import check_labels
+from ray._runtime.resources import node_resources
 
 __all__ = ["RayContext", "init", "shutdown"]
 
-HEAD_RESOURCE = "node:__internal_head__"  # programs demand a little of it to be on the head node
-OBJECT_STORE_SHARE = 0.3  # of the memory that this process may use
-OBJECT_STORE_BYTES_MIN = 64 * 1024 * 1024
 SHUTDOWN_TIMEOUT_S = 5.0
 LOG_DRAIN_TIMEOUT_S = 1.0
-
-# Modules that the zygote imports once when the driver has them already: all known to be safe before a fork.
-PRELOADS = ("numpy", "pandas", "pyarrow", "sklearn")
 
 _IGNORED_EXTRAS = frozenset(
     ("_node_name", "_metrics_export_port", "_skip_env_hook", "_driver_object_store_memory", "_redis_username")
@@ -131,17 +127,19 @@ def init(
     proxy_server_url: str | None = None,
     **kwargs: Any,
 ) -> RayContext:
-    """Starts a cluster of one node for this program, and joins it.
+    """Joins a cluster; without one, starts one of one node for this program.
 
-    Called by itself when a program first uses the API without it. The cluster ends with this process, however that
-    ends, or by `ray.shutdown()`.
+    Called by itself when a program first uses the API without it. What it starts ends with this process, however that
+    ends, or by `ray.shutdown()`. A cluster that was joined goes on without this program, but for its job.
 
     Args:
-        address: None or "local"; other clusters cannot be joined yet.
+        address: "HOST:PORT" of a cluster's head, with or without "ray://" before it; "auto": the cluster of which a
+            node runs on this machine; "local": a new one. None: the environment variable `RAY_ADDRESS` says which,
+            else as "auto", else a new one.
         num_cpus: CPUs to schedule with; those that this process may run on by default.
         num_gpus: GPUs to schedule with; those of `CUDA_VISIBLE_DEVICES`, else of the machine by default.
         resources: Further resources, by name.
-        labels: Not available yet.
+        labels: Labels of the new node, for label selectors.
         object_store_memory: Bytes of shared memory for values, no more than the machine has; 30 % of it by default.
         local_mode: Not available.
         ignore_reinit_error: Return the running cluster's context instead of raising when there is one.
@@ -168,6 +166,7 @@ def init(
 
     Raises:
         RuntimeError: If this process is in a cluster already, or an argument is unknown.
+        ConnectionError: If the cluster cannot be found or joined; the text says why.
         NotImplementedError: If an argument asks for what does not exist yet.
         ValueError, TypeError: If an argument is out of range or of the wrong type.
     """
@@ -177,7 +176,6 @@ def init(
         raise RuntimeError(message)
     _refuse_absent(
         {
-            "labels": labels,
             "local_mode": local_mode,
             "enable_resource_isolation": enable_resource_isolation,
             "cgroup_path": cgroup_path,
@@ -187,7 +185,6 @@ def init(
             **{name: value for name, value in kwargs.items() if name in _ABSENT_EXTRAS},
         }
     )
-    _check_address(address)
     _check_logging_config(logging_config)
     with session.lock:
         if session.core is not None:
@@ -199,12 +196,43 @@ def init(
             )
             raise RuntimeError(message)
         job = _job(job_config, namespace, runtime_env)
-        amounts = _resources(num_cpus, num_gpus, resources, object_store_memory, kwargs.get("_memory"))
+        where = joining.choose(address)
+        if where == "local":
+            memory = kwargs.get("_memory")
+            amounts = node_resources(num_cpus, num_gpus, resources, object_store_memory, memory)
+        else:
+            _refuse_amounts(
+                where,
+                num_cpus=num_cpus,
+                num_gpus=num_gpus,
+                resources=resources,
+                labels=labels,
+                object_store_memory=object_store_memory,
+                _memory=kwargs.get("_memory"),
+            )
         if configure_logging:
             _configure_logging(logging_level, logging_format)
         if include_dashboard:
             _warn("ray.init(include_dashboard=True): Skate has no dashboard yet, and goes on without one.")
-        return _start(amounts, job, log_to_driver, kwargs, logging_config)
+        if where == "local":
+            place = _start(amounts, check_labels(labels, "ray.init()"), job, kwargs, logging_config)
+        else:
+            place = joining.enter(where)
+            job["runtime_env"]["env_vars"] = {
+                **_logging_variables(logging_config),
+                **job["runtime_env"].get("env_vars", {}),
+            }
+        return _join(place, job, log_to_driver=log_to_driver is not False)
+
+
+def _refuse_amounts(where: str, **arguments: Any) -> None:
+    given = [name for name, value in arguments.items() if value is not None]
+    if given:
+        message = (
+            f"ray.init() joins the running cluster at {where}, whose nodes have what they have: {', '.join(given)} "
+            "can only be given for a new one (address='local')"
+        )
+        raise ValueError(message)
 
 
 def _check_logging_config(config: Any) -> None:
@@ -218,19 +246,6 @@ def _refuse_absent(arguments: dict[str, Any]) -> None:
         if value not in (None, False, {}):
             message = f"ray.init({name}={value!r}): Skate does not have this yet"
             raise NotImplementedError(message)
-
-
-def _check_address(address: str | None) -> None:
-    source = "ray.init(address=...)"
-    if address is None:
-        address = os.environ.get("RAY_ADDRESS") or None
-        source = "the environment variable RAY_ADDRESS"
-    if address is not None and not isinstance(address, str):
-        message = f"address must be a string or None, not {address!r}"
-        raise TypeError(message)
-    if address not in (None, "", "local"):
-        message = f"{source} asks for the cluster {address!r}, but Skate can only start local ones yet; use 'local'"
-        raise NotImplementedError(message)
 
 
 def _existing_context() -> RayContext:
@@ -280,7 +295,6 @@ def _job(job_config: Any, namespace: str | None, runtime_env: dict[str, Any] | N
         "runtime_env": dict(env if isinstance(env, RuntimeEnv) else RuntimeEnv(**(env or {}))),
         "default_actor_lifetime": config.default_actor_lifetime,
         "metadata": dict(config.metadata),
-        "job_number": 1,
     }
 
 
@@ -288,105 +302,6 @@ def _anonymous() -> str:
     import uuid
 
     return str(uuid.UUID(bytes=os.urandom(16), version=4))
-
-
-# --- resources -----------------------------------------------------------------------------------------------------
-
-
-def _resources(
-    num_cpus: int | None,
-    num_gpus: int | None,
-    resources: dict[str, float] | None,
-    object_store_memory: int | None,
-    memory: int | None,
-) -> dict[str, int]:
-    from ray._runtime import options
-
-    options.check({"resources": resources}, {"resources": options.TASK["resources"]}, "ray.init()")
-    store = object_store_memory
-    if store is None:
-        store = max(int(memory_bytes() * OBJECT_STORE_SHARE), OBJECT_STORE_BYTES_MIN)
-    elif isinstance(store, bool) or not isinstance(store, int | float):
-        message = f"object_store_memory must be a number of bytes, not {store!r}"
-        raise TypeError(message)
-    elif not store <= options.AMOUNT_MAX:
-        message = (
-            f"object_store_memory must be a number of bytes up to {options.AMOUNT_MAX}, not {options.shown(store)}"
-        )
-        raise ValueError(message)
-    elif store < OBJECT_STORE_BYTES_MIN:
-        message = f"object_store_memory must be at least {OBJECT_STORE_BYTES_MIN} bytes (64 MiB), not {store}"
-        raise ValueError(message)
-    elif store > memory_bytes():
-        message = (
-            f"object_store_memory is {store} bytes, but this machine, or the control group of this process, has "
-            f"{memory_bytes()} bytes of memory, which tasks and actors need a part of; ask for less"
-        )
-        raise ValueError(message)
-    if memory is not None:
-        options.check({"_memory": memory}, {"_memory": options.TASK["memory"]}, "ray.init()")
-    amounts: dict[str, float] = {
-        "CPU": _count("num_cpus", num_cpus, available_cpus),
-        "GPU": _count("num_gpus", num_gpus, available_gpus),
-        "memory": max(memory_bytes() - int(store), 0) if memory is None else memory,
-        "object_store_memory": int(store),
-        **(resources or {}),
-    }
-    return {name: options.to_fixed(name, amount) for name, amount in amounts.items() if amount or name == "CPU"}
-
-
-def _count(name: str, given: int | None, detect: Any) -> int:
-    if given is None:
-        return int(detect())
-    from ray._runtime import options
-
-    if isinstance(given, bool) or not isinstance(given, int | float):
-        message = f"{name} must be a whole number, not {given!r}"
-        raise TypeError(message)
-    options.to_fixed(name, given)
-    if given != int(given):
-        message = f"{name} must be a whole number, not {given!r}"
-        raise TypeError(message)
-    return int(given)
-
-
-def available_cpus() -> int:
-    """CPUs that this process may run on."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except (AttributeError, OSError):
-        return os.cpu_count() or 1
-
-
-def available_gpus() -> int:
-    """GPUs that this process may use, without initialising any driver."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([device for device in visible.split(",") if device.strip() and device.strip() != "-1"])
-    try:
-        return len(os.listdir("/proc/driver/nvidia/gpus"))
-    except OSError:
-        return 0
-
-
-def gpu_ids(count: int) -> list[int]:
-    """Which devices `count` GPUs are: the first visible ones. Positions, where those are not numbers but UUIDs."""
-    visible = [device.strip() for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
-    numbers = [int(device) for device in visible if device.isdigit()]
-    return numbers[:count] if len(numbers) >= count else list(range(count))
-
-
-def memory_bytes() -> int:
-    """Memory that this process may use: the machine's, or its control group's limit."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            with open(path, encoding="ascii") as file:
-                limit = int(file.read())
-        except (OSError, ValueError):  # absent, or "max"
-            continue
-        return min(total, limit)
-    return total
 
 
 # --- start and end -------------------------------------------------------------------------------------------------
@@ -411,74 +326,50 @@ def _configure_logging(level: int | str, pattern: str | None) -> None:
 
 def _start(
     amounts: dict[str, int],
+    labels: dict[str, str],
     job: dict[str, Any],
-    log_to_driver: bool | None,
     extras: dict[str, Any],
-    logging_config: Any = None,
-) -> RayContext:
+    logging_config: Any,
+) -> joining.Place:
+    """Starts a cluster of one node for this program."""
+    ip, token = extras.get("_node_ip_address") or "127.0.0.1", os.urandom(32)
+    variables = {**_logging_variables(logging_config), **job["runtime_env"].get("env_vars", {})}
+    node = nodes.start(token=token, amounts=amounts, ip=ip, labels=labels, env_vars=variables)
+    return joining.Place(node.node, node.address, node.session_dir, token, "local", ip, node)
+
+
+def _join(place: joining.Place, job: dict[str, Any], *, log_to_driver: bool) -> RayContext:
     global _node
     from ray import _core
-    from ray._node import launch
-    from ray._node.config import NodeConfig
 
-    ip = extras.get("_node_ip_address") or "127.0.0.1"
-    session_id, token, node_key = os.urandom(16), os.urandom(32), _core.random_id()
-    cwd = _current_directory()
-    for resource in (f"node:{ip}", HEAD_RESOURCE):
-        amounts.setdefault(resource, 10_000)
-    config = NodeConfig(
-        session_dir="",  # made by the launcher
-        session=session_id,
-        token=token,
-        node=node_key,
-        resources=amounts,
-        gpu_ids=gpu_ids(amounts.get("GPU", 0) // 10_000),
-        object_store_memory=amounts["object_store_memory"] // 10_000,
-        sys_path=[entry or cwd for entry in sys.path],
-        cwd=cwd,
-        preload=[module for module in PRELOADS if module in sys.modules],
-        env_vars={**_logging_variables(logging_config), **job["runtime_env"].get("env_vars", {})},
-        hostname=os.uname().nodename,
-        address=ip,
-    )
-    node = launch.start_local_node(config)
     core: Any = None
     try:
-        core = _core.Core(
-            address=node.address,
-            session=session_id,
-            token=token,
-            node=node_key,
-            proc=_core.random_id(),
-            role=_core.ROLE_DRIVER,
-            hooks=session.hooks(),
-        )
-        _node = node
+        core = nodes.join(_core, place.socket, place.token, place.node)
+        _node = place.process
         session.attach(core, session.SCRIPT_MODE)
-        return _enter(core, node, job, ip, log_to_driver=log_to_driver is not False)
+        return _enter(core, place, job, log_to_driver=log_to_driver)
     except BaseException:  # Ctrl-C may come at any time
         shutdown()
         if core is not None:
             core.close()
-        node.close(SHUTDOWN_TIMEOUT_S)
+        if place.process is not None:
+            place.process.close(SHUTDOWN_TIMEOUT_S)
         raise
 
 
-def _enter(core: Any, node: Any, job: dict[str, Any], ip: str, *, log_to_driver: bool) -> RayContext:
+def _enter(core: Any, place: joining.Place, job: dict[str, Any], *, log_to_driver: bool) -> RayContext:
     """Makes the cluster, which this process has joined, known to its workers and to this process."""
     global _printer, _atexit_registered
     from ray._runtime.ids import NodeID
 
-    temp_dir, session_name = os.path.split(node.session_dir)
-    session.publish_job(
-        {
-            **job,
-            "session_name": session_name,
-            "temp_dir": temp_dir,
-            "node_ip_address": ip,
-            "log_to_driver": log_to_driver,
-        }
-    )
+    temp_dir, session_name = os.path.split(place.session_dir)
+    facts = {**job, "log_to_driver": log_to_driver}
+    if place.head_address != "local":
+        # The workers of a cluster were not started by this program, and run its tasks as if they had been.
+        cwd = nodes.current_directory()
+        facts.update(sys_path=[entry or cwd for entry in sys.path], cwd=cwd)
+        session.worker_env = dict(job["runtime_env"])
+    session.publish_job(facts, session_name=session_name, temp_dir=temp_dir, node_ip_address=place.ip)
     if not _atexit_registered:
         import atexit
 
@@ -490,12 +381,12 @@ def _enter(core: Any, node: Any, job: dict[str, Any], ip: str, *, log_to_driver:
         _printer = logs.Printer(core)
     context = RayContext(
         {
-            "node_ip_address": ip,
-            "address": "local",
-            "gcs_address": "local",
-            "session_dir": node.session_dir,
-            "raylet_socket_name": node.address,
-            "object_store_address": node.address,
+            "node_ip_address": place.ip,
+            "address": place.head_address,
+            "gcs_address": place.head_address,
+            "session_dir": place.session_dir,
+            "raylet_socket_name": place.socket,
+            "object_store_address": place.socket,
             "webui_url": "",
             "node_id": NodeID._from_key(core.node).hex(),
         },
@@ -503,17 +394,6 @@ def _enter(core: Any, node: Any, job: dict[str, Any], ip: str, *, log_to_driver:
     )
     session.context = context
     return context
-
-
-def _current_directory() -> str:
-    try:
-        return os.getcwd()
-    except FileNotFoundError:
-        message = (
-            "The current directory of this program has been deleted, and workers are to run in it: change to one that "
-            "exists (os.chdir) before ray.init()"
-        )
-        raise RuntimeError(message) from None
 
 
 def describe_node_end() -> tuple[str, str]:
@@ -538,7 +418,7 @@ def _logging_variables(config: Any) -> dict[str, str]:
 
 
 def shutdown(*, wait_for_processes: bool = False, _exiting_interpreter: bool = False) -> None:
-    """Leaves the cluster and, since it is a local one, ends it with everything in it.
+    """Leaves the cluster; one that `ray.init` has started is ended, with everything in it.
 
     In a task or an actor this does nothing: the cluster is not theirs to end, and they go on as they are.
 
@@ -557,7 +437,7 @@ def shutdown(*, wait_for_processes: bool = False, _exiting_interpreter: bool = F
         _node = _printer = None
         # The reply comes after every line that workers have printed. The node may be gone; it is ended below anyway.
         with contextlib.suppress(Exception):
-            session.core.request("shutdown", b"", LOG_DRAIN_TIMEOUT_S)
+            session.core.request("shutdown" if node is not None else "logs.flush", b"", LOG_DRAIN_TIMEOUT_S)
         core = session.detach()
     assert core is not None
     core.close()

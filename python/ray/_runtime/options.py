@@ -100,6 +100,12 @@ def _labels(name: str, value: Any) -> None:
         raise _type_error(name, "a dictionary or None", value)
 
 
+def _label_selector(name: str, value: Any) -> None:
+    from ray._runtime import labels
+
+    labels.check_selector(name, value)
+
+
 def _boolean(name: str, value: Any) -> None:
     if not isinstance(value, bool):
         raise _type_error(name, "True, False or None", value)
@@ -204,7 +210,7 @@ _COMMON: dict[str, Check] = {
     "accelerator_type": _string,
     "enable_task_events": _boolean,
     "fallback_strategy": _absent_option("fallback strategies"),
-    "label_selector": _absent_option("node labels"),
+    "label_selector": _label_selector,
     "memory": _quantity,
     "name": _string,
     "num_cpus": _quantity,
@@ -409,11 +415,11 @@ def groups_of(name: str, value: Any) -> dict[str, int]:
 
 
 def encode_strategy(name: str, value: Any) -> bytes:
-    """A scheduling strategy as the node reads it: b"", or msgpack of ["spread"] or ["node", id, soft].
+    """A scheduling strategy as `_control.strategy` reads it: b"", or msgpack of an array that begins with its kind.
 
     Raises:
         TypeError, ValueError: If it is none of Ray's strategies.
-        NotImplementedError: If it needs placement groups or labels.
+        NotImplementedError: If it needs placement groups.
     """
     if value in (None, "DEFAULT"):
         return b""
@@ -432,10 +438,29 @@ def encode_strategy(name: str, value: Any) -> bytes:
         node = NodeID.from_hex(value.node_id)
         return msgspec.msgpack.encode(["node", node._key(), value.soft])
     if isinstance(value, strategies.NodeLabelSchedulingStrategy):
-        _absent("node labels", name)
+        from ray._runtime import labels
+
+        return labels.encode_expressions(value.hard, value.soft)
     if isinstance(value, strategies.PlacementGroupSchedulingStrategy):
         _absent("placement groups", name)
     raise _type_error(name, "a string or a strategy of ray.util.scheduling_strategies", value)
+
+
+def strategy_of(options: Mapping[str, Any]) -> bytes:
+    """Where tasks or actors with these options may run, encoded.
+
+    Raises:
+        ValueError: If both a strategy and a label selector are given.
+    """
+    strategy, selector = options.get("scheduling_strategy"), options.get("label_selector")
+    if not selector:
+        return encode_strategy("scheduling_strategy", strategy)
+    if strategy not in (None, "DEFAULT"):
+        message = "options 'scheduling_strategy' and 'label_selector' cannot be given together; put labels into one"
+        raise ValueError(message)
+    from ray._runtime import labels
+
+    return labels.encode_selector(selector)
 
 
 def inherited_env(value: Mapping[str, Any] | None) -> dict[str, Any]:

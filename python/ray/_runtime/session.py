@@ -20,12 +20,9 @@ __all__ = ["attach", "core", "detach", "ensure", "on_close", "request"]
 SCRIPT_MODE = 0
 WORKER_MODE = 1
 
-JOB_KEY = b"config"
-JOB_KEY_NAMESPACE = "_job"
-
 core: Core | None = None
 mode: int = SCRIPT_MODE
-job_number: int = 1  # a local cluster has one driver, hence one job
+job_number: int = 1
 namespace: str = ""
 session_name: str = ""
 temp_dir: str = ""
@@ -41,6 +38,22 @@ exiting = False  # the interpreter is past the end of the program
 forked_from = 0  # in a forked child: the process that was in a cluster
 
 lock = threading.RLock()  # guards the transition between inside and outside; never held while user code runs
+
+
+def task_oom_retries() -> int:
+    """How often a task is repeated that a node has ended for want of memory, apart from its `max_retries`.
+
+    As in Ray the variable `RAY_task_oom_retries` says so; -1, the default, is no limit. Workers inherit the driver's.
+
+    Raises:
+        ValueError: If it is not a whole number.
+    """
+    text = os.environ.get("RAY_task_oom_retries", "-1")  # noqa: SIM112  (Ray's name)
+    try:
+        return max(min(int(text), 2**31 - 1), -1)
+    except ValueError:
+        msg = f"RAY_task_oom_retries={text!r} must be a whole number; -1 is no limit"
+        raise ValueError(msg) from None
 
 
 class Bound(Protocol):
@@ -156,18 +169,29 @@ def request(op: str, timeout_s: float | None = 30.0, **arguments: Any) -> Any:
         ValueError, KeyError, TypeError, RuntimeError: As the node answered.
         TimeoutError: If it did not.
     """
-    import msgspec
-
     from ray._core import CoreClosed
 
-    found = ensure()
-    body = msgspec.msgpack.encode(arguments) if arguments else b""
     try:
-        reply = found.request(op, body, timeout_s)
-    except RuntimeError as error:
-        raise _refusal(error) from None
+        return ask(ensure(), op, timeout_s, arguments)
     except CoreClosed as error:
         raise gone(error) from None
+
+
+def ask(through: Core, op: str, timeout_s: float | None, arguments: dict[str, Any]) -> Any:
+    """Asks the cluster of a core something.
+
+    Raises:
+        ValueError, KeyError, TypeError, RuntimeError: As the node answered.
+        TimeoutError: If it did not.
+        CoreClosed: If its node cannot be reached any more.
+    """
+    import msgspec
+
+    body = msgspec.msgpack.encode(arguments) if arguments else b""
+    try:
+        reply = through.request(op, body, timeout_s)
+    except RuntimeError as error:
+        raise _refusal(error) from None
     return msgspec.msgpack.decode(reply) if reply else None
 
 
@@ -226,21 +250,13 @@ def apply_job(job: dict[str, Any]) -> None:
     job_number = job.get("job_number", 1)
 
 
-def publish_job(job: dict[str, Any]) -> None:
-    """In a driver, tells the node what it decided for the whole job, and workers where to look for it."""
-    import msgspec
-
-    apply_job(job)
-    request("job.config", config=job)
-    request("kv.put", key=JOB_KEY, value=msgspec.msgpack.encode(job), namespace=JOB_KEY_NAMESPACE, overwrite=True)
+def publish_job(job: dict[str, Any], **here: Any) -> None:
+    """In a driver, tells the cluster what it decided for the whole job; `here` is what holds on this node only."""
+    number = request("job.config", config=job)
+    apply_job({**job, **here, "job_number": number})
 
 
 def load_job() -> None:
     """In a worker, asks the node once for what the driver decided for the whole job."""
-    import msgspec
-
-    if mode != WORKER_MODE or namespace:
-        return
-    packed = request("kv.get", key=JOB_KEY, namespace=JOB_KEY_NAMESPACE)
-    assert packed is not None, "the driver publishes its job before it submits anything"
-    apply_job(msgspec.msgpack.decode(packed))
+    if mode == WORKER_MODE and not namespace:
+        apply_job(request("job.mine"))

@@ -844,6 +844,7 @@ def main(*, address: str, session: bytes, token: bytes, node: int, proc: int) ->
             proc=proc,
             role=_core.ROLE_WORKER,
             hooks=membership.hooks(),
+            task_oom_retries=membership.task_oom_retries(),
         )
         membership.attach(core, membership.WORKER_MODE)
         worker = context.worker = Worker(core)

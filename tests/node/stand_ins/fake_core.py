@@ -78,7 +78,7 @@ class Channel:
 
 
 class NodeCore:
-    def __init__(self, *, path: str, session: bytes, token: bytes, node: int) -> None:
+    def __init__(self, *, path: str, session: bytes, token: bytes, node: int, listen: str | None = None) -> None:
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(path)
         self._listener.listen(128)
@@ -88,6 +88,9 @@ class NodeCore:
         self._procs: dict[int, int] = {}
         self._by_proc: dict[int, Channel] = {}
         self._tokens: dict[int, int] = {}
+
+    def address(self) -> str | None:
+        return None
 
     def poll(self, timeout: float | None) -> list[tuple[object, ...]]:
         events: list[tuple[object, ...]] = []
@@ -118,7 +121,7 @@ class NodeCore:
             del self._channels[fd]
             channel.socket.close()
             if proc:
-                events.append(("left", proc, "closed"))
+                events.append(("left", proc, "closed", True))
         return events
 
     def send(self, proc: int, kind: int, corr: int, body: bytes) -> None:

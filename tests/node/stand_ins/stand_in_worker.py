@@ -24,7 +24,7 @@ def main(*, address: str, session: bytes, token: bytes, node: int, proc: int) ->
                 peer.send(p.KIND_ACTOR_EXIT, p.encode(p.ActorExit(message.actor, _incarnation, "asked to stop")))
                 return
             case p.SegmentAdopted():
-                peer.send(p.KIND_SEGMENT_CLAIMS, p.encode(p.SegmentClaims(message.segment, [])))
+                peer.send(p.KIND_SEGMENT_CLAIMS, p.encode(p.SegmentClaims(message.segment, [], message.node)))
             case p.Exit():
                 return
 

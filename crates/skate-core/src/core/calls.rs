@@ -25,6 +25,11 @@ impl Core {
         state.owner.define(call, blob, class, max_retries)
     }
 
+    /// See [`skate_proto::owner::Owner::set_task_oom_retries`].
+    pub fn set_task_oom_retries(&self, count: i32) {
+        self.state.lock().owner.set_task_oom_retries(count);
+    }
+
     pub fn undefine(&self, def: u32) {
         if self.is_forked() {
             return;

@@ -101,7 +101,7 @@ impl Core {
         self.step(|state, _| {
             let State { owner, executor, out, served, .. } = state;
             if work.task.node.0 != self.node.0 && results.iter().any(is_stored) {
-                served.insert(work.owner);
+                served.insert(work.owner, work.task.node);
             }
             for value in &results {
                 owner.objects.hand_over(value.refs(), work.owner, out);
@@ -115,7 +115,7 @@ impl Core {
         self.step(|state, _| {
             let State { owner, out, served, .. } = state;
             if work.task.node.0 != self.node.0 && is_stored(&value) {
-                served.insert(work.owner);
+                served.insert(work.owner, work.task.node);
             }
             owner.objects.hand_over(value.refs(), work.owner, out);
             out.effects.push(Effect::Send {

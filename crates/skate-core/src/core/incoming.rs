@@ -9,8 +9,8 @@ use std::sync::{Arc, Weak};
 use skate_proto::actors::ActorState;
 use skate_proto::executor::{CancelStep, Executor};
 use skate_proto::handshake::Role;
-use skate_proto::ids::{ActorId, ProcId};
-use skate_proto::leases::ClassId;
+use skate_proto::ids::{ActorId, NodeKey, ProcId};
+use skate_proto::leases::{ClassId, Death};
 use skate_proto::msg::Msg;
 use skate_proto::owner::{Effect, ToNode};
 
@@ -18,7 +18,7 @@ use super::logs::Log;
 use super::requests::Answer;
 use super::{Core, State, TIMER_TOKEN};
 use crate::node_wire::{self, FromNode};
-use crate::transport::{CloseReason, Frame, Handler, PeerInfo, Transport};
+use crate::transport::{Address, CloseReason, Frame, Handler, PeerInfo, Transport};
 
 pub(super) struct Shell(pub(super) Weak<Core>);
 
@@ -83,9 +83,10 @@ impl Core {
         now: u64,
     ) {
         match msg {
-            FromNode::LeaseGranted { class, lease, worker, pid, gpu_ids } => {
+            FromNode::LeaseGranted { class, lease, worker, node, pid, gpu_ids } => {
+                self.route(worker, node);
                 let State { owner, out, .. } = state;
-                owner.handle_lease_granted(ClassId(class), lease, worker, pid, gpu_ids, now, out);
+                owner.handle_lease_granted(ClassId(class), lease, worker, node, pid, gpu_ids, now, out);
             }
             FromNode::LeaseReclaim { lease, wanted } => {
                 state.owner.handle_lease_reclaim(lease, wanted, now, &mut state.out);
@@ -101,13 +102,16 @@ impl Core {
             FromNode::Deaths(dead) => {
                 for (proc, cause) in dead {
                     if !state.owner.objects.is_dead(ProcId(proc)) {
-                        let died = FromNode::WorkerDied { proc: ProcId(proc), cause, oom: false };
+                        let died = FromNode::WorkerDied { proc: ProcId(proc), cause, death: Death::Crashed };
                         self.handle_node_message(state, 0, died, None, now);
                     }
                 }
             }
-            FromNode::WorkerDied { proc, cause, oom } => self.process_gone(state, proc, &cause, oom, now),
+            FromNode::WorkerDied { proc, cause, death } => self.process_gone(state, proc, &cause, death, now),
             FromNode::ActorState { actor, state: actor_state } => {
+                if let ActorState::Alive { proc, node, .. } = actor_state {
+                    self.route(proc, node);
+                }
                 let State { owner, out, .. } = state;
                 owner.handle_actor_state(actor, actor_state, now, out);
             }
@@ -131,17 +135,22 @@ impl Core {
             FromNode::Spilled { owner, written } => self.written(state, owner, written),
             FromNode::SegmentTrim { bytes } => self.release_segments(&self.store.take_empty(bytes)),
             // Results of the dead lessee may be on their way still: they are claims, too.
-            FromNode::SegmentAdopted { .. } if !state.deferred.is_empty() => state.waiting_adoptions.push(msg),
-            FromNode::SegmentAdopted { segment } => {
-                let blocks = state.owner.blocks_in(segment);
-                if !blocks.is_empty() {
-                    state.adopted.insert(segment, blocks.len());
+            FromNode::SegmentAdopted { lessee, .. } if !state.deferred.is_empty() || self.is_connected(lessee) => {
+                state.waiting_adoptions.push(msg);
+            }
+            FromNode::SegmentAdopted { segment, node, .. } => {
+                let blocks = state.owner.objects.blocks_in(node, segment);
+                if blocks.is_empty() {
+                    state.adopted.remove(&(node, segment));
+                } else {
+                    state.adopted.insert((node, segment), blocks.len());
                 }
-                self.tell_node(node_wire::SEGMENT_CLAIMS, 0, &node_wire::segment_claims(segment, &blocks));
+                self.tell_node(node_wire::SEGMENT_CLAIMS, 0, &node_wire::segment_claims(segment, &blocks, node));
             }
             FromNode::ActorInit { actor, incarnation, spec, gpu_ids } => {
                 state.actor = Some((actor, incarnation));
                 let owner_proc = spec.actor.proc;
+                self.route(owner_proc, spec.task.node);
                 state.owner.objects.arrive(&Executor::counted(&spec.args, &spec.deps));
                 state.executor.handle_actor_init(*spec, incarnation, gpu_ids, owner_proc);
                 self.work_arrived(state);
@@ -151,6 +160,13 @@ impl Core {
             FromNode::LeaseFailed { class, reason } => {
                 let State { owner, out, .. } = state;
                 owner.handle_lease_failed(ClassId(class), &reason, now, out);
+            }
+            FromNode::NodeAddress { node, address, cause } => {
+                if address.is_empty() {
+                    state.owner.handle_node_lost(node, &cause);
+                    state.adopted.retain(|(at, _), _| *at != node);
+                }
+                self.node_found(ProcId(node.0), &address, &cause);
             }
             // A request: this process stays while others may need what it owns.
             FromNode::Exit if state.executor.running_count() > 0 || !state.owner.is_bare() => {}
@@ -177,10 +193,24 @@ impl Core {
         self.transport.get().is_some_and(|transport| transport.peer_info(proc).is_some())
     }
 
-    pub(super) fn process_gone(&self, state: &mut State, proc: ProcId, cause: &str, oom: bool, now: u64) {
+    /// The answer to [`node_wire::WHERE_IS_NODE`].
+    fn node_found(&self, node: ProcId, address: &str, cause: &str) {
+        match (address, address.parse()) {
+            ("", _) => self.transport().forget_node(node, cause),
+            (_, Ok(address)) => self.transport().set_address(node, Address::Tcp(address)),
+            (_, Err(error)) => {
+                let cause =
+                    format!("this process's node says that it listens at {address:?}, which is no address: {error}");
+                self.transport().forget_node(node, &cause);
+            }
+        }
+    }
+
+    pub(super) fn process_gone(&self, state: &mut State, proc: ProcId, cause: &str, death: Death, now: u64) {
+        self.transport().drop_route(proc);
         state.served.remove(&proc);
         let State { owner, executor, out, .. } = state;
-        owner.handle_process_gone(proc, cause, oom, now, out);
+        owner.handle_process_gone(proc, cause, death, now, out);
         let (counted, interrupted) = executor.handle_process_gone(proc);
         owner.release_all(&counted, out);
         for task in &interrupted {
@@ -245,6 +275,12 @@ impl Handler for Shell {
                 }
             }
         });
+    }
+
+    fn on_unknown_node(&self, node: ProcId) {
+        if let Some(core) = self.0.upgrade() {
+            core.tell_node(node_wire::WHERE_IS_NODE, 0, &node_wire::where_is_node(NodeKey(node.0)));
+        }
     }
 
     fn on_fd_ready(&self, token: u64) {

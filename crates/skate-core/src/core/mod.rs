@@ -15,7 +15,7 @@ mod requests;
 mod spilling;
 mod waiting;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -34,7 +34,7 @@ use skate_proto::owner::{Effect, Out, Owner, ToNode};
 use crate::node_wire::{self, FromNode};
 use crate::store::Store;
 use crate::transport::fork::PrivateFd;
-use crate::transport::{Address, Config, SendMode, StartError, Transport};
+use crate::transport::{Address, Config, DiscoverError, SendMode, StartError, Transport};
 use incoming::Shell;
 use requests::Answer;
 use waiting::Watch;
@@ -57,6 +57,8 @@ const TIMER_TOKEN: u64 = u64::MAX;
 pub enum CoreError {
     #[error("{0}")]
     Start(#[from] StartError),
+    #[error("{0}")]
+    Discover(#[from] DiscoverError),
     #[error("the cluster is gone: {0}")]
     Closed(String),
     #[error("timed out")]
@@ -86,12 +88,12 @@ struct State {
     /// What the node said about processes whose last words are still being read.
     deferred: Map<ProcId, Vec<FromNode>>,
     waiting_adoptions: Vec<FromNode>,
-    /// Segments of dead lessees in which owned values lie, and how many: the node frees their blocks.
-    adopted: Map<SegmentId, usize>,
+    /// Segments of dead lessees in which owned values lie, and how many: their node frees their blocks.
+    adopted: Map<(NodeKey, SegmentId), usize>,
     /// Copies of values that lie on other nodes, by object.
     copies: copies::Copies,
     /// Owners on other nodes for whom this process has allocated values.
-    served: BTreeSet<ProcId>,
+    served: BTreeMap<ProcId, NodeKey>,
     /// Threads that wait for room in the store.
     allocating: u32,
     /// The actor that this process is, and which of its lives.
@@ -160,7 +162,7 @@ impl Core {
             waiting_adoptions: Vec::new(),
             adopted: Map::default(),
             copies: copies::Copies::default(),
-            served: BTreeSet::new(),
+            served: BTreeMap::new(),
             allocating: 0,
             actor: None,
             closed: None,
@@ -336,6 +338,22 @@ impl Core {
         if state.owner.objects.is_dead(to) {
             return;
         }
+        if let Some(object) = msg.for_owner_of() {
+            self.route(object.owner(), object.task.node);
+        }
+        match &msg {
+            Msg::Evict { objects } if !self.is_connected(to) => {
+                // It has the reference of somebody else, and perhaps the place, too. Where it lives is not known, so
+                // that a question might seem to go to somebody who has ended.
+                return state.owner.handle_evicted(to, &[], objects, &mut state.out);
+            }
+            Msg::Spill { offered } => {
+                if let Some(first) = offered.first() {
+                    self.route(to, first.from.node);
+                }
+            }
+            _ => {}
+        }
         let mut buffer = std::mem::take(&mut state.buffer);
         buffer.clear();
         let buffer = postcard::to_extend(&msg, buffer).expect("plain data always encodes");
@@ -344,16 +362,24 @@ impl Core {
         state.buffer = buffer;
     }
 
+    /// Remembers where a process lives, if that is another node: it is connected to there.
+    fn route(&self, proc: ProcId, node: NodeKey) {
+        if node.0 != self.node.0 {
+            self.transport().route(proc, ProcId(node.0));
+        }
+    }
+
     fn send_node(&self, state: &State, msg: ToNode) {
         let (kind, body) = match msg {
             ToNode::LeaseDemand { class, count } => {
                 let (spec, label) = (state.owner.class_spec(class), state.owner.class_label(class));
-                (node_wire::LEASE_DEMAND, node_wire::lease_demand(class.0, count, spec, label))
+                let granted = state.owner.class_granted(class);
+                (node_wire::LEASE_DEMAND, node_wire::lease_demand(class.0, count, spec, label, granted))
             }
-            ToNode::LeaseReturn { lease, reusable } => {
-                (node_wire::LEASE_RETURN, node_wire::lease_return(lease, reusable))
+            ToNode::LeaseReturn { lease, reusable, node } => {
+                (node_wire::LEASE_RETURN, node_wire::lease_return(lease, reusable, node))
             }
-            ToNode::LeaseKept { lease } => (node_wire::LEASE_KEPT, node_wire::lease_kept(lease)),
+            ToNode::LeaseKept { lease, node } => (node_wire::LEASE_KEPT, node_wire::lease_kept(lease, node)),
             ToNode::ActorCreate { creation, spec } => {
                 (node_wire::ACTOR_CREATE, node_wire::actor_create(&creation, &spec))
             }
@@ -391,6 +417,9 @@ impl Core {
         all.push(("known_definitions", definitions as u64));
         all.push(("known_functions", functions as u64));
         let store = self.store.statistics();
+        let (routes, nodes) = self.transport.get().map_or((0, 0), |transport| transport.known_routes());
+        all.push(("routes", routes as u64));
+        all.push(("nodes_known", nodes as u64));
         all.push(("store_segments", store.leased_segments as u64));
         all.push(("store_segment_bytes", store.leased_bytes));
         all.push(("store_used_blocks", store.used_blocks as u64));

@@ -265,21 +265,20 @@ impl Core {
         } else if location.is_spilled() {
             let node = if location.node == NodeKey(self.node.0) { 0 } else { location.node.0 };
             self.tell_node(node_wire::SPILL_RELEASED, 0, &node_wire::spill_released(location.segment, node));
-        } else if self.is_here(&location) && state.adopted.contains_key(&location.segment)
+        } else if state.adopted.contains_key(&(location.node, location.segment))
             || state.owner.objects.is_dead(location.lessee)
         {
-            let node = if self.is_here(&location) { 0 } else { location.node.0 };
-            if node == 0
-                && let Some(left) = state.adopted.get_mut(&location.segment)
-            {
+            let segment = (location.node, location.segment);
+            if let Some(left) = state.adopted.get_mut(&segment) {
                 *left -= 1;
                 if *left == 0 {
-                    state.adopted.remove(&location.segment);
+                    state.adopted.remove(&segment);
                 }
             }
-            let freed = node_wire::blocks_freed(location.segment, &[location.offset], node);
+            let freed = node_wire::blocks_freed(location.segment, &[location.offset], location.node);
             self.tell_node(node_wire::BLOCKS_FREED, 0, &freed);
         } else {
+            self.route(location.lessee, location.node);
             let msg = Msg::FreeBlocks { blocks: vec![(location.segment, location.offset)] };
             let body = postcard::to_stdvec(&msg).expect("plain data always encodes");
             self.transport().send(location.lessee, node_wire::CORE, 0, &[&body], SendMode::Queue);

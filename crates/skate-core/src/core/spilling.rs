@@ -79,7 +79,8 @@ impl Core {
         let node = NodeKey(self.node.0);
         let State { owner, out, served, .. } = state;
         owner.make_room(node, bytes, out);
-        for &to in served.iter() {
+        for (&to, &at) in served.iter() {
+            self.route(to, at);
             out.effects.push(Effect::Send { to, msg: Msg::MakeRoom { node, bytes }, urgent: true });
         }
     }

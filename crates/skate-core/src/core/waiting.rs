@@ -109,8 +109,8 @@ impl Core {
         }
         let main = hears && self.is_main_thread();
         // Workers are told by `interrupted` what a signal was for.
-        let is_drivers_main = || self.role == Role::Driver && thread_id() == u64::from(std::process::id());
-        let look = self.signals.get().filter(|_| hears && is_drivers_main());
+        let is_users_main = || self.role != Role::Worker && thread_id() == u64::from(std::process::id());
+        let look = self.signals.get().filter(|_| hears && is_users_main());
         let signalled = || main && self.interrupted.load(Ordering::Acquire);
         let transport = self.transport().clone();
         let outcome = |driven: Driven| match driven {

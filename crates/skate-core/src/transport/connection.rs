@@ -104,12 +104,18 @@ impl Connection {
         self.opened.get()
     }
 
+    /// Whether descriptors can be sent on it; `None` while it is not known where it leads.
+    pub(super) fn carries_descriptors(&self) -> Option<bool> {
+        self.opened.get().map(|(socket, _)| !socket.is_tcp())
+    }
+
     /// Called once, by the reactor, when the peer is proven. Frames that waited are written.
     pub(super) fn open(&self, socket: Arc<Socket>, token: u64) -> Sent {
         let mut out = self.out.lock();
         if out.state != State::Waiting {
             return Sent::Settled;
         }
+        assert!(out.fds.is_empty() || !socket.is_tcp(), "no descriptor is sent to another machine");
         let first = self.opened.set((socket, token));
         assert!(first.is_ok(), "a connection is opened once");
         out.state = State::Open;

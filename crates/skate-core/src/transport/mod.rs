@@ -5,23 +5,30 @@
 //!
 //! A process sends to a peer always on one connection, so frames to it keep their order, and receives on
 //! any: when two processes call each other at the same moment there are two connections, one per
-//! direction. Only the node listens. Whoever wants a process that is not the node connects to the node
-//! and names it, and the node passes the descriptor on; the handshake then runs end to end. The first
-//! frame to a peer starts that; frames wait meanwhile.
+//! direction. Only nodes listen. Whoever wants a process that is not a node connects to its node and names
+//! it, and the node passes the descriptor on; the handshake then runs end to end. The first frame to a
+//! peer starts that; frames wait meanwhile.
+//!
+//! Our own node is reached on its Unix socket, another one by TCP, as are the processes on it. Who lives on
+//! which node is told by [`Transport::route`]; where a node listens is asked for by
+//! [`Handler::on_unknown_node`] and answered by [`Transport::set_address`] or [`Transport::forget_node`]. A
+//! node connects to other nodes, and never to a process that is not one. Descriptors never leave the machine.
 //!
 //! Writing is described in `connection`, waiting in `drive`, forks in `fork`.
 //!
 //! Locks, in the order in which they may be taken: the reactor (for as long as a thread drives), peers,
-//! a connection's buffer, then the leaves (dirty list, commands, foreign descriptors, gate). Only the
+//! a connection's buffer, then the leaves (routes, dirty list, commands, foreign descriptors, gate). Only the
 //! first is held when the handler is called.
 
 mod connection;
+mod discover;
 mod drive;
 mod eagerness;
 pub(crate) mod fork;
 mod futex;
 mod poller;
 mod reactor;
+mod routes;
 mod slots;
 mod socket;
 mod thread;
@@ -49,8 +56,10 @@ use drive::Gate;
 use fork::PrivateFd;
 use poller::{Poller, Source};
 use reactor::{Joining, Reactor};
+use routes::{Routes, Way};
 
 pub use connection::BACKLOG_BYTES_MAX;
+pub use discover::{DiscoverError, discover};
 pub use drive::Driven;
 pub(crate) use reactor::nonce;
 pub use socket::{Address, Listener};
@@ -97,6 +106,12 @@ pub trait Handler: Send + Sync + 'static {
     fn on_bulk(&self, peer: PeerInfo, socket: OwnedFd) {
         let _ = (peer, socket);
     }
+    /// A process on this node is wanted, and nobody has said yet where the node listens. To be answered by
+    /// [`Transport::set_address`] or [`Transport::forget_node`], now or later; asked once until then. Connections
+    /// that have waited for as long as a handshake may take are given up ([`CloseReason::NodeUnknown`]).
+    fn on_unknown_node(&self, node: ProcId) {
+        let _ = node;
+    }
     /// Something happened on a descriptor of [`Transport::register_fd`].
     fn on_fd_ready(&self, token: u64);
     /// Something that an administrator should know. At most one a second.
@@ -116,6 +131,15 @@ pub enum CloseReason {
     Io(#[source] io::Error),
     #[error("the node could not be reached: {0}")]
     Connect(#[source] io::Error),
+    /// Another node than our own.
+    #[error("the node at {address} could not be reached: {source}")]
+    Unreachable { address: Address, source: io::Error },
+    /// Nobody answered [`Handler::on_unknown_node`].
+    #[error("the address of the process's node was not learned within 5 s")]
+    NodeUnknown,
+    /// [`Transport::forget_node`] was called, with this cause.
+    #[error("the process's node is gone: {0}")]
+    NodeGone(String),
     #[error("the handshake failed: {0}")]
     Handshake(#[source] HandshakeError),
     #[error("the handshake was not finished within 5 s")]
@@ -181,6 +205,8 @@ enum Command {
     Connect(Arc<Connection>),
     Close(Arc<Connection>, CloseReason),
     Disconnect(ProcId),
+    NodeKnown(ProcId),
+    NodeGone(ProcId),
 }
 
 struct Peer {
@@ -228,6 +254,7 @@ pub struct Transport {
     handler: Arc<dyn Handler>,
     generation: u32,
     peers: RwLock<HashMap<ProcId, Peer, RandomState>>,
+    routes: Mutex<Routes>,
     gate: Gate,
     reactor: Mutex<Option<Reactor>>,
     dirty: Mutex<Vec<Arc<Connection>>>,
@@ -256,6 +283,7 @@ impl Transport {
             handler,
             generation: fork::generation(),
             peers: RwLock::default(),
+            routes: Mutex::new(Routes::new(config.me, config.node)),
             gate: Gate::new(poller),
             reactor: Mutex::new(Some(reactor)),
             dirty: Mutex::default(),
@@ -318,6 +346,9 @@ impl Transport {
     }
 
     /// Sends a frame and a copy of a descriptor.
+    ///
+    /// # Panics
+    /// If the peer is on another machine: descriptors mean nothing there.
     pub fn send_fd(&self, to: ProcId, kind: u8, corr: u64, body: &[&[u8]], fd: BorrowedFd<'_>) {
         if self.is_void() {
             return;
@@ -326,8 +357,50 @@ impl Transport {
         let Some(connection) = self.connection(to) else {
             return;
         };
+        let leaves = || matches!(self.routes.lock().way(to), Way::Node(_) | Way::Unknown(_));
+        let carries = connection.carries_descriptors().unwrap_or_else(|| !leaves());
+        assert!(carries, "a descriptor is sent to process {:#018x}, which is on another node", to.0);
         let sent = connection.send_now(&header, body, Some(fd));
         self.see_to(&connection, sent);
+    }
+
+    /// Tells that a process lives on a node. Of whom nothing is told lives on our own. It is forgotten when the
+    /// connection with the process ends, unless its node was not found, so it is told again with what makes this
+    /// process write to it again.
+    pub fn route(&self, proc: ProcId, node: ProcId) {
+        if !self.is_void() {
+            self.routes.lock().set(proc, node);
+        }
+    }
+
+    /// A process is dead: where it lived does not matter any more.
+    pub fn drop_route(&self, proc: ProcId) {
+        if !self.is_void() {
+            self.routes.lock().drop_route(proc);
+        }
+    }
+
+    /// Tells where another node listens. Connections that wait for it are made.
+    pub fn set_address(&self, node: ProcId, address: Address) {
+        if !self.is_void() {
+            self.routes.lock().set_address(node, address);
+            self.command(Command::NodeKnown(node));
+        }
+    }
+
+    /// Another node is dead, or nobody knows it: connections to it and to processes on it, now and later, end at once
+    /// with this cause ([`CloseReason::NodeGone`]).
+    pub fn forget_node(&self, node: ProcId, cause: &str) {
+        if !self.is_void() {
+            self.routes.lock().forget_node(node, cause);
+            self.command(Command::NodeGone(node));
+        }
+    }
+
+    /// How many processes on other nodes, and how many other nodes, are known.
+    #[must_use]
+    pub fn known_routes(&self) -> (usize, usize) {
+        self.routes.lock().len()
     }
 
     /// Waits until `done()`, driving the reactor meanwhile if no other thread does.

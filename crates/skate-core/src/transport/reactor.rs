@@ -6,6 +6,8 @@
 //! what was left. Senders never come here: they write by themselves, or leave a connection on the dirty
 //! list, a command in the queue, and a notice at the gate.
 
+mod connecting;
+
 use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem;
@@ -17,7 +19,7 @@ use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 
 use skate_proto::frame::{self, FLAG_FD, Header, Split};
-use skate_proto::handshake::{Acceptor, Connector, HandshakeError, PREFACE_LEN, Preface, Role, Step};
+use skate_proto::handshake::{Acceptor, HandshakeError, PREFACE_LEN, Preface, Role, Step, WHO_LISTENS};
 use skate_proto::ids::ProcId;
 
 use super::connection::{Connection, Sent};
@@ -25,8 +27,8 @@ use super::eagerness::{Eagerness, LOOK, SHORT};
 use super::fork::PrivateFd;
 use super::poller::{Events, Poller, Source};
 use super::slots::{Message, Phase, Slot, Slots};
-use super::socket::{self, Connecting, FDS_MAX, Socket};
-use super::{CloseReason, Command, Frame, PASS_CONN, Transport};
+use super::socket::{self, FDS_MAX, Socket};
+use super::{CloseReason, Command, Frame, PASS_CONN, Peer, Transport};
 
 /// One read takes at most this much. Larger bodies take several.
 const READ_BYTES: usize = 256 << 10;
@@ -69,6 +71,8 @@ pub(super) struct Reactor {
     deadlines: VecDeque<(Instant, u32, u32)>,
     /// Connections whose listener had no room, when to try again, and when to give up.
     retries: Vec<(Instant, Instant, Arc<Connection>)>,
+    /// Connections to processes on nodes whose address was asked for, and when to give up.
+    waiting: Vec<(ProcId, Instant, Arc<Connection>)>,
     passed: VecDeque<([u8; PREFACE_LEN], OwnedFd)>,
     /// Memory of the lists that are swapped with those of the senders.
     dirty: Vec<Arc<Connection>>,
@@ -103,6 +107,7 @@ impl Reactor {
             accepting: Accepting::Always,
             deadlines: VecDeque::new(),
             retries: Vec::new(),
+            waiting: Vec::new(),
             passed: VecDeque::new(),
             dirty: Vec::new(),
             commands: Vec::new(),
@@ -219,6 +224,8 @@ impl Reactor {
                     self.close_peer(t, peer, CloseReason::Disconnected);
                 }
             }
+            Command::NodeKnown(node) => self.on_node_known(t, node),
+            Command::NodeGone(node) => self.on_node_gone(t, node),
         }
     }
 
@@ -330,7 +337,7 @@ impl Reactor {
             }
             match socket::accept(&self.listeners[index]) {
                 Ok(socket) => {
-                    socket.set_no_delay();
+                    socket.tune();
                     let phase = Phase::Preface(Message::default());
                     let until = Instant::now() + HANDSHAKE_S_MAX;
                     self.insert(Arc::new(socket), phase, EventFlags::IN, until);
@@ -466,13 +473,15 @@ impl Reactor {
             Err(error) => return self.fail(t, index, CloseReason::Handshake(error)),
         };
         let target = preface.target;
-        if target == t.me.proc || self.listeners.is_empty() {
+        if target == t.me.proc || target == WHO_LISTENS || self.listeners.is_empty() {
             return match Acceptor::new(&t.me, &t.credentials, bytes, nonce()) {
                 Ok(machine) => self.slots.set_phase(index, Phase::Accepting(machine, Message::default())),
                 Err(error) => self.fail(t, index, CloseReason::Handshake(error)),
             };
         }
-        let joined = t.peers.read().get(&target).filter(|p| p.info.is_some()).map(|p| Arc::clone(&p.connection));
+        // Another node is a peer as well, and nobody's way to it leads through this one.
+        let is_member = |peer: &&Peer| peer.info.is_some() && peer.connection.carries_descriptors() == Some(true);
+        let joined = t.peers.read().get(&target).filter(is_member).map(|p| Arc::clone(&p.connection));
         let Some(connection) = joined else {
             let error = HandshakeError::UnknownTarget { target };
             return self.fail(t, index, CloseReason::Handshake(error));
@@ -571,80 +580,6 @@ impl Reactor {
         }
     }
 
-    // ---- connecting
-
-    fn connect(&mut self, t: &Transport, connection: Arc<Connection>, until: Instant) {
-        let target = connection.peer;
-        if !t.is_current(&connection) {
-            return;
-        }
-        if t.me.proc == t.node || target == t.me.proc {
-            // The node is connected to, and connects to nobody; nor does anyone to itself.
-            let error = HandshakeError::UnknownTarget { target };
-            return self.close_peer(t, target, CloseReason::Handshake(error));
-        }
-        let (socket, phase, flags) = match Socket::connect(&t.node_address) {
-            Ok(Connecting::Done(socket)) => (socket, Phase::Connecting(connection), EventFlags::IN),
-            Ok(Connecting::InProgress(socket)) => (socket, Phase::Connecting(connection), EventFlags::OUT),
-            Ok(Connecting::Full) => {
-                let reason = CloseReason::Connect(std::io::ErrorKind::TimedOut.into());
-                return self.connect_later(t, connection, CONNECT_PAUSE, until, reason);
-            }
-            Err(error) if is_exhaustion(&error) => {
-                self.warn(t, "no descriptor is left to connect to another process; raise the limit (ulimit -n)");
-                return self.connect_later(t, connection, DESCRIPTOR_PAUSE, until, CloseReason::Connect(error));
-            }
-            Err(error) => return self.close_peer(t, target, CloseReason::Connect(error)),
-        };
-        socket.set_no_delay();
-        let connected = flags == EventFlags::IN;
-        match self.insert(Arc::new(socket), phase, flags, until) {
-            Some(index) if connected => self.on_connected(t, index),
-            Some(_) => {}
-            None => {
-                let error = std::io::Error::last_os_error();
-                self.close_peer(t, target, CloseReason::Connect(error));
-            }
-        }
-    }
-
-    /// Tries again after a pause, or gives up when that would be too late.
-    fn connect_later(
-        &mut self,
-        t: &Transport,
-        connection: Arc<Connection>,
-        pause: Duration,
-        until: Instant,
-        reason: CloseReason,
-    ) {
-        let again = Instant::now() + pause;
-        if again < until {
-            self.retries.push((again, until, connection));
-        } else {
-            self.close_peer(t, connection.peer, reason);
-        }
-    }
-
-    /// The socket is connected, or failed to.
-    fn on_connected(&mut self, t: &Transport, index: u32) {
-        let source = self.slots.source(index);
-        let Some(slot) = self.slots.at(index) else {
-            return;
-        };
-        let Phase::Connecting(connection) = &slot.phase else {
-            return;
-        };
-        let connection = Arc::clone(connection);
-        let socket = Arc::clone(&slot.socket);
-        if let Err(error) = socket.take_error() {
-            return self.fail(t, index, CloseReason::Connect(error));
-        }
-        let _ = self.poller.modify(&*socket, source, EventFlags::IN);
-        let (machine, first) = Connector::new(&t.me, &t.credentials, connection.peer, nonce());
-        self.slots.set_phase(index, Phase::Greeting(machine, Message::default(), connection));
-        self.say(t, index, &first);
-    }
-
     // ---- endings
 
     /// Ends one connection. If it was ours, or proven, its peer is lost.
@@ -681,7 +616,7 @@ impl Reactor {
 
     /// Ends everything with a peer and tells the handler.
     pub(super) fn close_peer(&mut self, t: &Transport, peer: ProcId, reason: CloseReason) {
-        if matches!(reason, CloseReason::Closed | CloseReason::Io(_)) {
+        if matches!(reason, CloseReason::Closed | CloseReason::Io(_) | CloseReason::NodeGone(_)) {
             self.read_last_words(t, peer);
         }
         if let Some(entry) = t.peers.write().remove(&peer) {
@@ -691,6 +626,11 @@ impl Reactor {
             self.remove(index);
         }
         self.retries.retain(|(_, _, connection)| connection.peer != peer);
+        self.waiting.retain(|(_, _, connection)| connection.peer != peer);
+        // Of a node that was not found nothing was learned about the process.
+        if !matches!(reason, CloseReason::NodeGone(_) | CloseReason::NodeUnknown) {
+            t.routes.lock().drop_route(peer);
+        }
         if peer == t.node && matches!(self.joining, Some(Joining::Pending)) {
             self.joining = Some(Joining::Failed(reason));
             return;
@@ -714,7 +654,8 @@ impl Reactor {
         };
         let retry = self.retries.iter().map(|(at, ..)| *at).min();
         let handshake = self.deadlines.front().map(|(at, ..)| *at);
-        [accept, retry, handshake].into_iter().flatten().min()
+        let address = self.waiting.iter().map(|(_, until, _)| *until).min();
+        [accept, retry, handshake, address].into_iter().flatten().min()
     }
 
     fn pass_deadlines(&mut self, t: &Transport) {
@@ -742,6 +683,10 @@ impl Reactor {
         let due = self.retries.extract_if(.., |(at, ..)| *at <= now).collect::<Vec<_>>();
         for (_, until, connection) in due {
             self.connect(t, connection, until);
+        }
+        let unanswered = self.waiting.extract_if(.., |(_, until, _)| *until <= now).collect::<Vec<_>>();
+        for (_, _, connection) in unanswered {
+            self.close_peer(t, connection.peer, CloseReason::NodeUnknown);
         }
     }
 

@@ -166,6 +166,12 @@ impl Slots {
         self.matching(|slot| slot.phase.peer() == Some(peer))
     }
 
+    /// Peers of connections that this process makes and that are not open yet.
+    pub(super) fn unfinished(&self) -> Vec<ProcId> {
+        let slots = self.entries.iter().filter_map(|(_, slot)| slot.as_ref());
+        slots.filter(|slot| slot.phase.is_handshake()).filter_map(|slot| slot.phase.peer()).collect()
+    }
+
     pub(super) fn has_inbound(&self, from: ProcId) -> bool {
         let is = |slot: &Slot| matches!(slot.phase, Phase::Open { peer, inbound: true, .. } if peer == from);
         !self.matching(is).is_empty()

@@ -1,4 +1,7 @@
 //! Sockets: addresses, listening, connecting, gathered writes, reads that may bring descriptors.
+//!
+//! Within a machine they are Unix sockets, between machines TCP, which carries no descriptors. Both ends of a TCP
+//! connection are set up alike, so a cut is noticed by either, whether it waits or writes.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -6,6 +9,7 @@ use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{
@@ -22,6 +26,15 @@ const BACKLOG: i32 = 4096;
 pub(super) const FDS_MAX: usize = 64;
 /// Descriptors that the kernel delivers with one read: those of one `sendmsg`, of which we make one.
 const FDS_PER_READ: usize = 8;
+
+/// A TCP connection on which nothing came for so long is probed, and so often, before it counts as cut: 9 s in all,
+/// within which the kernel of a living machine answers, however busy its processes are.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(3);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
+const KEEPALIVE_PROBES: u32 = 3;
+/// What was written and is not acknowledged for so long ends the connection. The kernel's own patience is 15 minutes.
+/// It also replaces the count of probes, so that both kinds of silence end alike.
+const UNACKNOWLEDGED_MS_MAX: u32 = 10_000;
 
 /// Where a node listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,10 +70,14 @@ impl Listener {
         Ok(Self { fd })
     }
 
+    /// Listens on a TCP port; port 0 lets the system choose one.
     pub fn bind_tcp(address: SocketAddr) -> io::Result<Self> {
-        let listener = std::net::TcpListener::bind(address)?;
-        listener.set_nonblocking(true)?;
-        Ok(Self { fd: listener.into() })
+        let fd = tcp_socket(&address)?;
+        // A node that is started again finds its port, although connections of the former one linger.
+        sockopt::set_socket_reuseaddr(&fd, true)?;
+        rustix::net::bind(&fd, &address)?;
+        rustix::net::listen(&fd, BACKLOG)?;
+        Ok(Self { fd })
     }
 
     /// Takes over a socket that listens already.
@@ -90,6 +107,11 @@ pub(super) fn accept(listener: &PrivateFd) -> rustix::io::Result<Socket> {
     Ok(Socket::new(fd))
 }
 
+fn tcp_socket(address: &SocketAddr) -> rustix::io::Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
+}
+
 pub(super) fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
     let flags = rustix::fs::fcntl_getfl(&fd)?;
     Ok(rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK)?)
@@ -99,6 +121,7 @@ pub(super) fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
 #[derive(Debug)]
 pub(super) struct Socket {
     fd: PrivateFd,
+    is_tcp: bool,
 }
 
 pub(super) enum Connecting {
@@ -111,36 +134,51 @@ pub(super) enum Connecting {
 
 impl Socket {
     pub(super) fn new(fd: OwnedFd) -> Self {
-        Self { fd: PrivateFd::new(fd) }
+        let domain = sockopt::socket_domain(&fd);
+        let is_tcp = matches!(domain, Ok(AddressFamily::INET | AddressFamily::INET6));
+        Self { fd: PrivateFd::new(fd), is_tcp }
     }
 
     pub(super) fn connect(address: &Address) -> io::Result<Connecting> {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let (fd, connected) = match address {
+        let (socket, connected) = match address {
             Address::Unix(path) => {
                 let address = SocketAddrUnix::new(path)?;
-                let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-                let connected = rustix::net::connect(&fd, &address);
-                (fd, connected)
+                let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+                let socket = Self::new(rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?);
+                let connected = rustix::net::connect(&socket, &address);
+                (socket, connected)
             }
             Address::Tcp(address) => {
-                let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-                let fd = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
-                let connected = rustix::net::connect(&fd, address);
-                (fd, connected)
+                let socket = Self::new(tcp_socket(address)?);
+                socket.tune();
+                let connected = rustix::net::connect(&socket, address);
+                (socket, connected)
             }
         };
         match connected {
-            Ok(()) => Ok(Connecting::Done(Self::new(fd))),
-            Err(Errno::INPROGRESS) => Ok(Connecting::InProgress(Self::new(fd))),
+            Ok(()) => Ok(Connecting::Done(socket)),
+            Err(Errno::INPROGRESS) => Ok(Connecting::InProgress(socket)),
             Err(Errno::AGAIN) => Ok(Connecting::Full),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Frames must not wait for each other's acknowledgements. Unix sockets do not know the option.
-    pub(super) fn set_no_delay(&self) {
-        let _ = sockopt::set_tcp_nodelay(&self.fd, true);
+    /// Whether it leads to another machine, as far as one can tell.
+    pub(super) fn is_tcp(&self) -> bool {
+        self.is_tcp
+    }
+
+    /// Sets the options of a TCP connection: frames do not wait for each other's acknowledgements, and a cut is
+    /// noticed. The kernel knows all of them; without them the connection would still serve.
+    pub(super) fn tune(&self) {
+        if self.is_tcp {
+            let _ = sockopt::set_tcp_nodelay(&self.fd, true);
+            let _ = sockopt::set_socket_keepalive(&self.fd, true);
+            let _ = sockopt::set_tcp_keepidle(&self.fd, KEEPALIVE_IDLE);
+            let _ = sockopt::set_tcp_keepintvl(&self.fd, KEEPALIVE_INTERVAL);
+            let _ = sockopt::set_tcp_keepcnt(&self.fd, KEEPALIVE_PROBES);
+            let _ = sockopt::set_tcp_user_timeout(&self.fd, UNACKNOWLEDGED_MS_MAX);
+        }
     }
 
     pub(super) fn take_error(&self) -> io::Result<()> {

@@ -32,6 +32,7 @@ pub(crate) struct Recorder {
     pub(crate) joined: Mutex<Vec<PeerInfo>>,
     pub(crate) closed: Mutex<Vec<(ProcId, String)>>,
     pub(crate) ready: Mutex<Vec<u64>>,
+    pub(crate) unknown: Mutex<Vec<ProcId>>,
     pub(crate) warnings: AtomicUsize,
 }
 
@@ -66,6 +67,9 @@ impl Handler for Recorder {
     fn on_closed(&self, peer: ProcId, reason: CloseReason) {
         self.closed.lock().push((peer, reason.to_string()));
     }
+    fn on_unknown_node(&self, node: ProcId) {
+        self.unknown.lock().push(node);
+    }
     fn on_fd_ready(&self, token: u64) {
         self.ready.lock().push(token);
     }
@@ -75,6 +79,11 @@ impl Handler for Recorder {
 }
 
 impl Recorder {
+    /// Why the connections with a peer ended.
+    pub(crate) fn ends(&self, of: ProcId) -> Vec<String> {
+        self.closed.lock().iter().filter(|(peer, _)| *peer == of).map(|(_, reason)| reason.clone()).collect()
+    }
+
     pub(crate) fn count(&self) -> usize {
         self.count.load(Ordering::Acquire)
     }
@@ -106,6 +115,8 @@ impl Drop for Process {
 
 pub(crate) struct Cluster {
     pub(crate) directory: PathBuf,
+    /// Where other nodes reach it.
+    pub(crate) address: Address,
     pub(crate) node: Process,
 }
 
@@ -131,14 +142,22 @@ pub(crate) fn start(config: Config) -> Result<Process, StartError> {
 
 impl Cluster {
     pub(crate) fn new() -> Self {
+        Self::of(NODE)
+    }
+
+    /// A node of a cluster of several.
+    pub(crate) fn of(node: ProcId) -> Self {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let directory = std::env::temp_dir().join(format!("skate-test-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
         let path = directory.join("node.sock");
         let listener = Listener::bind_unix(&path).unwrap();
-        let node = start(config(NODE, Role::Node, Address::Unix(path), vec![listener])).unwrap();
-        Self { directory, node }
+        let tcp = Listener::bind_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = tcp.local_address().unwrap();
+        let mut config = config(node, Role::Node, Address::Unix(path), vec![listener, tcp]);
+        config.node = node;
+        Self { directory, address, node: start(config).unwrap() }
     }
 
     pub(crate) fn path(&self) -> PathBuf {
@@ -146,7 +165,9 @@ impl Cluster {
     }
 
     pub(crate) fn config(&self, me: ProcId) -> Config {
-        config(me, Role::Worker, Address::Unix(self.path()), vec![])
+        let mut config = config(me, Role::Worker, Address::Unix(self.path()), vec![]);
+        config.node = self.node.transport.me().proc;
+        config
     }
 
     pub(crate) fn join(&self, me: ProcId) -> Process {

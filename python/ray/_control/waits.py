@@ -8,15 +8,15 @@ Invariants: a demand is in exactly one group from `add` to `remove`; a group has
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 import msgspec
 
+from ray._control.demands import ACTORS
 from ray._control.machine import Deadlines
-from ray._node.lease_records import ACTORS
 
 if TYPE_CHECKING:
-    from ray._node.lease_records import Key, Want
+    from ray._control.demands import Key
 
 INFEASIBLE_DELAYS_S: Final = (0.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 """Delays between notices of demands that no node can ever meet; then every last one of them."""
@@ -27,13 +27,32 @@ STALLED_DELAYS_S: Final = (30.0, 60.0, 120.0, 300.0, 600.0)
 _Alike: TypeAlias = "tuple[int, bool, str, tuple[tuple[str, int], ...], tuple[tuple[str, int], ...]]"
 
 
+class Want(Protocol):
+    """What this needs to know of a demand; how many leases of it are `unmet` may change."""
+
+    @property
+    def key(self) -> Key: ...
+    @property
+    def job(self) -> int: ...
+    @property
+    def label(self) -> str: ...
+    @property
+    def demand(self) -> dict[str, int]: ...
+    @property
+    def place(self) -> dict[str, int]: ...
+    @property
+    def owner(self) -> int: ...
+    @property
+    def unmet(self) -> int: ...
+
+
 class Group(msgspec.Struct):
     """Demands that are alike. `moved_at` is when one of them was last met, or the first came."""
 
     alike: _Alike
     infeasible: bool
     moved_at: float
-    members: dict[Key, Want]
+    members: dict[Any, Any]
     notices: int = 0
 
     @property

@@ -1,0 +1,133 @@
+"""What the control service keeps of nodes, and what its tables tell each other about them."""
+
+from __future__ import annotations
+
+import msgspec
+
+from ray._control.machine import Effect, Event
+from ray._protocol import UNIT
+
+CPU = "CPU"
+
+
+class NodeCame(Event, frozen=True):
+    """A node has joined and may be given work."""
+
+    node: int
+
+
+class NodeLost(Event, frozen=True):
+    """A node is gone for good. `reason` completes "the node was lost because ...". Comes once for each `NodeCame`."""
+
+    node: int
+    reason: str
+
+
+class NodeWentAway(Event, frozen=True):
+    """A node's connection broke, though its process may live."""
+
+    node: int
+    reason: str
+
+
+class NodeReturned(Event, frozen=True):
+    """A node that was away is there again, and says what is on it."""
+
+    node: int
+
+
+class NodeFreed(Event, frozen=True):
+    """A node has reported what is free on it: something that waits may fit now."""
+
+    node: int
+
+
+class DisconnectNode(Effect, frozen=True):
+    """Close the connection with a node that is not part of the cluster any more."""
+
+    node: int
+
+
+class Node(msgspec.Struct):
+    """One node. `free` is as it reported last; `assumed` is what was placed there since, by serial number."""
+
+    key: int
+    address: str
+    host: str
+    hostname: str
+    name: str
+    socket: str
+    session_dir: str
+    total: dict[str, int]
+    labels: dict[str, str]
+    free: dict[str, int]
+    joined_at: float
+    python: str = ""
+    """Version of its interpreter; empty if it did not say."""
+    client: bool = False
+    """It is only there for a program outside of the cluster, and nobody misses it."""
+    unanswered: int = 0
+    """Questions whether it lives since it last answered one."""
+    assumed: list[tuple[int, dict[str, int]]] = []
+    serial: int = 0
+    actors: int = 0
+    """Actors that were placed there and have not ended."""
+    alive: bool = True
+    away: bool = False
+    """Its connection broke, and it may come back."""
+    reason: str = ""
+    """Why it was lost."""
+
+    def __str__(self) -> str:
+        where = f" at {self.address}" if self.address else ""
+        return f"node {self.name or self.hostname}{where} ({self.key:016x})"
+
+    def room(self) -> dict[str, int]:
+        """What is free, as far as is known now."""
+        room = dict(self.free)
+        for _, demand in self.assumed:
+            for name, units in demand.items():
+                room[name] = room.get(name, 0) - units
+        return room
+
+    def assume(self, demand: dict[str, int], count: int = 1) -> int:
+        """Note that something is placed there; returns the number under which the node will confirm it."""
+        self.serial += 1
+        self.assumed.append((self.serial, {name: units * count for name, units in demand.items()}))
+        return self.serial
+
+    def confirm(self, free: dict[str, int], serial: int) -> None:
+        """Take over the node's own words."""
+        self.free = free
+        self.assumed = [entry for entry in self.assumed if entry[0] > serial]
+
+    def can_ever(self, demand: dict[str, int]) -> bool:
+        """Whether the node has that much at all."""
+        return all(units <= self.total.get(name, 0) for name, units in demand.items())
+
+    def utilization(self) -> float:
+        """The largest used share of CPUs, GPUs and memory, and of actors against CPUs, from 0 to 1 and above."""
+        room = self.room()
+        shares = [
+            1.0 - room.get(name, 0) / units
+            for name, units in self.total.items()
+            if name in (CPU, "GPU", "memory") and units > 0
+        ]
+        cpus = max(self.total.get(CPU, 0) // UNIT, 1)
+        # Actors hold no CPU by default, and yet a node should not get all of them.
+        return max(*shares, self.actors / (8 * cpus), 0.0)
+
+
+def is_same_python(one: str, other: str) -> bool:
+    """Whether two versions of Python ("3.11.7") read each other's pickled functions: the patch level may differ."""
+    return not one or not other or one.split(".")[:2] == other.split(".")[:2]
+
+
+def fits(room: dict[str, int], demand: dict[str, int]) -> int:
+    """How often a demand fits; `FITS_MAX` if it asks for nothing."""
+    counts = [max(room.get(name, 0), 0) // units for name, units in demand.items() if units > 0]
+    return min([*counts, FITS_MAX])
+
+
+FITS_MAX = 64
+"""Leases of one demand that one decision places on one node; more follow when these are confirmed."""

@@ -1,0 +1,267 @@
+"""The nodes of the cluster: which there are, what each has, and whether it still lives.
+
+Owns the list of nodes and the view of their free resources. Does not place anything.
+
+A node whose process has ended is lost at once: its connection was closed. One whose connection broke in any other way
+is *away*, and may come back within `AWAY_S`; after a restart of the head all are *expected* that had been part of the
+cluster before. Who is there and leaves `UNANSWERED_MAX` questions unanswered is lost. Who comes back after it was taken
+to be lost is told to leave, because everything on it was given up meanwhile.
+
+Functions travel as pickles of code, which another minor version of Python cannot run: a node with another one than the
+head's is told to leave, too.
+
+Invariants: a node is there (maybe away), expected or lost; every node has been announced to every other, and its loss
+too; the head is never lost nor away.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from ray._control.machine import Deadlines, FromNode, Log, Machine, Save, Tick, ToNode
+from ray._control.messages import Alive, AreYouAlive, Leave, NodeEntry, NodeHello, Nodes, Resources
+from ray._control.node_records import (
+    DisconnectNode,
+    Node,
+    NodeCame,
+    NodeFreed,
+    NodeLost,
+    NodeReturned,
+    NodeWentAway,
+    is_same_python,
+)
+
+ASK_S: Final = 2.0
+"""How often nodes are asked whether they live. Only with more than one node; a question is 20 bytes."""
+
+UNANSWERED_MAX: Final = 4
+"""A node that has left so many questions in a row unanswered is lost, after 8 to 10 seconds. Questions are counted, not
+seconds, so that a head which was stopped for a while does not take everybody for lost."""
+
+AWAY_S: Final = 2.0
+"""How long a node may be away whose connection broke."""
+
+TABLE: Final = "nodes"
+
+LOST_REMEMBERED: Final = 1000
+"""Lost nodes that can still be listed, and of which nodes that join are told; older ones are forgotten."""
+
+
+class NodeTable(Machine):
+    """See the module's docstring.
+
+    Args:
+        head: The node that hosts the control service.
+        durable: Whether records are kept, so that a next control service goes on with them.
+    """
+
+    def __init__(self, *, head: int, durable: bool = False, validate: bool = False) -> None:
+        super().__init__(validate=validate)
+        self.head = head
+        self._durable = durable
+        self._nodes: dict[int, Node] = {}
+        self._expected: dict[int, NodeHello] = {}
+        self._lost: dict[int, Node] = {}
+        self._serial = 0
+        self._deadlines: Deadlines[int] = Deadlines()
+        """Of nodes that are away; that of the head is for the next questions."""
+        self._events = {NodeLost: self._on_lost, NodeWentAway: self._on_away, Tick: self._on_tick}
+        self._node_messages = {NodeHello: self._on_hello, Resources: self._on_resources, Alive: self._on_alive}
+
+    # ------------------------------------------------------------------ queries
+
+    def get(self, key: int) -> Node | None:
+        """The node, if it lives."""
+        return self._nodes.get(key)
+
+    def find(self, key: int) -> Node | None:
+        """The node, if it is remembered at all."""
+        return self._nodes.get(key) or self._lost.get(key)
+
+    def living(self) -> list[Node]:
+        """Nodes that are there and not away, in the order in which they joined."""
+        return [node for node in self._nodes.values() if not node.away]
+
+    def expected(self) -> list[int]:
+        """Nodes of the time before the head was restarted that have not come back."""
+        return list(self._expected)
+
+    def all(self) -> list[Node]:
+        """Also those that are away, or were lost."""
+        return [*self._nodes.values(), *self._lost.values()]
+
+    @property
+    def is_alone(self) -> bool:
+        return len(self._nodes) < 2
+
+    def total(self) -> dict[str, int]:
+        """What all nodes have together."""
+        total: dict[str, int] = {}
+        for node in self._nodes.values():
+            for name, units in node.total.items():
+                total[name] = total.get(name, 0) + units
+        return total
+
+    def next_deadline(self) -> float | None:
+        return self._deadlines.next()
+
+    def statistics(self) -> dict[str, int]:
+        return {"nodes": len(self._nodes), "nodes_lost": len(self._lost)}
+
+    # ------------------------------------------------------------------ coming and going
+
+    def _on_hello(self, event: FromNode, message: NodeHello, now: float) -> None:
+        known = self._nodes.get(message.node)
+        if message.node != event.node or (known is not None and not message.returns):
+            self._emit(Log(f"node {event.node:016x} introduced itself twice, or as another one; ignored"))
+        elif known is not None:
+            self._return(known)
+        elif message.returns and message.node not in self._expected:
+            lost = self._lost.get(message.node)
+            why = f"it was taken to be lost: {lost.reason}" if lost is not None else "it is not known any more"
+            self._emit(ToNode(message.node, Leave(why)))
+        else:
+            self._join(message, now)
+
+    def _return(self, node: Node) -> None:
+        node.away, node.unanswered = False, 0
+        node.free, node.assumed = {}, []
+        self._deadlines.clear(node.key)
+        others = [_entry(other) for other in self._nodes.values() if other is not node]
+        self._emit(ToNode(node.key, Nodes(others, [], self._durable, whole=True)))
+        self._emit(Log(f"{node} has come back"))
+        self._emit(NodeReturned(node.key))
+
+    def _join(self, message: NodeHello, now: float) -> None:
+        head = self._nodes.get(self.head)
+        if head is not None and not is_same_python(message.python, head.python):
+            reason = (
+                f"it runs Python {message.python} and the head {head.python}, and nodes of different minor versions "
+                f"cannot run each other's functions: start it with Python {head.python.rpartition('.')[0]}"
+            )
+            self._emit(Log(f"node {message.hostname} ({message.node:016x}) was refused: {reason}"))
+            self._emit(ToNode(message.node, Leave(reason)))
+            return
+        new = Node(
+            key=message.node,
+            address=message.address,
+            host=message.host,
+            hostname=message.hostname,
+            name=message.name,
+            socket=message.socket,
+            session_dir=message.session_dir,
+            total=message.resources,
+            labels=message.labels,
+            free=dict(message.resources),
+            joined_at=now,
+            python=message.python,
+            client=message.client,
+        )
+        others = list(self._nodes.values())
+        self._nodes[new.key] = new
+        if self._expected.pop(new.key, None) is None and new.key != self.head:
+            self._emit(Save(TABLE, _key(new.key), msgspec.msgpack.encode(message)))
+        if others:
+            # Values may be sought by their old places: it must know which of them it need not wait for.
+            gone = [(node.key, _loss(node)) for node in self._lost.values()]
+            self._emit(ToNode(new.key, Nodes([_entry(node) for node in others], gone, self._durable)))
+            for node in others:
+                self._emit(ToNode(node.key, Nodes([_entry(new)], [], self._durable)))
+            self._emit(Log(f"{new} has {'come back' if message.returns else 'joined'}"))
+            if self.head not in self._deadlines:
+                self._deadlines.set(self.head, now + ASK_S)
+        self._emit(NodeCame(new.key))
+
+    def restore(self, key: bytes, value: bytes) -> None:
+        """Take over a record of the control service before."""
+        self._expected[int.from_bytes(key, "big")] = msgspec.msgpack.decode(value, type=NodeHello)
+
+    def give_up_expected(self) -> None:
+        """Those who have not come back by now are lost."""
+        for key in self._expected:
+            self._emit(Save(TABLE, _key(key), None))
+        gone = [(x.node, f"node {x.name or x.hostname} at {x.address} was lost") for x in self._expected.values()]
+        self._expected.clear()
+        if gone:
+            for node in self._nodes.values():
+                self._emit(ToNode(node.key, Nodes([], gone, self._durable)))
+
+    def _on_away(self, event: NodeWentAway, now: float) -> None:
+        node = self._nodes.get(event.node)
+        if node is not None and not node.away:
+            node.away, node.reason = True, event.reason
+            node.free, node.assumed = {}, []
+            self._deadlines.set(node.key, now + AWAY_S)
+            self._emit(Log(f"the connection with {node} was lost ({event.reason}); it has {AWAY_S:.0f} s to return"))
+
+    def _on_lost(self, event: NodeLost, now: float) -> None:
+        node = self._nodes.pop(event.node, None)
+        if node is None:
+            return
+        self._require(node.key != self.head, "the head has lost itself")
+        node.alive, node.reason = False, event.reason
+        node.free, node.assumed = {}, []
+        self._lost[node.key] = node
+        self._deadlines.clear(node.key)
+        self._emit(Save(TABLE, _key(node.key), None))
+        if len(self._lost) > LOST_REMEMBERED:
+            del self._lost[next(iter(self._lost))]
+        self._emit(Log(f"{node} is lost: {event.reason}"))
+        self._emit(ToNode(node.key, Leave(f"it was taken to be lost: {event.reason}")))
+        self._emit(DisconnectNode(node.key))
+        for other in self._nodes.values():
+            self._emit(ToNode(other.key, Nodes([], [(node.key, _loss(node))], self._durable)))
+
+    # ------------------------------------------------------------------ what they say
+
+    def _on_resources(self, event: FromNode, message: Resources, now: float) -> None:
+        node = self._nodes.get(event.node)
+        if node is not None:
+            node.confirm(message.free, message.serial)
+            self._emit(NodeFreed(node.key))
+
+    def _on_alive(self, event: FromNode, message: Alive, now: float) -> None:
+        node = self._nodes.get(event.node)
+        if node is not None:
+            node.unanswered = 0
+
+    def _on_tick(self, event: Tick, now: float) -> None:
+        for key in self._deadlines.due(now):
+            if key == self.head:
+                self._ask(now)
+            else:
+                reason = f"its connection was lost ({self._nodes[key].reason}), and it did not come back"
+                self._emit(NodeLost(key, reason))
+
+    def _ask(self, now: float) -> None:
+        self._serial += 1
+        for node in self.living():
+            if node.key == self.head:
+                continue
+            if node.unanswered >= UNANSWERED_MAX:
+                self._emit(NodeLost(node.key, f"it has not answered for {UNANSWERED_MAX * ASK_S:.0f} seconds"))
+            else:
+                node.unanswered += 1
+                self._emit(ToNode(node.key, AreYouAlive(self._serial)))
+        if not self.is_alone:
+            self._deadlines.set(self.head, now + ASK_S)
+
+    def check_invariants(self) -> None:
+        for node in self._nodes.values():
+            self._require(node.alive and node.key not in self._lost, f"{node} is both there and lost")
+            self._require(node.key not in self._expected, f"{node} is there and expected")
+            self._require(node.key != self.head or not node.away, "the head is away")
+
+
+def _key(node: int) -> bytes:
+    return node.to_bytes(8, "big")
+
+
+def _loss(node: Node) -> str:
+    return f"{node} is lost: {node.reason}"
+
+
+def _entry(node: Node) -> NodeEntry:
+    return NodeEntry(node.key, node.address, node.hostname)

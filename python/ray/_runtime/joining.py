@@ -1,0 +1,289 @@
+"""Joining a cluster that runs already: finding it, and the node of this machine through which a driver takes part.
+
+A driver always has a node on its own machine: its shared memory, its way to everybody else. Where none of the cluster
+runs here, one without resources is started for the driver alone (a *client* node), and ends with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ray._runtime import token as tokens
+
+if TYPE_CHECKING:
+    from ray._node.launch import NodeProcess
+    from ray._node.registry import Record
+    from ray._runtime.nodes import HeadFacts
+
+__all__ = ["Place", "choose", "choose_running", "discover", "enter", "find", "own_ip", "primary_ip", "reach"]
+
+ADDRESS_VARIABLE = "RAY_ADDRESS"
+DISCOVER_S = 10.0  # how long a head may take to answer
+CANDIDATES_MAX = 8  # addresses of one host name that are tried; further ones are left out
+ELSEWHERE = ("198.51.100.1", "2001:db8::1")  # reserved for documentation: any route to others leads there
+CLIENT_STORE_BYTES = 256 << 20  # shared memory of a client node: its driver's large values, and copies of others'
+
+
+class RefusedError(ConnectionError):
+    """There is such a cluster, and it does not take this program."""
+
+
+class Place(msgspec.Struct):
+    """A node of this machine to be a driver on.
+
+    Attributes:
+        node: Its key.
+        socket: The path of its socket.
+        session_dir: Its directory.
+        token: The cluster's.
+        head_address: Where the cluster is joined.
+        ip: What the node calls itself.
+        process: The node, if it was started for this driver and is to end with it.
+    """
+
+    node: int
+    socket: str
+    session_dir: str
+    token: bytes
+    head_address: str
+    ip: str
+    process: Any = None
+
+
+def choose(address: str | None) -> str:
+    """What `ray.init(address=...)` asks for: "local", or where a cluster is joined, as "host:port".
+
+    Raises:
+        TypeError, ValueError: If it is no address.
+        ConnectionError: If a running cluster is asked for and none is found.
+    """
+    if address is not None and not isinstance(address, str):
+        message = f"address must be a string or None, not {address!r}"
+        raise TypeError(message)
+    asked = address or None
+    if asked in (None, "auto"):
+        asked = os.environ.get(ADDRESS_VARIABLE) or asked
+    if asked == "local":
+        return "local"
+    if asked in (None, "auto"):
+        found = _latest()
+        if found is not None:
+            return found.head_address
+        if asked is None:
+            return "local"
+        message = (
+            "no running cluster was found on this machine: start one with 'ray start --head', or give its address "
+            f"('HOST:PORT') here or in the environment variable {ADDRESS_VARIABLE}"
+        )
+        raise ConnectionError(message)
+    return check_address(asked.removeprefix("ray://"))
+
+
+def choose_running(address: str | None) -> str:
+    """The same for what needs a cluster that runs, and never starts one.
+
+    Raises:
+        TypeError, ValueError: If it is no address.
+        ConnectionError: If none is found.
+    """
+    where = choose(address or "auto")
+    if where == "local":
+        message = f"{address or ADDRESS_VARIABLE} stands for no running cluster: give an address, as HOST:PORT"
+        raise ConnectionError(message)
+    return where
+
+
+def check_address(address: str) -> str:
+    """`address`, if it is of the form "host:port".
+
+    Raises:
+        ValueError: If it is not.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        message = f"{address!r} is no address of a cluster: it has the form HOST:PORT, such as 10.0.0.1:6379"
+        raise ValueError(message)
+    return address
+
+
+def _latest() -> Record | None:
+    from ray._node import registry
+
+    return next(iter(registry.public()), None)
+
+
+def find(address: str) -> Record | None:
+    """The node of this machine that belongs to the cluster which is joined at `address`; heads are preferred.
+
+    "localhost:6379" also finds a head that listens at this port of another of this machine's addresses alone.
+    """
+    from ray._node import registry
+
+    running = registry.running()
+    records = [x for x in running if is_same(x.head_address, address) or is_same(x.address, address)]
+    if not records and _is_loopback(address):
+        port = address.rpartition(":")[2]
+        records = [x for x in running if x.is_head and x.address.rpartition(":")[2] == port]
+    records.sort(key=lambda record: not record.is_head)
+    return records[0] if records else None
+
+
+def _is_loopback(address: str) -> bool:
+    return any(number == "::1" or number.startswith("127.") for number in _numbers(address.rpartition(":")[0]))
+
+
+def is_same(one: str, other: str) -> bool:
+    """Whether two addresses name one listener, as seen from this machine."""
+    (host, _, port), (other_host, _, other_port) = one.rpartition(":"), other.rpartition(":")
+    if port != other_port or not port:
+        return False
+    return host == other_host or bool(_numbers(host) & _numbers(other_host))
+
+
+def _numbers(host: str) -> set[str]:
+    import socket
+
+    try:
+        return {str(info[4][0]) for info in socket.getaddrinfo(host.strip("[]"), None)}
+    except OSError:
+        return set()
+
+
+def enter(address: str) -> Place:
+    """A node to be a driver on, in the cluster that is joined at `address`.
+
+    Raises:
+        ConnectionError: If there is no cluster, or it does not take this program.
+        ValueError: If the token that the environment names is none.
+    """
+    record = find(address)
+    if record is not None:
+        _check_python(record.python, address)
+        ip = record.address.rpartition(":")[0].strip("[]") or "127.0.0.1"
+        return Place(record.node, record.socket, record.session_dir, record.token, record.head_address, ip)
+    return _start_client(address)
+
+
+def discover(address: str, token: bytes, timeout_s: float = DISCOVER_S) -> int:
+    """The key of the node that listens at `address`.
+
+    Raises:
+        ConnectionError: If it does not answer, or is not of this version, or the token is not its cluster's.
+    """
+    from ray import _core
+
+    try:
+        node, _, minor = _core.discover(address, token, timeout_s)
+    except PermissionError as error:
+        message = f"{error}. {TOKEN_REMEDY}"
+        raise RefusedError(message) from None
+    except (TimeoutError, OSError) as error:
+        message = f"the cluster at {address} cannot be joined: {error}"
+        raise ConnectionError(message) from None
+    _check_python(f"3.{minor}", address)
+    return node
+
+
+def _check_python(theirs: str, address: str) -> None:
+    """Refuses another minor version of Python, whose pickled functions this one could not run.
+
+    Raises:
+        ConnectionError: If it is another one.
+    """
+    ours = ".".join(map(str, sys.version_info[:3]))
+    if theirs and theirs.split(".")[:2] != ours.split(".")[:2]:
+        wanted = ".".join(theirs.split(".")[:2])
+        message = (
+            f"the cluster at {address} runs Python {theirs}, and this is Python {ours}: functions are exchanged as "
+            f"code that only the same minor version can run. Use Python {wanted} here (its patch level may differ), or "
+            "start the cluster with this Python"
+        )
+        raise RefusedError(message)
+
+
+def reach(address: str, token: bytes) -> HeadFacts:
+    """The head at `address`, whose host may be a name; its own is a number, as the transport needs it.
+
+    Raises:
+        ConnectionError: If it does not answer, or is not of this version, or the token is not its cluster's.
+    """
+    from ray._runtime.nodes import HeadFacts
+
+    candidates = _candidates(address)
+    first: ConnectionError | None = None
+    for candidate in candidates:
+        try:
+            return HeadFacts(discover(candidate, token, DISCOVER_S / len(candidates)), candidate)
+        except RefusedError:
+            raise
+        except ConnectionError as error:  # another of its addresses may be the one
+            first = first or error
+    assert first is not None  # there is at least one candidate
+    raise first
+
+
+def _candidates(address: str) -> list[str]:
+    """What the host of an address stands for, with its port; the address itself if nobody knows."""
+    import socket
+
+    from ray._node.config import address_of
+
+    host, _, port = address.rpartition(":")
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+    except OSError:
+        return [address]
+    numbers = dict.fromkeys(str(info[4][0]) for info in found)
+    return [address_of(number, int(port)) for number in numbers][:CANDIDATES_MAX]
+
+
+TOKEN_REMEDY = (
+    f"The head wrote its token where 'ray start --head' said, and 'ray get-auth-token' prints it there: pass it by "
+    f"the environment variable {tokens.VARIABLE}, or in a file that {tokens.PATH_VARIABLE} names"
+)
+
+
+def own_ip(towards: str) -> str:
+    """The address of this machine as the peer at `towards` ("host:port") sees it, before any translation."""
+    import socket
+
+    host, _, port = towards.rpartition(":")
+    family, _, _, _, peer = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:  # connecting it sends nothing
+        probe.connect(peer)
+        return str(probe.getsockname()[0])
+
+
+def primary_ip() -> str | None:
+    """The address by which this machine reaches others; None if it has no way to any."""
+    for elsewhere in ELSEWHERE:
+        with contextlib.suppress(OSError):
+            return own_ip(f"[{elsewhere}]:9")
+    return None
+
+
+def _start_client(address: str) -> Place:
+    from ray._node.config import address_of
+    from ray._runtime import nodes
+
+    token = tokens.find()
+    if token is None:
+        message = f"no node of the cluster at {address} runs on this machine, and no token is known. {TOKEN_REMEDY}"
+        raise ConnectionError(message)
+    head = reach(address, token)
+    ip = own_ip(head.address)
+    process: NodeProcess = nodes.start(
+        token=token,
+        amounts={"object_store_memory": CLIENT_STORE_BYTES * 10_000},
+        ip=ip,
+        head=head,
+        listen=address_of(ip, 0),
+        name="client",
+        client=True,
+    )
+    return Place(process.node, process.address, process.session_dir, token, address, ip, process)
