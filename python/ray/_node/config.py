@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from ray._node.spill_settings import SpillSettings
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -45,13 +47,6 @@ class NodeConfig(msgspec.Struct, frozen=True):
     preload: list[str] = []
     env_vars: dict[str, str] = {}
     labels: dict[str, str] = {}
-    spilling_directory: str = ""
-    """Where spilled values go, in a directory of the session's name; by default into the session directory."""
-    spilling_share: float = 0.8
-    """How much of the store may be lent before values are spilled."""
-    spill_capacity_share: float = 0.95
-    """How full the disk may be, by whatever, for something to be spilled to it."""
-    spills: bool = True
     hostname: str = "localhost"
     name: str = ""
     address: str = "127.0.0.1"
@@ -83,6 +78,7 @@ class NodeConfig(msgspec.Struct, frozen=True):
     driver_pid: int = 0
     """The process to die with; 0 for a node that stands alone."""
     memory: MemorySettings = MemorySettings()
+    spilling: SpillSettings = SpillSettings()
 
     @property
     def socket_path(self) -> str:

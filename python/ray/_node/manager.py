@@ -40,7 +40,8 @@ from ray._node.memory_victims import Tenant
 from ray._node.processes import DiedElsewhere, ProcessEnded, ProcessTable
 from ray._node.pulls import PullTable
 from ray._node.resources import Ledger
-from ray._node.segments import HIGH_WATER_SHARE, SegmentTable
+from ray._node.segments import SegmentTable
+from ray._node.spill_settings import SpillSettings
 from ray._node.spills import SpillTable
 from ray._node.workers import WorkerPool
 from ray._protocol import (
@@ -86,8 +87,6 @@ class NodeFacts(msgspec.Struct, frozen=True):
     resources: dict[str, int]
     gpu_ids: tuple[int, ...]
     object_store_memory: int
-    high_water_share: float = HIGH_WATER_SHARE
-    spills: bool = True
     hostname: str = "localhost"
     host: str = "127.0.0.1"
     address: str = ""
@@ -96,6 +95,7 @@ class NodeFacts(msgspec.Struct, frozen=True):
     session_dir: str = ""
     labels: dict[str, str] = {}
     memory: MemorySettings = MemorySettings()
+    spilling: SpillSettings = SpillSettings()
     python: str = ""
     client: bool = False
 
@@ -186,12 +186,12 @@ class NodeManager:
         self.segments = SegmentTable(
             node=facts.node,
             capacity=facts.object_store_memory,
-            high_water_share=facts.high_water_share,
+            high_water_share=facts.spilling.high_water_share if facts.spilling.enabled else 0.0,
             validate=validate,
         )
         self.pulls = PullTable(node=facts.node, validate=validate)
         self.spills = SpillTable(
-            node=facts.node, capacity=facts.object_store_memory, enabled=facts.spills, validate=validate
+            node=facts.node, capacity=facts.object_store_memory, enabled=facts.spilling.enabled, validate=validate
         )
         self.processes = ProcessTable(validate=validate)
         self.requests = requests.RequestTable(self)

@@ -147,7 +147,7 @@ class SegmentTable(Machine):
     Args:
         node: This node.
         capacity: Bytes that all segments together may have.
-        high_water_share: See `HIGH_WATER_SHARE`.
+        high_water_share: See `HIGH_WATER_SHARE`; 0 if nothing is spilled.
     """
 
     def __init__(
@@ -156,7 +156,8 @@ class SegmentTable(Machine):
         super().__init__(validate=validate)
         self._node = node
         self.capacity = capacity
-        self._high_water = int(capacity * high_water_share)
+        self._spills = high_water_share > 0
+        self._high_water = int(capacity * high_water_share) if self._spills else capacity
         self._short = RoomShort(0, waits=False)
         self._trouble = ""
         """Why the last values that should have left memory did not."""
@@ -351,6 +352,8 @@ class SegmentTable(Machine):
         largest = sorted(named.items(), key=lambda item: -item[1])[:3]
         holders = ", ".join(f"{name}: {show_bytes(held)}" for name, held in largest)
         spilling = self._trouble or "the values in it are in use, or are being written by tasks"
+        if not self._spills:
+            spilling = "spilling is switched off (RAY_automatic_object_spilling_enabled)"
         return (
             f"the object store of this node is full: {show_bytes(need)} were asked for, segments with "
             f"{show_bytes(self.used)} of {show_bytes(self.capacity)} are allocated, and not enough became free within "

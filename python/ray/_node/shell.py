@@ -493,9 +493,9 @@ class Shell:
             if any(fd == NO_SEGMENT for _, fd, *_ in pieces):
                 msg = "a value was offered that lies in no segment of this node"
                 raise ValueError(msg)
-            session.make_spill_dir(self._config.session_dir, self._config.spilling_directory)
+            session.make_spill_dir(self._config.session_dir, self._config.spilling.directory)
             path = self._spill_path(effect.file)
-            self._core.write_spill(effect.file, path, pieces, self._config.spill_capacity_share)
+            self._core.write_spill(effect.file, path, pieces, self._config.spilling.capacity_share)
         except (OSError, ValueError) as error:
             self._queue.append(events.SpillWritten(effect.file, "io", str(error)))
 

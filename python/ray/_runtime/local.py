@@ -26,7 +26,7 @@ _IGNORED_EXTRAS = frozenset(
 _ABSENT_EXTRAS = frozenset(
     (
         "_enable_object_reconstruction", "_plasma_directory", "_redis_password", "_system_config",
-        "_temp_dir", "_tracing_startup_hook", "object_spilling_directory",
+        "_temp_dir", "_tracing_startup_hook",
     )
 )  # fmt: skip
 
@@ -107,6 +107,7 @@ def init(
     resources: dict[str, float] | None = None,
     labels: dict[str, str] | None = None,
     object_store_memory: int | None = None,
+    object_spilling_directory: str | None = None,
     local_mode: bool = False,
     ignore_reinit_error: bool = False,
     include_dashboard: bool | None = None,
@@ -141,6 +142,7 @@ def init(
         resources: Further resources, by name.
         labels: Labels of the new node, for label selectors.
         object_store_memory: Bytes of shared memory for values, no more than the machine has; 30 % of it by default.
+        object_spilling_directory: A directory for values that leave a full store; a temporary one by default.
         local_mode: Not available.
         ignore_reinit_error: Return the running cluster's context instead of raising when there is one.
         include_dashboard: True only warns that there is no dashboard yet.
@@ -208,6 +210,7 @@ def init(
                 resources=resources,
                 labels=labels,
                 object_store_memory=object_store_memory,
+                object_spilling_directory=object_spilling_directory,
                 _memory=kwargs.get("_memory"),
             )
         if configure_logging:
@@ -215,6 +218,7 @@ def init(
         if include_dashboard:
             _warn("ray.init(include_dashboard=True): Skate has no dashboard yet, and goes on without one.")
         if where == "local":
+            kwargs["object_spilling_directory"] = object_spilling_directory
             place = _start(amounts, check_labels(labels, "ray.init()"), job, kwargs, logging_config)
         else:
             place = joining.enter(where)
@@ -334,7 +338,10 @@ def _start(
     """Starts a cluster of one node for this program."""
     ip, token = extras.get("_node_ip_address") or "127.0.0.1", os.urandom(32)
     variables = {**_logging_variables(logging_config), **job["runtime_env"].get("env_vars", {})}
-    node = nodes.start(token=token, amounts=amounts, ip=ip, labels=labels, env_vars=variables)
+    spilling = extras.get("object_spilling_directory")
+    node = nodes.start(
+        token=token, amounts=amounts, ip=ip, labels=labels, env_vars=variables, spilling_directory=spilling
+    )
     return joining.Place(node.node, node.address, node.session_dir, token, "local", ip, node)
 
 

@@ -47,6 +47,7 @@ def start(
     records: str = "",
     standby: bool = False,
     temp_dir: str = "",
+    spilling_directory: str | None = None,
 ) -> NodeProcess:
     """Starts a node and waits until it serves.
 
@@ -66,14 +67,16 @@ def start(
         records: Where a head keeps what must outlive it, such as "sqlite:///path"; empty: nowhere.
         standby: Whether a head waits, before it serves, until no other one leads with these records.
         temp_dir: Where its session directory lies, instead of among this user's others.
+        spilling_directory: Where it spills values to; None: as the environment says, or into the session directory.
 
     Raises:
-        ValueError: If no node can be like that, or the environment wants a memory watch that makes no sense.
+        ValueError: If no node can be like that, or the environment wants a memory watch or spilling that makes no sense.
         RuntimeError: If it does not start, with its own words and the end of its log.
     """
     from ray import _core
     from ray._node import launch
     from ray._node.config import NodeConfig, read_memory_settings, session_of
+    from ray._node.spill_settings import read_spill_settings
     from ray._runtime.resources import gpu_ids
 
     nodes_dir = ""
@@ -113,6 +116,7 @@ def start(
         head_node=head.node if head is not None else 0,
         head_address=head.address if head is not None else "",
         memory=read_memory_settings(os.environ),
+        spilling=read_spill_settings(spilling_directory, os.environ),
     )
     return launch.start_local_node(config, stays=stays, temp_dir=temp_dir)
 
