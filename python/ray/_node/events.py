@@ -386,11 +386,14 @@ class DropSegment(Effect, frozen=True):
 
 
 class RoomWanted(Event, frozen=True):
-    """Pulls needs a segment for a copy of `size` bytes. Answered by `RoomGranted` or `RoomDenied` with the ticket."""
+    """Pulls needs a segment for a copy of `size` bytes. Answered by `RoomGranted` or `RoomDenied` with the ticket; at
+    once, unless it `waits`: what is copied only because it will be needed must not stand in the way of what is.
+    """
 
     ticket: int
     node: int
     size: int
+    waits: bool = True
 
 
 class RoomUnwanted(Event, frozen=True):

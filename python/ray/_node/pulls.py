@@ -282,7 +282,7 @@ class PullTable(Machine):
             self._in_flight += copy.len
             self._running += 1
             copy.state = "room"
-            self._emit(RoomWanted(copy.ticket, self._node, copy.len))
+            self._emit(RoomWanted(copy.ticket, self._node, copy.len, waits=copy.is_got))
 
     def _remove(self, copy: Copy) -> None:
         """Forget a copy that did not come about."""

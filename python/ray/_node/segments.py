@@ -404,7 +404,11 @@ class SegmentTable(Machine):
     # ------------------------------------------------------------------ copies
 
     def _on_room_wanted(self, event: RoomWanted, now: float) -> None:
-        self._wait(Waiting(event.node, event.ticket, max(event.size, 1), 0, is_copy=True), now)
+        waiting = Waiting(event.node, event.ticket, max(event.size, 1), 0, is_copy=True)
+        if event.waits:
+            self._wait(waiting, now)
+        elif self._queue or not self._grant(waiting):
+            self._deny(waiting, "the object store of this node is full")
 
     def _on_room_unwanted(self, event: RoomUnwanted, now: float) -> None:
         self._withdraw((event.node, event.ticket))

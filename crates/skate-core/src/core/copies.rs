@@ -17,6 +17,7 @@ use skate_proto::payload::Value;
 
 use super::objects::NO_DESCRIPTOR;
 use super::requests::Answer;
+use super::waiting::Wait;
 use super::{Core, CoreError, Map, State};
 use crate::node_wire;
 use crate::store::Mapping;
@@ -102,7 +103,9 @@ impl Core {
         }
         let body = node_wire::pull(object, location, false);
         let ask = |corr| self.tell_node(node_wire::PULL, corr, &body);
-        let pulled = self.ask_with(ask, deadline, self.users_wait());
+        // Without lending the task's CPUs to others: the value is there, and tasks that begin while a full store makes
+        // this one wait would fill it further.
+        let pulled = self.ask_with(ask, deadline, Wait { blocks: false, hears: true });
         let readable = pulled.and_then(|answer| self.take_copy(answer, location));
         let mut state = self.state.lock();
         state.copies.end_wait(object);
