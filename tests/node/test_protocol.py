@@ -38,6 +38,8 @@ TABLE = """
 84 WhereIsNode node
 85 Pull object node segment offset len prefetch
 86 PullReleased object
+87 Spill owner blocks
+88 SpillReleased spill node
 96 LeaseGranted class_id lease proc node pid gpu_ids
 97 LeaseReclaim lease wanted
 98 WorkerDied proc lease cause exit_code intended oom retry
@@ -58,6 +60,8 @@ TABLE = """
 113 Pressure pressed
 114 NodeAddress node address cause
 115 Pulled segment size offset
+116 SpillWanted bytes
+117 Spilled owner blocks
 """
 
 

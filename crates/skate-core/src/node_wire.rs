@@ -143,7 +143,8 @@ pub fn pull_released(object: ObjectId) -> Vec<u8> {
 pub fn spill(owner: ProcId, offered: &[Offered]) -> Vec<u8> {
     let block =
         |o: &Offered| (ByteBuf::from(o.object.to_bytes()), o.serial, o.from.segment.0, o.from.offset, o.from.len);
-    encode(&(owner.0, offered.iter().map(block).collect::<Vec<_>>()))
+    let blocks: Vec<_> = offered.iter().map(block).collect();
+    encode(&(owner.0, blocks))
 }
 
 /// `node` is 0 for the node that is told.
@@ -297,6 +298,9 @@ pub enum FromNode {
     },
 }
 
+/// Object, serial, number (0 if it was not written) and length.
+type SpilledBlocks = Vec<(ByteBuf, u64, u64, u64)>;
+
 /// Decodes a frame of the node; `None` for what is malformed or not known.
 pub fn decode(kind: u8, body: &[u8]) -> Option<FromNode> {
     fn get<'a, T: serde::Deserialize<'a>>(body: &'a [u8]) -> Option<T> {
@@ -344,7 +348,7 @@ pub fn decode(kind: u8, body: &[u8]) -> Option<FromNode> {
         SEGMENT_TRIM => FromNode::SegmentTrim { bytes: get::<(u64,)>(body)?.0 },
         SPILL_WANTED => FromNode::SpillWanted { bytes: get::<(u64,)>(body)?.0 },
         SPILLED => {
-            let (owner, blocks): (u64, Vec<(ByteBuf, u64, u64, u64)>) = get(body)?;
+            let (owner, blocks): (u64, SpilledBlocks) = get(body)?;
             let written = |(object, serial, spill, len): (ByteBuf, u64, u64, u64)| {
                 let spill = (spill != 0).then_some(SegmentId(spill));
                 Some(Written { object: ObjectId::from_bytes(&object)?, serial, spill, len })
