@@ -261,10 +261,13 @@ class SpillTable(Machine):
             self._failed(event, now)
         self._write_next()
         self._tidy()
-        if self._short.bytes and job.blocks and not event.kind:
+        if not job.blocks or any(other.blocks for other in self._jobs.values()) or not self._short.bytes:
+            return
+        if not event.kind:
             self._pause_s = PAUSE_S_MIN
-            if not any(other.blocks for other in self._jobs.values()):
-                self._deadlines.set("ask", now + SETTLE_S)
+            self._deadlines.set("ask", now + SETTLE_S)
+        elif self._short.waits and "ask" not in self._deadlines:
+            self._deadlines.set("ask", now + self._pause_s)
 
     def _keep(self, job: Job) -> None:
         """A file of offered values was written."""

@@ -16,21 +16,20 @@ use super::{Piece, Read, Source, SpillError, Write};
 const BUFFER_BYTES: usize = 256 << 10;
 
 pub(super) fn write(job: &Write) -> Result<(), SpillError> {
-    let result = write_file(job);
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let to = rustix::fs::open(&job.path, flags, Mode::RUSR | Mode::WUSR)
+        .map_err(|error| writing(&job.path, error.into()))?;
+    let result = write_pieces(job, &File::from(to));
     if result.is_err() {
         let _ = std::fs::remove_file(&job.path);
     }
     result
 }
 
-fn write_file(job: &Write) -> Result<(), SpillError> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-    let to = rustix::fs::open(&job.path, flags, Mode::RUSR | Mode::WUSR)
-        .map_err(|error| writing(&job.path, error.into()))?;
-    refuse_if_full(job, &to)?;
-    let to = File::from(to);
+fn write_pieces(job: &Write, to: &File) -> Result<(), SpillError> {
+    refuse_if_full(job, to)?;
     let mut buffer = vec![0; BUFFER_BYTES];
-    job.pieces.iter().try_for_each(|piece| write_piece(&job.path, &to, piece, &mut buffer))
+    job.pieces.iter().try_for_each(|piece| write_piece(&job.path, to, piece, &mut buffer))
 }
 
 /// Spill files leave others some room on a disk that they share. What is in use is asked for each file, not for each
