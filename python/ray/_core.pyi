@@ -339,8 +339,8 @@ class NodeCore:
         pieces: Sequence[tuple[bytes, int, str, int, int, int]],
         capacity_share: float,
     ) -> None:
-        """Begins to write a spill file of pieces (object, segment's descriptor or -1, path of another spill file, offset,
-        length, place in the file); its end is an event of `poll`.
+        """Begins to write a spill file of pieces (object, segment's descriptor or -1, path of another spill file,
+        offset, length, place in the file); its end is an event of `poll`.
         """
     def read_spill(self, ticket: int, path: str, name: bytes, at: int, length: int, fd: int) -> None:
         """Begins to read a spilled value into the start of a segment; its end is an event of `poll`."""

@@ -195,8 +195,8 @@ class PullReleased(Message, frozen=True):
 
 
 class Spill(Message, frozen=True):
-    """Values in segments of this node that may be spilled, after `SpillWanted`: nobody reads them, and their owner keeps
-    their blocks until it has the answer, a `Spilled` with each of them.
+    """Values in segments of this node that may be spilled, after `SpillWanted`: nobody reads them, and their owner
+    keeps their blocks until it has the answer, a `Spilled` with each of them.
 
     `owner` is the sender, or a process of another node for whom the sender allocated them. Blocks are (object, serial,
     segment, offset, length).
@@ -407,8 +407,8 @@ class SegmentTrim(Message, frozen=True):
 
 
 class SpillWanted(Message, frozen=True):
-    """Memory is short by `bytes`: return empty segments, let go of copies that nothing views, and offer so much of owned
-    values by `Spill`. To every process; those that allocated for owners on other nodes tell these.
+    """Memory is short by `bytes`: return empty segments, let go of copies that nothing views, and offer so much of
+    owned values by `Spill`. To every process; those that allocated for owners on other nodes tell these.
     """
 
     bytes: int

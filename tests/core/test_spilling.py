@@ -71,9 +71,10 @@ def test_garbage_is_bounded(small):
 
     def is_compact():
         counts = stats()
-        return counts["spill_file_bytes"] <= 1.2 * counts["spill_live_bytes"] + 64 * MIB and not counts[
-            "spill_files_being_written"
-        ]
+        return (
+            counts["spill_file_bytes"] <= 1.2 * counts["spill_live_bytes"] + 64 * MIB
+            and not counts["spill_files_being_written"]
+        )
 
     wait_until(is_compact, what="the removal of garbage")
     assert stats()["spill_live_bytes"] < 120 * MIB
@@ -184,7 +185,9 @@ def test_a_sort_of_three_times_the_store(small):
         before, count, total = int(values[-1]), count + len(values), total + int(values.sum(dtype=np.uint64))
         del values
     assert count == blocks * size
-    wanted = sum(int(np.random.default_rng(seed).integers(0, 1 << 62, size=size).sum(dtype=np.uint64)) for seed in range(blocks))
+    wanted = sum(
+        int(np.random.default_rng(seed).integers(0, 1 << 62, size=size).sum(dtype=np.uint64)) for seed in range(blocks)
+    )
     assert total % (1 << 64) == wanted % (1 << 64)
     assert stats()["spilled_bytes_total"] > STORE
 

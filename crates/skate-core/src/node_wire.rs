@@ -353,10 +353,7 @@ pub fn decode(kind: u8, body: &[u8]) -> Option<FromNode> {
                 let spill = (spill != 0).then_some(SegmentId(spill));
                 Some(Written { object: ObjectId::from_bytes(&object)?, serial, spill, len })
             };
-            FromNode::Spilled {
-                owner: ProcId(owner),
-                written: blocks.into_iter().map(written).collect::<Option<_>>()?,
-            }
+            FromNode::Spilled { owner: ProcId(owner), written: blocks.into_iter().map(written).collect::<Option<_>>()? }
         }
         SEGMENT_ADOPTED => {
             let (segment, node, lessee): (u64, u64, u64) = get(body)?;

@@ -46,11 +46,7 @@ fn what_is_sent_to_the_node_is_as_agreed() {
         ("Pull", wire::PULL, wire::pull(OBJECT, &LOCATION, true)),
         ("PullReleased", wire::PULL_RELEASED, wire::pull_released(OBJECT)),
         ("Spill", wire::SPILL, wire::spill(ProcId(2), &[Offered { object: OBJECT, serial: 7, from: LOCATION }])),
-        (
-            "SpillReleased",
-            wire::SPILL_RELEASED,
-            wire::spill_released(SegmentId(SegmentId::SPILLED + 1), 6),
-        ),
+        ("SpillReleased", wire::SPILL_RELEASED, wire::spill_released(SegmentId(SegmentId::SPILLED + 1), 6)),
         ("ActorKill", wire::ACTOR_KILL, wire::actor_kill(ACTOR, true)),
         ("ActorExit", wire::ACTOR_EXIT, wire::actor_exit(ACTOR, 2, "bye")),
         ("Request", wire::REQUEST, wire::request("kv.get", &[0x91, 0xc0])),

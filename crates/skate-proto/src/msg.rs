@@ -230,7 +230,7 @@ impl Msg {
             | Self::CancelObject { object, .. }
             | Self::Missing { object, .. }
             | Self::Why { object, .. } => Some(*object),
-            Self::Evicted { forgotten, kept } => forgotten.first().or(kept.first()).copied(),
+            Self::Evicted { forgotten, kept } => forgotten.first().or_else(|| kept.first()).copied(),
             Self::Written { written, .. } => written.first().map(|each| each.object),
             _ => None,
         }

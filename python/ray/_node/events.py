@@ -455,7 +455,7 @@ class RoomShort(Event, frozen=True):
 
 
 class RoomProgress(Event, frozen=True):
-    """Spills tells segments that values have left memory, so room is about to be made; or, with a text, why none did."""
+    """Spills tells segments that values have left memory, so room is about to be made; or, with a text, why not."""
 
     trouble: str
 

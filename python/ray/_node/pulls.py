@@ -394,8 +394,8 @@ class PullTable(Machine):
             copy.failures += 1
 
     def _is_lost(self, copy: Copy, refused: list[int]) -> bool:
-        """Whether the origin does not have it. A node that has spilled a value may have moved it to another file since it
-        said where it was.
+        """Whether the origin does not have it. A node that has spilled a value may have moved it to another file since
+        it said where it was.
         """
         _, node, segment, _ = copy.key
         return node in refused and (node == self._node or segment < SPILLED)

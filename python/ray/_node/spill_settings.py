@@ -15,7 +15,7 @@ class SpillSettings(msgspec.Struct, frozen=True):
     """What a node was told about spilling; see `read_spill_settings`."""
 
     directory: str = ""
-    """Where a directory with the session's name is made for spilled values; empty: they are in the session directory."""
+    """Where a directory with the session's name is made for spilled values; empty: in the session directory."""
     high_water_share: float = 0.8
     """How much of the store may be lent before values are spilled."""
     capacity_share: float = 0.95

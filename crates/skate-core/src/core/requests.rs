@@ -106,7 +106,9 @@ impl Core {
         let answer = state.answers.remove(&corr);
         let outcome = match (result, answer) {
             (Err(error), _) => Err(error),
-            (Ok(()), Some(Answer::Waiting) | None) => state.closed.clone().map_or(Ok(None), |why| Err(CoreError::Closed(why))),
+            (Ok(()), Some(Answer::Waiting) | None) => {
+                state.closed.clone().map_or(Ok(None), |why| Err(CoreError::Closed(why)))
+            }
             (Ok(()), answer) => Ok(answer),
         };
         (outcome, corr)
