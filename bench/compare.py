@@ -193,7 +193,7 @@ def parse_arguments():
     )
     parser.add_argument("--ours", default=sys.executable, help="interpreter with Skate (default: this one)")
     parser.add_argument("--theirs", required=True, help="interpreter with the original Ray")
-    parser.add_argument("--suite", choices=["core", "startup", "memory"], default="core")
+    parser.add_argument("--suite", choices=["core", "startup", "memory", "cluster"], default="core")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--record", action="store_true", help="append the table to bench/RESULTS.md")
     parser.add_argument("extra", nargs="*", help=argparse.SUPPRESS)

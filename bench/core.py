@@ -315,6 +315,43 @@ def get_10000_refs(arguments):
     return measure.rates(lambda: ray.get(reference), 1, arguments.effort)
 
 
+# -- Placement groups -------------------------------------------------------------------------
+
+
+@row(("groups_100_ready", "ms"), ("groups_100_removed", "ms"))
+def groups_100(arguments):
+    """A hundred groups of a hundredth of a CPU: until all are ready, and from there until all is free again."""
+    whole = ray.available_resources()["CPU"]
+    ready, removed = [], []
+    for _ in range(arguments.effort.samples):
+        started = time.perf_counter()
+        groups = [ray.util.placement_group([{"CPU": 0.01}]) for _ in range(100)]
+        ray.get([group.ready() for group in groups])
+        ready.append(1000 * (time.perf_counter() - started))
+        started = time.perf_counter()
+        for group in groups:
+            ray.util.remove_placement_group(group)
+        while ray.available_resources().get("CPU", 0) < whole:
+            time.sleep(0.001)
+        removed.append(1000 * (time.perf_counter() - started))
+    yield "groups_100_ready", ready
+    yield "groups_100_removed", removed
+
+
+@row(("group_create_remove", "1/s"))
+def group_create_remove(arguments):
+    """A hundred groups created, waited for one by one, and removed."""
+
+    def step():
+        groups = [ray.util.placement_group([{"CPU": 0.001}]) for _ in range(100)]
+        for group in groups:
+            assert group.wait(30)
+        for group in groups:
+            ray.util.remove_placement_group(group)
+
+    return measure.rates(step, 100, arguments.effort)
+
+
 # -- Life and death of actors -----------------------------------------------------------------
 
 

@@ -27,6 +27,7 @@ ERROR_OUT_OF_MEMORY: int
 ERROR_PENDING_CALLS: int
 ERROR_INFEASIBLE: int
 ERROR_OTHER: int
+ERROR_GROUP_REMOVED: int
 
 class CoreClosed(ConnectionError):
     """The core has lost its node, or was closed."""
@@ -154,6 +155,13 @@ class Core:
 
     # cold requests to the node; msgpack in, msgpack out. Raises RuntimeError(name, message) on refusal.
     def request(self, op: str, args: bytes, timeout: float | None = 30.0) -> bytes: ...
+    def tell(self, op: str, args: bytes) -> None:
+        """A request that is not answered. Comes after everything that this process has said before."""
+    def promise(self, value: W, op: str, args: bytes, awaited: str) -> ObjectRef[W]:
+        """A reference to `value` that is ready when the node has answered a request; if it refuses, to an exception.
+
+        `value` holds no references. `awaited` says what the answer waits for: "it waits until ...".
+        """
     def next_log(self) -> tuple[str, int, int, list[str]] | tuple[str, str] | tuple[object] | None:
         """Blocks a logging thread: LogLines as (name, pid, stream, lines), Notice as (level, text), a failed task's
         exception that nobody has looked at as (exception,), None at the end.

@@ -487,10 +487,14 @@ class Notice(Message, frozen=True):
 
 
 class LeaseFailed(Message, frozen=True):
-    """No worker for this class can be started; the demand is dropped. The owner fails what waits for it."""
+    """No worker for this class can be had; the demand is dropped. The owner fails what waits for it.
+
+    `group_removed`: because the placement group that it was to run in is gone.
+    """
 
     class_id: int
     reason: str
+    group_removed: bool = False
 
 
 class ActorStop(Message, frozen=True):

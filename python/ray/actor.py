@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing import Never
 
     from ray._core import ActorHandleRef, Core, Template
+    from ray._runtime.groups import Home
     from ray._runtime.ids import ActorID
     from ray._runtime.method_types import MarkedMethod, MethodDecorator
     from ray._runtime.signature import Signature
@@ -166,7 +167,13 @@ class ActorClass(Generic[T]):
         demand = opts.demand_of_actor(options)
         is_async = methods.is_async_class(cls)
         env = opts.inherited_env(options.get("runtime_env"))
-        blob = self._blob(core, demand.run, namespace, env)
+        home = opts.home_of(options)
+        place, run = demand.place, demand.run
+        strategy = opts.strategy_of(options)
+        if home is not None:
+            home.check(f"actor {cls.__name__}", place, run)
+            place, run, strategy = home.rewritten(place), home.rewritten(run), home.strategy()
+        blob = self._blob(core, demand.run, namespace, env, home)
         concurrency = options.get("max_concurrency")
         if concurrency is None:
             concurrency = opts.ASYNC_MAX_CONCURRENCY if is_async else 1
@@ -180,10 +187,10 @@ class ActorClass(Generic[T]):
             blob=blob,
             args=args,
             kwargs=kwargs,
-            place=demand.place,
-            run=demand.run,
+            place=place,
+            run=run,
             env=opts.encode_env(env),
-            strategy=opts.strategy_of(options),
+            strategy=strategy,
             name=name or "",
             namespace=namespace if name else "",
             class_name=cls.__name__,
@@ -205,7 +212,7 @@ class ActorClass(Generic[T]):
             self._described = methods.describe(self._cls, self._options)
         return self._described
 
-    def _blob(self, core: Core, run: dict[str, int], namespace: str, env: dict[str, Any]) -> bytes:
+    def _blob(self, core: Core, run: dict[str, int], namespace: str, env: dict[str, Any], home: Home | None) -> bytes:
         from ray.remote_function import pickle_blob
 
         carried = (
@@ -221,6 +228,7 @@ class ActorClass(Generic[T]):
             "resources": run,
             "namespace": namespace,
             "runtime_env": env,
+            "group": None if home is None else home.meta(),
         }
         return pickle_blob(self._pickled.get(core, self._cls), meta, self._cls)
 

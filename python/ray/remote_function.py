@@ -106,7 +106,9 @@ class _Recipe:
         retries = options.get("max_retries")
         backpressure = options.get("_generator_backpressure_num_objects")
         demand = opts.demand_of_task(options)
-        meta = {
+        name = options.get("name") or str(getattr(self._function, "__name__", "function"))
+        home = opts.home_of(options)
+        meta: dict[str, Any] = {
             "retry_exceptions": retry_exceptions,
             "max_calls": opts.max_calls_of(options),
             "resources": demand,
@@ -114,16 +116,21 @@ class _Recipe:
         env = opts.inherited_env(options.get("runtime_env"))
         if env:
             meta["runtime_env"] = env
+        strategy = opts.strategy_of(options)
+        if home is not None:
+            home.check(f"task {name}", demand)
+            meta["group"] = home.meta()
+            demand, strategy = home.rewritten(demand), home.strategy()
         return _core.Template(
             core,
             blob=pickle_blob(self._pickled.get(core, self._function), meta, self._function),
-            name=options.get("name") or str(getattr(self._function, "__name__", "function")),
+            name=name,
             num_returns=opts.returns_of(options, generator=is_generator(self._function)),
             max_retries=opts.DEFAULT_MAX_RETRIES if retries is None else retries,
             retry_exceptions=bool(retry_exceptions),
             demand=demand,
             env=opts.encode_env(env),
-            strategy=opts.strategy_of(options),
+            strategy=strategy,
             backpressure=-1 if backpressure is None else backpressure,
         )
 

@@ -9,7 +9,7 @@ from ray._runtime import context, session
 
 if TYPE_CHECKING:
     from ray._core import Task
-    from ray._runtime.ids import ActorID, JobID, NodeID, TaskID
+    from ray._runtime.ids import ActorID, JobID, NodeID, PlacementGroupID, TaskID
     from ray.actor import ActorHandle
 
 __all__ = ["RuntimeContext", "get_gpu_ids", "get_runtime_context"]
@@ -232,18 +232,21 @@ class RuntimeContext:
         return next(dict(node["Labels"]) for node in cluster.nodes() if node["NodeID"] == node_id)
 
     def get_placement_group_id(self) -> str | None:
-        """None: there are no placement groups yet."""
-        return None
+        """The id of the placement group that the current task, or this actor, is in, in hex; None if it is in none."""
+        group = session.current_group
+        return None if group is None else group[0].id.hex()
 
     @property
-    def current_placement_group_id(self) -> None:
-        """None: there are no placement groups yet."""
-        return None
+    def current_placement_group_id(self) -> PlacementGroupID | None:
+        """That id; deprecated in favour of `get_placement_group_id`."""
+        group = session.current_group
+        return None if group is None else group[0].id
 
     @property
     def should_capture_child_tasks_in_placement_group(self) -> bool:
-        """False: there are no placement groups yet."""
-        return False
+        """Whether what the current task, or this actor, submits runs in its placement group."""
+        group = session.current_group
+        return group is not None and group[1]
 
     @staticmethod
     def _loaded(task: Task) -> Any:

@@ -2,81 +2,27 @@
 
 import os
 import signal
-import socket
 import threading
+import time
 
 import pytest
 
 import ray
-from ray._runtime import nodes
-from ray._runtime.resources import node_resources
+from ray._node.fence import ABSENT_S, FENCE_S
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from tests.cluster.durable import durable_cluster
 from tests.core.helpers import wait_until
+from tests.hosts.remote import Writer
+from tests.hosts.writers import lives
 
 pytestmark = [pytest.mark.skate, pytest.mark.slow]  # nodes of a cluster are processes that take a moment to start
-
-
-def free_ports(count):
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
-class Durable:
-    """A head that keeps records, without CPUs, and worker nodes beside it; this process is a driver on the first."""
-
-    def __init__(self, directory):
-        self.token = os.urandom(32)
-        self.records = f"sqlite://{directory}/records.db"
-        self.addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
-        self.heads = []
-        self.workers = []
-        self.start_head()
-
-    def start(self, cpus, **arguments):
-        amounts = node_resources(cpus, 0, None, 80 << 20, 1 << 30)
-        return nodes.start(
-            token=self.token, amounts=amounts, ip="127.0.0.1", findable=True, private=True, **arguments
-        )  # fmt: skip
-
-    def start_head(self, place=0, **arguments):
-        self.heads.append(self.start(0, listen=self.addresses[place], records=self.records, **arguments))
-
-    def add(self, cpus=2):
-        head = nodes.HeadFacts(self.heads[-1].node, ",".join(self.addresses))
-        self.workers.append(self.start(cpus, listen="127.0.0.1:0", head=head))
-        return self.workers[-1]
-
-    def kill_head(self):
-        os.kill(self.heads[-1].pid, signal.SIGKILL)
-        self.heads[-1].close()
-
-    def close(self):
-        from ray._node import registry, session
-
-        for node in (*self.workers, *self.heads):
-            node.close()
-            session.remove(node.session_dir)
-        registry.running()
 
 
 @pytest.fixture
 def durable(cluster_keeper, belongings, tmp_path):
     cluster_keeper.stop()
-    before = belongings.now()
-    cluster = Durable(tmp_path)
-    first = cluster.add()
-    cluster.add()
-    ray.init(first.tcp_address, namespace="n", logging_level="ERROR", log_to_driver=False)
-    wait_until(lambda: len(ray.nodes()) == 3, what="all nodes")
-    yield cluster
-    ray.shutdown()
-    cluster.close()
-    before.expect_nothing_more()
+    with durable_cluster(tmp_path, belongings) as cluster:
+        yield cluster
 
 
 @ray.remote
@@ -131,6 +77,20 @@ def test_an_actor_that_ended_without_a_head_is_restarted_by_the_next(durable):
     node.close()
     durable.start_head()
     assert ray.get(counter.increment.remote(), timeout=30) == 1
+
+
+@pytest.mark.chaos  # it takes longer than a node waits for a head that does not answer
+def test_an_actor_that_can_be_restarted_runs_on_while_no_head_does(durable, tmp_path):
+    there = NodeAffinitySchedulingStrategy(node_id(durable.workers[1]), soft=True)
+    writer = Writer.options(max_restarts=1, scheduling_strategy=there).remote(tmp_path / "w")
+    _, pid = ray.get(writer.where.remote())
+    durable.kill_head()
+    silent_until = time.monotonic() + FENCE_S + ABSENT_S
+    wait_until(lambda: lives(tmp_path / "w")[-1][2] > silent_until, FENCE_S + ABSENT_S + 10, "a write after so long")
+    durable.start_head()
+    wait_until(lambda: len([x for x in ray.nodes() if x["Alive"]]) == 3, what="all nodes")
+    assert ray.get(writer.where.remote()) == (node_id(durable.workers[1]), pid)
+    assert [life[0] for life in lives(tmp_path / "w")] == [pid]
 
 
 def test_a_standby_takes_over(durable):

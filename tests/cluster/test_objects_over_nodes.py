@@ -78,6 +78,11 @@ class Holder:
     def drop(self, name):
         del self.kept[name]
 
+    def bytes_in_use(self):
+        from ray._runtime import session
+
+        return session.require().statistics()["store_used_bytes"]
+
     def pid(self):
         return os.getpid()
 
@@ -186,6 +191,15 @@ def test_what_nobody_refers_to_any_more_leaves_the_stores_of_all_nodes(trio):
     ray.get(keeper.drop.remote("x"), timeout=20)
     wait_until(lambda: all(held(name) <= before[name] for name in "abc"), EMPTY_S, "empty stores")
     assert [seen(name)["copies"] for name in "abc"] == [0, 0, 0]
+
+
+def test_a_block_is_free_for_the_process_that_has_it_when_its_owner_elsewhere_lets_go(trio):
+    maker = Holder.options(**at("b")).remote()
+    ref = maker.make.remote(1, 8 * MIB)
+    assert ray.get(total.options(**at("c")).remote(ref), timeout=20) == sum_of(1, 8 * MIB)
+    assert ray.get(maker.bytes_in_use.remote(), timeout=20) >= 8 * MIB
+    del ref
+    wait_until(lambda: ray.get(maker.bytes_in_use.remote(), timeout=20) == 0, what="the free")
 
 
 def test_what_a_lost_node_took_along_is_made_again_with_all_that_it_is_made_of(start_cluster, tmp_path):

@@ -4,8 +4,7 @@ The world keeps its own books, as simple as can be, and compares them with what 
 oracle of the stateful tests.
 
 Several worlds are a cluster: those that are given a `head` join that one's. What nodes say to each other then lies on
-a wire, in its order, until whoever speaks has performed all its effects. (`auto` is for single worlds: forks that
-succeed in the middle of a list of effects would have a node say the second thing first.)
+a wire, in its order, until whoever speaks has performed all its effects.
 """
 
 from __future__ import annotations
@@ -29,7 +28,18 @@ NODE = 1 << 40
 
 
 class World:
-    """See the module's docstring. Process ids, pids and time are plain numbers that count up."""
+    """See the module's docstring. Process ids, pids and time are plain numbers that count up.
+
+    Args:
+        resources: What the node has.
+        store: Bytes of shared memory.
+        auto: Whether forks succeed and join by themselves, and killed processes are reaped at once.
+        memory: What its memory watch does.
+        head: The world whose node it joins.
+        key: The node's key, where others carry what it says (`cluster_world`). The one with the default is the head.
+        numbers: Where the numbers of processes come from then: unique over all nodes of a cluster.
+        now: The time at which it starts then.
+    """
 
     def __init__(
         self,
@@ -41,27 +51,31 @@ class World:
         first_proc: int = 0,
         memory: MemorySettings = MemorySettings(look_s_max=0),  # noqa: B008  (frozen)
         head: World | None = None,
+        key: int = NODE,
+        numbers: itertools.count[int] | None = None,
+        now: float = 100.0,
     ) -> None:
-        assert head is None or not (auto or head.auto)
         wire = {name: round(amount * UNIT) for name, amount in (resources or {"CPU": 2}).items()}
         gpus = tuple(range(wire.get("GPU", 0) // UNIT))
         self.peers: list[World] = head.peers if head is not None else []
-        key = node or NODE + len(self.peers)
-        ids = itertools.count(1000 + (len(self.peers) << 20))
+        key = node or key + len(self.peers)
+        ids = numbers or itertools.count(1000 + (len(self.peers) << 20))
         name = f"n{len(self.peers)}" if head is not None else ""
         facts = NodeFacts(key, wire, gpus, store, name=name, memory=memory)
         self.node = NodeManager(facts, new_id=lambda: next(ids), validate=True)
         self.control = head.control if head is not None else ControlService(head=key, validate=True)
         self.head: Membership = (
-            WorkerNode(self.node, head.node.facts.node, ("head",))
-            if head is not None
+            WorkerNode(self.node, head.node.facts.node if head is not None else NODE, ("head",))
+            if head is not None or (key != NODE and not node)
             else HeadNode(self.node, self.control)
         )
         self.wire: deque[tuple[World, FrameCame]] = head.wire if head is not None else deque()
         self.said: list[tuple[int, int, p.Message]] = []
         """What this node said to others, and the head to it: (from, to, message)."""
-        self._depth = 0
-        self.now = head.now if head is not None else 100.0
+        self._happening: list[object] = []
+        self.sent: list[ToNode] = []
+        """What is on its way to other nodes, where others carry it."""
+        self.now = head.now if head is not None else now
         self.auto = auto
         """Whether forks succeed and join by themselves, and killed processes are reaped at once."""
         self.inbox: dict[int, list[p.Message]] = {}
@@ -72,6 +86,10 @@ class World:
         self.forking: dict[int, events.Fork] = {}
         self.joinable: dict[int, None] = {}
         self.killed: dict[int, None] = {}
+        self.frozen: dict[int, None] = {}
+        """Worker processes that are stopped, by pid."""
+        self.guarded: dict[int, None] = {}
+        """Those that the zygote would stop."""
         self.exits: list[int] = []
         self.logs: list[str] = []
         self.disconnected: list[int] = []
@@ -99,7 +117,7 @@ class World:
         self._late: list[events.SegmentFailed] = []
         """What the shell hears only after it has performed everything else."""
         self._pids = itertools.count(1 + 10_000 * len(self.peers))
-        self._procs = itertools.count(first_proc or 1 + (len(self.peers) << 16))
+        self._procs = numbers or itertools.count(first_proc or 1 + (len(self.peers) << 16))
         self._corr = itertools.count(1)
         self.peers.append(self)
         if head is not None:
@@ -111,16 +129,20 @@ class World:
     # ------------------------------------------------------------------ what happens to the node
 
     def feed(self, event: object) -> None:
-        self._depth += 1
-        for effect in self.head.handle(event, self.now):  # type: ignore[arg-type]
-            self._perform(effect)
-        self._depth -= 1
-        while self._late:
-            self.feed(self._late.pop(0))
+        """Something happens to the node. What it causes at once happens after all effects have been performed."""
+        self._happening.append(event)
+        if len(self._happening) > 1:
+            return
+        while self._happening:
+            for effect in self.head.handle(self._happening[0], self.now):  # type: ignore[arg-type]
+                self._perform(effect)
+            self._happening.pop(0)
+            if not self._happening and self._late:
+                self._happening.append(self._late.pop(0))
         self._pump()
 
     def _pump(self) -> None:
-        while self.wire and not any(world._depth for world in self.peers):
+        while self.wire and not any(world._happening for world in self.peers):
             world, frame = self.wire.popleft()
             world.feed(frame)
 
@@ -169,6 +191,7 @@ class World:
         pid = self.pid_of[proc]
         del self.running[pid]
         self.killed.pop(pid, None)
+        self.frozen.pop(pid, None)
         self.joinable.pop(proc, None)
         self.tails[proc] = lines
         if self.inbox.pop(proc, None) is not None:
@@ -251,6 +274,16 @@ class World:
                         self.oom_kill if effect.unexplained else "",
                     )
                 )
+            case events.Freeze():
+                assert all(pid in self.running for pid in effect.pids), "a process that was reaped is stopped"
+                self.frozen.update(dict.fromkeys(effect.pids))
+            case events.Thaw():
+                for pid in effect.pids:
+                    self.frozen.pop(pid, None)
+            case events.Guard():
+                self.guarded.update(dict.fromkeys(effect.added))
+                for pid in effect.gone:
+                    del self.guarded[pid]
             case events.LookAtDescriptors():
                 few = events.DescriptorUsage(10, 1024)
                 usage = [self.descriptors.get(pid, few) for pid in (effect.asker_pid, effect.pid, 0)]
@@ -312,8 +345,10 @@ class World:
                 self.logs.append(effect.text)
             case Shutdown():
                 self.shutdown = effect.reason
-            case ToNode():
+            case ToNode() if len(self.peers) > 1:
                 self._say(effect)
+            case ToNode():
+                self.sent.append(effect)
             case events.Labelled() | Seek() | events.KnowNode() | events.ForgetNode():
                 pass
             case _:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from ray import _protocol as p
-from ray._node import directory, events, peer_protocol, pulls
+from ray._node import directory, events, peer_protocol, pulls, segments
 from ray._node.manager import CoreJoined
 from ray._node.peer_protocol import Copied, Dropped, Locate, Uncopied
 from tests.node.simulated import World
@@ -129,6 +129,7 @@ def test_the_wire_between_nodes_is_as_agreed():
     146 Copied object segment offset
     147 Uncopied object segment offset refused
     148 Dropped object segment offset
+    149 SpillFreed owner spill
     """
     lines = [
         f"{kind} {' '.join([m.__name__, *m.__struct_fields__])}" for kind, m in peer_protocol.PEER_MESSAGES.items()
@@ -644,3 +645,20 @@ def test_who_pulled_over_a_link_that_broke_is_no_source_any_more(pair):
     assert len(pair[1001].node.pulls.directory) == 1
     pair[1001].feed(events.LinkLost(1002))
     assert len(pair[1001].node.pulls.directory) == 0
+
+
+def test_a_copy_that_nobody_holds_is_kept_for_a_while_and_then_dropped(pair):
+    pull, reader = pair.put(1001, b"a"), pair[1002].driver()
+    corr = pair.ask(1002, reader, pull)
+    pair.finish(1002)
+    assert isinstance(pair.reply(1002, reader, corr), p.Pulled)
+    pair[1002].send(reader, p.PullReleased(b"a"))
+    pair[1002].advance(segments.IDLE_S / 2)
+    pair.ask(1002, reader, pull)
+    pair[1002].advance(segments.IDLE_S * 2)
+    assert pair[1002].node.pulls.statistics()["copies"] == 1, "somebody holds it again"
+    pair[1002].send(reader, p.PullReleased(b"a"))
+    pair[1002].advance(segments.IDLE_S)
+    pair.settle()
+    assert pair[1002].node.pulls.statistics()["copies"] == 0
+    assert len(pair[1001].node.pulls.directory) == 0, "its origin was told"

@@ -348,4 +348,46 @@ def test_a_zygote_that_dies_before_it_was_told_anything_does_not_end_the_node(tm
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     assert [type(event).__name__ for event in server.forks.read()] == ["ZygoteLost"]
-    server.forks.kill()
+    server.close()
+
+
+def is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def wait_until_stopped(pid: int) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not is_stopped(pid):  # the kernel stops it when it next returns to the program
+        assert time.monotonic() < deadline, f"process {pid} runs on"
+        time.sleep(0.005)
+
+
+def test_guarded_workers_are_stopped_when_their_time_is_over_and_others_run_on(node_of: Callable[..., Node]):
+    node = node_of()
+    for proc in (1, 2, 3):
+        node.fork(proc)
+    guarded, gone, other = sorted(node.wait_for(3), key=lambda event: event.proc)
+    node.forks.guard(time.monotonic() + 3600, (guarded.pid, gone.pid), ())
+    node.forks.guard(time.monotonic(), (), (gone.pid,))
+    node.wait_for(1, events.ZygoteFenced)
+    wait_until_stopped(guarded.pid)
+    assert not is_stopped(gone.pid)
+    assert not is_stopped(other.pid)
+    # It goes on serving, and a time that is prolonged later stops nobody.
+    node.forks.guard(time.monotonic() + 3600, (other.pid,), ())
+    node.fork(4)
+    node.wait_for(1)
+    assert not is_stopped(other.pid)
+
+
+def test_the_zygote_that_takes_over_guards_the_same_workers(node_of: Callable[..., Node]):
+    node = node_of()
+    node.fork(1)
+    (worker,) = node.wait_for()
+    until = time.monotonic() + 2.0
+    node.forks.guard(until, (worker.pid,), ())
+    node.lose()
+    assert not is_stopped(worker.pid)
+    node.wait_for(1, events.ZygoteFenced)
+    assert time.monotonic() >= until
+    wait_until_stopped(worker.pid)

@@ -54,8 +54,10 @@ class C: ...
         ({"runtime_env": {"env_vars": {"A": 1}}}, TypeError),
         ({"runtime_env": {"pip": ["numpy"]}}, NotImplementedError),
         ({"runtime_env": {"nonsense": 1}}, ValueError),
-        ({"placement_group": object()}, NotImplementedError),
-        ({"scheduling_strategy": PlacementGroupSchedulingStrategy(None)}, NotImplementedError),
+        ({"placement_group": object()}, TypeError),
+        ({"scheduling_strategy": PlacementGroupSchedulingStrategy("g")}, TypeError),
+        ({"placement_group_bundle_index": -2}, ValueError),
+        ({"placement_group_capture_child_tasks": 1}, TypeError),
         ({"label_selector": {"a": "in()"}}, ValueError),
     ],
 )

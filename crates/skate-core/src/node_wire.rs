@@ -287,6 +287,7 @@ pub enum FromNode {
     LeaseFailed {
         class: u32,
         reason: String,
+        group_removed: bool,
     },
     ActorStop,
     Exit,
@@ -389,8 +390,8 @@ pub fn decode(kind: u8, body: &[u8]) -> Option<FromNode> {
             FromNode::Notice { level, text }
         }
         LEASE_FAILED => {
-            let (class, reason): (u32, String) = get(body)?;
-            FromNode::LeaseFailed { class, reason }
+            let (class, reason, group_removed): (u32, String, bool) = get(body)?;
+            FromNode::LeaseFailed { class, reason, group_removed }
         }
         NODE_ADDRESS => {
             let (node, address, cause): (u64, String, String) = get(body)?;

@@ -11,10 +11,11 @@ use parking_lot::Mutex;
 use skate_core::core::{Core, CoreError, Fetched, Got};
 use skate_core::node_wire as wire;
 use skate_core::sys::create_segment;
-use skate_core::transport::{Address, CloseReason, Frame, Handler, Listener, PeerInfo, Transport};
+use skate_core::transport::{Address, CloseReason, Frame, Handler, Listener, PeerInfo, SendMode, Transport};
 use skate_proto::handshake::Role;
 use skate_proto::ids::{NodeKey, ObjectId, ProcId, SegmentId};
 use skate_proto::location::Location;
+use skate_proto::msg::Msg;
 use skate_proto::payload::Value;
 
 mod cluster;
@@ -56,7 +57,7 @@ impl Handler for NodeHandler {
             }
             Some(Answer::Denied { kept }) => {
                 let body = [0x92, 0xa2, b'n', b'o', if kept { 0xc3 } else { 0xc2 }];
-                transport.send(from, wire::SEGMENT_DENIED, frame.corr, &[&body], skate_core::transport::SendMode::Now);
+                transport.send(from, wire::SEGMENT_DENIED, frame.corr, &[&body], SendMode::Now);
             }
             Some(Answer::Never) => {}
             None => panic!("a pull that the test does not know of"),
@@ -98,6 +99,10 @@ impl Bench {
         let core = Core::start(address, [1; 16], [2; 32], NODE, A, Role::Driver, 11).unwrap();
         wait_for("the node to notice", || node.peer_info(A).is_some());
         Self { directory, node, handler, core }
+    }
+
+    fn address(&self) -> Address {
+        Address::Unix(self.directory.join("node.sock"))
     }
 
     /// An object of this process whose value lies on another node.
@@ -228,9 +233,38 @@ fn blocks_of_a_dead_lessee_on_another_node_are_freed_through_the_own_node() {
     let bench = Bench::new("free", []);
     let id = bench.stored(3);
     let died = [0x97, 5, 0, 0xa4, b'g', b'o', b'n', b'e', 0xf7, 0xc2, 0xc2, 0];
-    bench.node.send(A, wire::WORKER_DIED, 0, &[&died], skate_core::transport::SendMode::Now);
+    bench.node.send(A, wire::WORKER_DIED, 0, &[&died], SendMode::Now);
     let knows = || bench.core.statistics().contains(&("deaths_remembered", 1));
     wait_for("the death", knows);
+    bench.core.release(id);
+    let freed = (wire::BLOCKS_FREED, wire::blocks_freed(SegmentId(3), &[4096], ELSEWHERE));
+    wait_for("the free", || bench.handler.heard.lock().contains(&freed));
+}
+
+#[test]
+fn what_a_dead_lessee_may_still_be_saying_is_read_before_its_segments_are_claimed() {
+    const LESSEE: ProcId = ProcId(5);
+    let bench = Bench::new("adopted", []);
+    let id = bench.stored(3);
+    let lessee = cluster::start(config(LESSEE, Role::Worker, bench.address(), vec![])).unwrap();
+    let question = postcard::to_stdvec(&Msg::Resolve { object: id }).unwrap();
+    lessee.transport.send(A, wire::CORE, 0, &[&question], SendMode::Now);
+    wait_for("the answer", || !lessee.handler.frames.lock().is_empty());
+    let adopted = |segment, lessee: ProcId| {
+        let body = [0x93, segment, ELSEWHERE.0 as u8, lessee.0 as u8];
+        bench.node.send(A, wire::SEGMENT_ADOPTED, 0, &[&body], SendMode::Now);
+    };
+    let claims = || {
+        let heard = bench.handler.heard.lock();
+        heard.iter().filter(|(kind, _)| *kind == wire::SEGMENT_CLAIMS).map(|(_, body)| body.clone()).collect::<Vec<_>>()
+    };
+    adopted(3, LESSEE);
+    adopted(4, ProcId(6));
+    let none = wire::segment_claims(SegmentId(4), &[], ELSEWHERE);
+    wait_for("the second answer", || claims() == [none.clone()]);
+    drop(lessee);
+    let some = wire::segment_claims(SegmentId(3), &[(4096, LEN)], ELSEWHERE);
+    wait_for("the first answer", || claims() == [none.clone(), some.clone()]);
     bench.core.release(id);
     let freed = (wire::BLOCKS_FREED, wire::blocks_freed(SegmentId(3), &[4096], ELSEWHERE));
     wait_for("the free", || bench.handler.heard.lock().contains(&freed));

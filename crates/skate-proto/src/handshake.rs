@@ -162,7 +162,9 @@ pub enum HandshakeError {
         "the peer speaks protocol version {theirs} and this process version {ours}; install the same release of Skate on both sides"
     )]
     Version { ours: u16, theirs: u16 },
-    #[error("the peer belongs to another session; is an old address or session directory in use?")]
+    #[error(
+        "the peer belongs to another session; is an old address or session directory in use, or the token of another cluster?"
+    )]
     Session,
     #[error("the node does not know process {:#018x}; it has ended, or has not joined yet", target.0)]
     UnknownTarget { target: ProcId },

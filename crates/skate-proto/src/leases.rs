@@ -407,8 +407,8 @@ impl Owner {
         self.pump(class, now_ns, out);
     }
 
-    /// The node cannot start workers of this class at all: what waits for one fails. What runs goes on.
-    pub fn handle_lease_failed(&mut self, class: ClassId, reason: &str, now_ns: u64, out: &mut Out) {
+    /// No worker of this class can be had at all: what waits for one fails, under `code`. What runs goes on.
+    pub fn handle_lease_failed(&mut self, class: ClassId, reason: &str, code: ErrorCode, now_ns: u64, out: &mut Out) {
         if !self.leases.classes.contains_key(&class) {
             return;
         }
@@ -416,7 +416,7 @@ impl Owner {
         entry.requested = 0;
         for task in std::mem::take(&mut entry.queue) {
             let text = format!("Task {task} could not be given a worker: {reason}");
-            self.finish_with(task, &Payload::error(ErrorCode::Other, &text), now_ns, out);
+            self.finish_with(task, &Payload::error(code, &text), now_ns, out);
         }
     }
 

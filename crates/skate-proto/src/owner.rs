@@ -140,6 +140,8 @@ pub struct Owner {
     /// Serials of spills, each used once.
     pub(crate) spills_begun: u64,
     pub(crate) task_oom_retries: i32,
+    /// Objects whose value somebody else decides on, and what they wait for in words.
+    pub(crate) promises: Map<ObjectId, String>,
     /// Why nodes were lost, for the errors of values that lay there.
     pub(crate) lost_nodes: std::collections::BTreeMap<NodeKey, Box<str>>,
 }
@@ -163,6 +165,7 @@ impl Owner {
             lineage_order: std::collections::VecDeque::new(),
             spills_begun: 0,
             task_oom_retries: -1,
+            promises: Map::default(),
             lost_nodes: std::collections::BTreeMap::new(),
         }
     }
@@ -187,6 +190,27 @@ impl Owner {
         }
         self.objects.create(id, Some(value), None);
         id
+    }
+
+    /// A new object without a value; `keep_promise` must follow, or nobody who waits for it goes on. `awaited` is what
+    /// it waits for, in words.
+    pub fn promise(&mut self, awaited: &str) -> ObjectId {
+        let id = ObjectId { task: self.next_task_id(), index: 0 };
+        self.objects.create(id, None, None);
+        self.promises.insert(id, awaited.to_owned());
+        id
+    }
+
+    /// What was promised is there, or will never be. References in the value must be reachable by the caller now.
+    pub fn keep_promise(&mut self, id: ObjectId, kept: Result<Value, Payload>, now_ns: u64, out: &mut Out) {
+        if self.promises.remove(&id).is_none() {
+            return;
+        }
+        let value = kept.unwrap_or_else(Value::Inline);
+        for &inner in value.refs() {
+            self.objects.retain(inner);
+        }
+        self.fulfil(id, value, now_ns, out);
     }
 
     pub fn release(&mut self, id: ObjectId, out: &mut Out) {

@@ -115,6 +115,7 @@ pub enum ErrorCode {
     PendingCalls = 9,
     Infeasible = 10,
     Other = 11,
+    GroupRemoved = 12,
 }
 
 /// A value: inside the message, or in a segment of shared memory.

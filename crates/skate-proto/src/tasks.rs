@@ -745,6 +745,9 @@ impl Owner {
         if id.owner() != self.me {
             return because("it belongs to another process".into(), WaitsFor::Owner);
         }
+        if let Some(awaited) = self.promises.get(&id) {
+            return because(format!("it waits until {awaited}"), WaitsFor::Nothing);
+        }
         let Some(entry) = self.tasks.get(&id.task) else {
             return because("no task of its owner makes it".into(), WaitsFor::Nothing);
         };

@@ -7,7 +7,7 @@ use skate_proto::ids::{NodeKey, ObjectId, SegmentId, TaskId};
 use skate_proto::leases::PIPELINE_NS;
 use skate_proto::location::Location;
 use skate_proto::msg::{Done, Msg, Returns, Slot};
-use skate_proto::owner::Effect;
+use skate_proto::owner::{Effect, LOST_NODES_MAX};
 use skate_proto::payload::{Blob, ErrorCode, Payload, Value};
 
 use bench::*;
@@ -186,4 +186,22 @@ fn what_nobody_can_make_again_fails_with_the_node_that_it_was_lost_with() {
     assert!(text(&mut bench).contains("its shared memory on node 0000000000000008"));
     bench.owner.handle_node_lost(NODE, "node n1 is lost: it was killed");
     assert!(text(&mut bench).contains("its node (node n1 is lost: it was killed)"));
+}
+
+#[test]
+fn why_more_nodes_were_lost_than_are_remembered_is_forgotten_for_some_whose_values_still_fail() {
+    let mut bench = Bench::new();
+    let nodes = || (0..=LOST_NODES_MAX as u64).map(|n| NodeKey(100 + n));
+    for node in nodes() {
+        bench.owner.handle_node_lost(node, "the cause");
+    }
+    let mut explained = 0;
+    for node in nodes() {
+        let location = Location { node, segment: SegmentId(5), lessee: WORKER, offset: 0, len: 64 };
+        let id = bench.owner.put(Value::Stored { location, refs: vec![] });
+        bench.owner.report_missing(id, node, SegmentId(5), bench.now, &mut bench.out);
+        let Some(Value::Inline(payload)) = bench.owner.objects.value(id) else { panic!("no value") };
+        explained += usize::from(String::from_utf8_lossy(&payload.data).contains("the cause"));
+    }
+    assert_eq!(explained, LOST_NODES_MAX);
 }

@@ -431,6 +431,23 @@ impl PyCore {
         Err(PyErr::new::<PyRuntimeError, _>((parts.first().cloned(), parts.get(1).cloned())))
     }
 
+    fn tell(&self, op: &str, args: &[u8]) -> PyResult<()> {
+        self.inner.tell(op, args).map_err(to_py)
+    }
+
+    fn promise(
+        &self,
+        py: Python<'_>,
+        value: &Bound<'_, PyAny>,
+        op: &str,
+        args: &[u8],
+        awaited: &str,
+    ) -> PyResult<ObjectRef> {
+        let value = Serialized::new(py, self.hooks.get(), value)?.into_value(py, &self.inner)?;
+        let object = self.inner.promise(op, args, value, awaited).map_err(to_py)?;
+        Ok(self.object_ref(object))
+    }
+
     fn next_log<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         let log = py.detach(|| self.inner.next_log());
         Ok(match log {

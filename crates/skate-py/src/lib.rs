@@ -81,6 +81,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
         ("ERROR_PENDING_CALLS", ErrorCode::PendingCalls),
         ("ERROR_INFEASIBLE", ErrorCode::Infeasible),
         ("ERROR_OTHER", ErrorCode::Other),
+        ("ERROR_GROUP_REMOVED", ErrorCode::GroupRemoved),
     ] {
         module.add(name, code as u8)?;
     }

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from ray._control import names
+from ray._control import strategy as strategies
 from ray._control.actor_records import (
     Actor,
     ActorWorkerExits,
@@ -36,6 +37,7 @@ from ray._control.actor_records import (
     WithdrawActor,
 )
 from ray._control.causes import NO_HANDLES, ActorDeath, death_text, init_failed_text
+from ray._control.group_records import DetachedActorOver, GroupOver
 from ray._control.machine import (
     FromNode,
     Machine,
@@ -99,6 +101,8 @@ class ActorTable(Machine):
         self._subscribers: dict[bytes, dict[int, None]] = {}
         """Also of actors whose `ActorCreate` is still on its way: a handle can be faster."""
         self._connected: dict[int, None] = {}
+        self._grouped: dict[bytes, dict[bytes, Actor]] = {}
+        """Actors that are not dead, by the placement group that they are in."""
         self.names = names.NameTable()
         self._events = {
             ProcessJoined: self._on_joined,
@@ -106,6 +110,7 @@ class ActorTable(Machine):
             Placed: self._on_placed,
             Unplaceable: self._on_unplaceable,
             ActorWorkerGone: self._on_worker_gone,
+            GroupOver: self._on_group_over,
         }
         self._messages = {
             ActorCreate: self._on_create,
@@ -215,6 +220,8 @@ class ActorTable(Machine):
         if not actor.detached:
             self._owned.setdefault(actor.owner, {})[actor.id] = actor
         self._save(actor)
+        if group := strategies.parse(actor.strategy).group:
+            self._grouped.setdefault(group, {})[actor.id] = actor
         self._place(actor)
 
     def _place(self, actor: Actor) -> None:
@@ -345,6 +352,11 @@ class ActorTable(Machine):
             self._emit(WithdrawActor(actor.id))
             self._die(actor, f"{actor.class_name} ended before it had a process: {death.reason}")
 
+    def _on_group_over(self, event: GroupOver, now: float) -> None:
+        """Its actors end with it, and are not restarted: there is nowhere for them to be."""
+        for actor in list(self._grouped.get(event.group, {}).values()):
+            self._end(actor, ActorDeath(event.reason, final=True))
+
     def _on_worker_gone(self, event: ActorWorkerGone, now: float) -> None:
         actor = self._by_proc.pop(event.proc, None)
         if actor is None:
@@ -367,6 +379,12 @@ class ActorTable(Machine):
     def _die(self, actor: Actor, cause: str | bytes, *, kind: int = CAUSE_TEXT) -> None:
         actor.state = "dead"
         actor.doom = None
+        if (group := strategies.parse(actor.strategy).group) in self._grouped:
+            self._grouped[group].pop(actor.id, None)
+            if not self._grouped[group]:
+                del self._grouped[group]
+        if actor.detached:
+            self._emit(DetachedActorOver(actor.id))
         actor.cause_kind = kind
         actor.cause = cause.encode() if isinstance(cause, str) else cause
         actor.spec = actor.env = actor.strategy = b""
@@ -481,17 +499,21 @@ class ActorTable(Machine):
     def _on_member_subscribes(self, event: FromNode, message: MemberSubscribes, now: float) -> None:
         for actor_id in message.actors:
             actor = self._actors.get(actor_id)
-            if actor is None or actor.state == "dead":
-                cause = actor.cause if actor is not None else b"the actor is not known: it ended long ago"
-                kind = actor.cause_kind if actor is not None else CAUSE_TEXT
-                self._emit(Send(message.proc, ActorState(actor_id, ACTOR_DEAD, 0, 0, 0, kind, cause, 0, 0)))
-                continue
-            self._subscribers.setdefault(actor_id, {})[message.proc] = None
-            if actor.state == "alive":
+            if actor is not None and actor.state in ("alive", "dead"):
                 self._emit(Send(message.proc, self._state(actor)))
+            if actor is None or actor.state != "dead":
+                # Of one that is not known the creation may be among what is said again: see `give_up_unknown`.
+                self._subscribers.setdefault(actor_id, {})[message.proc] = None
+
+    def give_up_unknown(self) -> None:
+        """All has been said again: actors that are not known by now, and whose creators have gone, will never be."""
+        for actor in list(self._subscribers):
+            if actor not in self._actors and int.from_bytes(actor[:8], "big") not in self._connected:
+                self._never_created(actor)
 
     def give_up_missing(self) -> None:
         """Nodes have had their time to come back: what did not come with them has ended, or was never placed."""
+        self.give_up_unknown()
         for name in self.names.release_reservations_but(self._connected):
             self._save_name(name.name, name.namespace)
         for actor in list(self._actors.values()):

@@ -9,10 +9,13 @@ import msgspec
 from ray._control.strategy import Strategy  # noqa: TC001  (msgspec reads the annotation)
 
 Key: TypeAlias = "tuple[int, int | bytes]"
-"""(owner, class id) of a demand for leases; (`ACTORS`, actor id) of an actor's."""
+"""(owner, class id) of a demand for leases; (`ACTORS`, actor id) of an actor's; (`GROUPS`, group id)."""
 
 ACTORS: Final = 0
 """Stands for the control service as an owner: process ids are never zero."""
+
+GROUPS: Final = -1
+"""Stands for all placement groups as an owner, of what they wait for on a node."""
 
 
 class Demand(msgspec.Struct):
@@ -49,6 +52,8 @@ class Demand(msgspec.Struct):
     """Nodes that refused, and until when they are left alone."""
     held_back: dict[int, str] = {}
     """Nodes that refused for want of memory, and what they said. Only to be told to people."""
+    for_group: bool = False
+    """It waits for its placement group to be created, or to be whole again."""
     waits: bool = False
     """Whether people are told when this takes long."""
     hopeless: str = ""

@@ -64,6 +64,17 @@ DEATHS_REMEMBERED: Final = 10_000
 """Who asks about an older death learns only that the process is unknown."""
 
 
+ENDS_BY_ITSELF_S: Final = 0.5
+"""Who is asked about and takes longer to end lived on when its connection was lost: it was the network that failed."""
+
+
+class NodesApart(Event, frozen=True):
+    """A process of one node could not reach, or lost, a worker of another one, which lived."""
+
+    asker: int
+    node: int
+
+
 class GrantPassed(Event, frozen=True):
     """A node lends a worker to an owner of another node."""
 
@@ -93,8 +104,8 @@ class MemberTable(Machine):
         self._members: dict[int, Member] = {}
         self._by_node: dict[int, dict[int, Member]] = {}
         self._deaths: dict[int, WorkerDied] = {}
-        self._askers: dict[int, dict[int, None]] = {}
-        """For each process whose end is awaited, who asked."""
+        self._askers: dict[int, dict[int, float]] = {}
+        """For each process whose end is awaited, who asked, and when."""
         self._unconfirmed: dict[int, dict[int, Member]] = {}
         """Members of a node that has come back and has not said that they are still there."""
         self._untold: dict[int, list[tuple[int, str]]] = {}
@@ -195,8 +206,10 @@ class MemberTable(Machine):
             del self._deaths[next(iter(self._deaths))]
         if member.role == ROLE_WORKER:
             self._emit(ActorWorkerGone(member.proc, member.pid, gone.cause, gone.lines, gone.exit_code))
-        for asker in self._askers.pop(member.proc, {}):
+        for asker, asked_at in self._askers.pop(member.proc, {}).items():
             self._emit(Send(asker, died))
+            if now - asked_at >= ENDS_BY_ITSELF_S and member.node in self._by_node and self.node_of(asker):
+                self._emit(NodesApart(self.node_of(asker), member.node))
         self._emit(ProcessLeft(member.proc))
         if len(self._by_node) > 1 or member.node not in self._by_node:
             self._untold.setdefault(member.node, []).append((member.proc, cause))
@@ -258,7 +271,7 @@ class MemberTable(Machine):
             unknown = f"process {message.proc:016x} is not known: it never joined, or ended long ago"
             self._emit(Send(asker.proc, self._deaths.get(message.proc) or _lost(message.proc, unknown)))
         elif member.role == ROLE_WORKER:
-            self._askers.setdefault(member.proc, {})[asker.proc] = None
+            self._askers.setdefault(member.proc, {})[asker.proc] = now
             self._emit(ToNode(member.node, GiveUpMember(member.proc, f"the {asker} on another node")))
         else:
             # Drivers belong to the user and are not killed for a broken connection.

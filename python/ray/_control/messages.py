@@ -1,9 +1,10 @@
 """Messages between node processes and the control service.
 
-This module owns the meaning of message kinds 128 to 143 and 208 to 215 (to the control service) and 160 to 191 (from
-it). They travel between two node processes as msgpack arrays, like those of `ray._protocol`; on the head node they are
-handed over as they are. All links are first in, first out, and everything that concerns two nodes goes through the
-control service, so that what a node was told about a process always comes before what follows from it.
+This module owns the meaning of message kinds 128 to 143, 192 to 199 and 208 to 215 (to the control service), and of
+160 to 191 and 200 to 207 (from it). They travel between two node processes as msgpack arrays, like those of
+`ray._protocol`; on the head node they are handed over as they are. All links are first in, first out, and everything
+that concerns two nodes goes through the control service, so that what a node was told about a process always comes
+before what follows from it.
 
 The body of a member's own message is passed on as it came: who decodes it is who acts on it.
 """
@@ -231,6 +232,21 @@ class Alive(Message, frozen=True):
     serial: int
 
 
+class BundlesPrepared(Message, frozen=True):
+    """All bundles of this attempt are set aside on the node. Answer to `PrepareBundles`."""
+
+    group: bytes
+    attempt: int
+
+
+class BundlesRefused(Message, frozen=True):
+    """The bundles do not fit now, and nothing is set aside. Answer to `PrepareBundles`; `reason` is a sentence."""
+
+    group: bytes
+    attempt: int
+    reason: str
+
+
 # ---------------------------------------------------------------------------------------------
 # From the control service to a node
 
@@ -238,14 +254,16 @@ class Alive(Message, frozen=True):
 class Nodes(Message, frozen=True):
     """Other nodes that have joined, and those that have gone, with why.
 
-    To a node that joins it is the first message. `durable`: the control service comes back when it dies, so the node
-    stays and waits for it. `whole`: there are no others, because the receiver may have missed that they went.
+    `welcome` answers the greeting of a node that joins or comes back. `durable`: the control service comes back when it
+    dies, so the node stays and waits for it. `whole`: there are no others, because the receiver may have missed that
+    they went.
     """
 
     joined: list[NodeEntry]
     gone: list[tuple[int, str]]
     durable: bool = False
     whole: bool = False
+    welcome: bool = False
 
 
 class Heard(Message, frozen=True):
@@ -279,7 +297,8 @@ class PlaceActor(Message, frozen=True):
     """Start a worker for this incarnation. Answered by `ActorPlaced`, `ActorUnplaceable` or `ActorRefused`.
 
     With `queue` it waits on this node for what it lacks, instead of being refused. `owner` is the process whose actor
-    it is, and `retriable` whether it may be restarted once more: the node asks both when memory runs short.
+    it is, and `retriable` whether it may be restarted once more: the node asks both when memory runs short, and such an
+    actor does not run on here when the head may have started it anew elsewhere (`_node.fence`).
     """
 
     actor: bytes
@@ -393,6 +412,45 @@ class GiveUpMember(Message, frozen=True):
     by: str
 
 
+class PrepareBundles(Message, frozen=True):
+    """Set resources aside for bundles of a placement group, by index: for all of them or for none.
+
+    Answered by `BundlesPrepared` or `BundlesRefused`, unless released before. With `queue` they wait here in the usual
+    order for what they lack, instead of being refused. With `commit`, which is for the only node of a cluster, they are
+    offered at once and no `CommitBundles` follows. Of one group there is one attempt at a time, each with a number of
+    its own; `name` is what people call the group.
+    """
+
+    group: bytes
+    attempt: int
+    name: str
+    job: int
+    bundles: dict[int, dict[str, int]]
+    serial: int
+    queue: bool
+    commit: bool
+
+
+class CommitBundles(Message, frozen=True):
+    """What was set aside by this attempt is offered from now on to whoever runs in the group."""
+
+    group: bytes
+    attempt: int
+
+
+class ReleaseBundles(Message, frozen=True):
+    """Give back what an attempt has set aside, or waits for; `attempt` 0 means whatever the group has here.
+
+    Who runs there is stopped. With `removed` there will be no such group any more, and what waits for it fails;
+    `reason` completes "... because".
+    """
+
+    group: bytes
+    attempt: int
+    removed: bool
+    reason: str
+
+
 class OwnersAsked(Message, frozen=True):
     """Answer to `SegmentOrphaned`: all members of other nodes, each of which has been sent `SegmentAdopted`."""
 
@@ -413,9 +471,10 @@ class AskFree(Message, frozen=True):
 
 
 class AreYouAlive(Message, frozen=True):
-    """To be answered at once by `Alive`."""
+    """To be answered at once by `Alive`. `heard` is the last question whose answer has come; 0 if none has."""
 
     serial: int
+    heard: int = 0
 
 
 class Leave(Message, frozen=True):
@@ -444,6 +503,8 @@ TO_CONTROL: Final[dict[int, type[Message]]] = {
     208: ActorHosted,
     209: MemberSubscribes,
     210: Announced,
+    192: BundlesPrepared,
+    193: BundlesRefused,
     211: SegmentOrphaned,
 }
 
@@ -468,6 +529,9 @@ FROM_CONTROL: Final[dict[int, type[Message]]] = {
     177: AreYouAlive,
     178: Leave,
     179: Heard,
+    200: PrepareBundles,
+    201: CommitBundles,
+    202: ReleaseBundles,
     180: OwnersAsked,
     181: MayHaveMissed,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from ray import _bundle_names as bundle_names
 from ray._control.machine import Effect, Event
 from ray._protocol import UNIT
 
@@ -68,6 +69,10 @@ class Node(msgspec.Struct):
     """It is only there for a program outside of the cluster, and nobody misses it."""
     unanswered: int = 0
     """Questions whether it lives since it last answered one."""
+    heard_at: float = 0.0
+    """When it last answered a question, or greeted."""
+    answered: int = 0
+    """The last question that it has answered, which the next one tells it."""
     assumed: list[tuple[int, dict[str, int]]] = []
     serial: int = 0
     actors: int = 0
@@ -77,6 +82,8 @@ class Node(msgspec.Struct):
     """Its connection broke, and it may come back."""
     reason: str = ""
     """Why it was lost."""
+    bundles: dict[str, dict[int, dict[str, int]]] = {}
+    """What is committed there for placement groups, by group and index; `total` has their names."""
 
     def __str__(self) -> str:
         where = f" at {self.address}" if self.address else ""
@@ -102,16 +109,37 @@ class Node(msgspec.Struct):
         self.assumed = [entry for entry in self.assumed if entry[0] > serial]
 
     def can_ever(self, demand: dict[str, int]) -> bool:
-        """Whether the node has that much at all."""
-        return all(units <= self.total.get(name, 0) for name, units in demand.items())
+        """Whether the node has that much at all; for a demand in a placement group, in one of its bundles."""
+        if not all(units <= self.total.get(name, 0) for name, units in demand.items()):
+            return False
+        if not self.bundles or (asked := bundle_names.wanted_of_any(demand)) is None:
+            return True
+        group, amounts = asked
+        return any(
+            all(units <= bundle.get(name, 0) for name, units in amounts.items() if name != bundle_names.MARKER)
+            for bundle in self.bundles.get(group, {}).values()
+        )
+
+    def offer(self, group: str, index: int, amounts: dict[str, int]) -> None:
+        """The node has this bundle from now on, and all of it is free."""
+        self.bundles.setdefault(group, {})[index] = amounts
+        for name, units in bundle_names.offered(amounts, group, index).items():
+            self.total[name] = self.total.get(name, 0) + units
+            self.free[name] = self.free.get(name, 0) + units
+
+    def withdraw(self, group: str) -> None:
+        """The node has no bundle of this group any more."""
+        for index, amounts in self.bundles.pop(group, {}).items():
+            for name in bundle_names.offered(amounts, group, index):
+                self.total.pop(name, None)
+                self.free.pop(name, None)
 
     def utilization(self) -> float:
         """The largest used share of CPUs, GPUs and memory, and of actors against CPUs, from 0 to 1 and above."""
-        room = self.room()
         shares = [
-            1.0 - room.get(name, 0) / units
-            for name, units in self.total.items()
-            if name in (CPU, "GPU", "memory") and units > 0
+            1.0 - (self.free.get(name, 0) - sum(demand.get(name, 0) for _, demand in self.assumed)) / units
+            for name in (CPU, "GPU", "memory")
+            if (units := self.total.get(name, 0)) > 0
         ]
         cpus = max(self.total.get(CPU, 0) // UNIT, 1)
         # Actors hold no CPU by default, and yet a node should not get all of them.

@@ -3,7 +3,7 @@
 Owns the list of nodes and the view of their free resources. Does not place anything.
 
 A node whose process has ended is lost at once: its connection was closed. One whose connection broke in any other way
-is *away*, and may come back within `AWAY_S`; after a restart of the head all are *expected* that had been part of the
+is *away*, and may come back for a while; after a restart of the head all are *expected* that had been part of the
 cluster before. Who is there and leaves `UNANSWERED_MAX` questions unanswered is lost. Who comes back after it was taken
 to be lost is told to leave, because everything on it was given up meanwhile.
 
@@ -38,10 +38,19 @@ ASK_S: Final = 2.0
 
 UNANSWERED_MAX: Final = 4
 """A node that has left so many questions in a row unanswered is lost, after 8 to 10 seconds. Questions are counted, not
-seconds, so that a head which was stopped for a while does not take everybody for lost."""
+seconds, so that a head which was stopped for a while does not take everybody for lost. Nodes rely on so much patience:
+see `_node.fence`."""
+
+PATIENCE_S: Final = ASK_S * UNANSWERED_MAX
+"""No node is taken for lost so soon after it was last heard, unless it is known that its process has ended."""
 
 AWAY_S: Final = 2.0
-"""How long a node may be away whose connection broke."""
+"""How long a node may at least be away whose connection broke; mostly it is until `PATIENCE_S` are over, because it may
+not know that it is away, and runs on until its fence closes."""
+
+RETURN_S: Final = PATIENCE_S
+"""How long nodes have to come back after a restart of the head, if some are missing. They try ten times a second. The
+head before may have heard them the moment it died, so that those who are cut off run on for almost as long."""
 
 TABLE: Final = "nodes"
 
@@ -117,7 +126,7 @@ class NodeTable(Machine):
         if message.node != event.node or (known is not None and not message.returns):
             self._emit(Log(f"node {event.node:016x} introduced itself twice, or as another one; ignored"))
         elif known is not None:
-            self._return(known)
+            self._return(known, now)
         elif message.returns and message.node not in self._expected:
             lost = self._lost.get(message.node)
             why = f"it was taken to be lost: {lost.reason}" if lost is not None else "it is not known any more"
@@ -125,12 +134,13 @@ class NodeTable(Machine):
         else:
             self._join(message, now)
 
-    def _return(self, node: Node) -> None:
+    def _return(self, node: Node, now: float) -> None:
         node.away, node.unanswered = False, 0
+        node.heard_at, node.answered = now, 0
         node.free, node.assumed = {}, []
         self._deadlines.clear(node.key)
         others = [_entry(other) for other in self._nodes.values() if other is not node]
-        self._emit(ToNode(node.key, Nodes(others, [], self._durable, whole=True)))
+        self._emit(ToNode(node.key, Nodes(others, [], self._durable, whole=True, welcome=True)))
         self._emit(Log(f"{node} has come back"))
         self._emit(NodeReturned(node.key))
 
@@ -152,10 +162,11 @@ class NodeTable(Machine):
             name=message.name,
             socket=message.socket,
             session_dir=message.session_dir,
-            total=message.resources,
+            total=dict(message.resources),
             labels=message.labels,
             free=dict(message.resources),
             joined_at=now,
+            heard_at=now,
             python=message.python,
             client=message.client,
         )
@@ -166,7 +177,7 @@ class NodeTable(Machine):
         if others:
             # Values may be sought by their old places: it must know which of them it need not wait for.
             gone = [(node.key, _loss(node)) for node in self._lost.values()]
-            self._emit(ToNode(new.key, Nodes([_entry(node) for node in others], gone, self._durable)))
+            self._emit(ToNode(new.key, Nodes([_entry(node) for node in others], gone, self._durable, welcome=True)))
             for node in others:
                 self._emit(ToNode(node.key, Nodes([_entry(new)], [], self._durable)))
             self._emit(Log(f"{new} has {'come back' if message.returns else 'joined'}"))
@@ -193,8 +204,9 @@ class NodeTable(Machine):
         if node is not None and not node.away:
             node.away, node.reason = True, event.reason
             node.free, node.assumed = {}, []
-            self._deadlines.set(node.key, now + AWAY_S)
-            self._emit(Log(f"the connection with {node} was lost ({event.reason}); it has {AWAY_S:.0f} s to return"))
+            left_s = max(AWAY_S, node.heard_at + PATIENCE_S - now)
+            self._deadlines.set(node.key, now + left_s)
+            self._emit(Log(f"the connection with {node} was lost ({event.reason}); it has {left_s:.0f} s to return"))
 
     def _on_lost(self, event: NodeLost, now: float) -> None:
         node = self._nodes.pop(event.node, None)
@@ -226,6 +238,7 @@ class NodeTable(Machine):
         node = self._nodes.get(event.node)
         if node is not None:
             node.unanswered = 0
+            node.heard_at, node.answered = now, message.serial
 
     def _on_tick(self, event: Tick, now: float) -> None:
         for key in self._deadlines.due(now):
@@ -241,10 +254,10 @@ class NodeTable(Machine):
             if node.key == self.head:
                 continue
             if node.unanswered >= UNANSWERED_MAX:
-                self._emit(NodeLost(node.key, f"it has not answered for {UNANSWERED_MAX * ASK_S:.0f} seconds"))
+                self._emit(NodeLost(node.key, f"it has not answered for {PATIENCE_S:.0f} seconds"))
             else:
                 node.unanswered += 1
-                self._emit(ToNode(node.key, AreYouAlive(self._serial)))
+                self._emit(ToNode(node.key, AreYouAlive(self._serial, node.answered)))
         if not self.is_alone:
             self._deadlines.set(self.head, now + ASK_S)
 

@@ -5,7 +5,8 @@ that has no room any more refuses, and the demand is placed anew. A demand that 
 stands in line on nodes that could meet it, where it takes part in the sharing out between owners.
 
 How nodes are chosen: of those that are allowed and have room, those that are wished for first; then evenly, the least
-used first. "SPREAD" counts what the same demand has got from each node. Actors prefer the node of their creator while
+used first. Nodes that have lost each other lately (`APART_S`) get nothing from one another as long as there is another
+choice. "SPREAD" counts what the same demand has got from each node. Actors prefer the node of their creator while
 it is less than half used.
 
 Invariants: a demand is placed at most as often as it was asked for; what a lost node had been given and not granted
@@ -20,6 +21,7 @@ from ray._control import strategy as strategies
 from ray._control.actor_records import PlaceActor as ActorWanted
 from ray._control.actor_records import Unplaceable, WithdrawActor
 from ray._control.demands import ACTORS, Demand, Key
+from ray._control.group_records import GroupOver, GroupPlaced
 from ray._control.machine import (
     Deadlines,
     FromNode,
@@ -31,7 +33,7 @@ from ray._control.machine import (
     ToNode,
     earliest,
 )
-from ray._control.members import GrantPassed
+from ray._control.members import GrantPassed, NodesApart
 from ray._control.messages import (
     ActorPlaced,
     ActorRefused,
@@ -52,6 +54,7 @@ from ray._protocol import LeaseFailed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ray._control.groups import GroupTable
     from ray._control.node_records import Node
     from ray._control.nodes import NodeTable
 
@@ -64,6 +67,13 @@ QUEUES_MAX: Final = 4
 NEAR_UTILIZATION: Final = 0.5
 """An actor lives on its creator's node while that is used less than this."""
 
+APART_S: Final = 30.0
+"""How long a node gets no demands of another one's processes after these could not reach it, though the head does: each
+try costs them seconds."""
+
+APART_MAX: Final = 10_000
+"""Pairs of such nodes that are remembered; of more the oldest is forgotten, and tried again."""
+
 SHY_S: Final = 0.05
 """After a refusal the node is not asked again for the same demand so soon: what is free there is about to change."""
 
@@ -72,31 +82,44 @@ SHY_OF_MEMORY_S: Final = 1.0
 it stands in line there, as anywhere."""
 
 
+BUNDLES_SHOWN: Final = 4
+"""Of a placement group's bundles a sentence tells no more than these."""
+
+
 class Placement(Machine):
     """See the module's docstring.
 
     Args:
         nodes: The view of the cluster.
+        groups: Placement groups, in which demands may be.
         node_of: Where a member is.
     """
 
-    def __init__(self, nodes: NodeTable, node_of: Callable[[int], int], *, validate: bool = False) -> None:
+    def __init__(
+        self, nodes: NodeTable, groups: GroupTable, node_of: Callable[[int], int], *, validate: bool = False
+    ) -> None:
         super().__init__(validate=validate)
         self._nodes = nodes
+        self._groups = groups
         self._node_of = node_of
         self._demands: dict[Key, Demand] = {}
         self._hosts: dict[int, int] = {}
         """Nodes of the processes that are actors."""
+        self._apart: dict[tuple[int, int], float] = {}
+        """Nodes that have lost each other, though both are here, and until when they are kept apart; oldest first."""
         self._waits = Waits()
         self._deadlines: Deadlines[str] = Deadlines()
         self._events = {
             ActorWanted: self._on_actor_wanted,
             WithdrawActor: self._on_actor_withdrawn,
             GrantPassed: self._on_grant_passed,
+            NodesApart: self._on_nodes_apart,
             NodeCame: self._on_node_came,
             NodeFreed: self._on_node_freed,
             NodeLost: self._on_node_lost,
             NodeWentAway: self._on_node_away,
+            GroupPlaced: self._on_group_placed,
+            GroupOver: self._on_group_over,
             ProcessLeft: self._on_process_left,
             Tick: self._on_tick,
         }
@@ -211,6 +234,13 @@ class Placement(Machine):
                 self._leave_queues(demand)
         self._forget_if_done(demand)
 
+    def _on_nodes_apart(self, event: NodesApart, now: float) -> None:
+        for pair in ((event.asker, event.node), (event.node, event.asker)):
+            self._apart.pop(pair, None)
+            self._apart[pair] = now + APART_S
+        while len(self._apart) > APART_MAX or next(iter(self._apart.values())) <= now:
+            del self._apart[next(iter(self._apart))]
+
     def _on_process_left(self, event: ProcessLeft, now: float) -> None:
         for demand in [x for x in self._demands.values() if x.key[0] == event.proc]:
             self._withdraw(demand)
@@ -281,13 +311,15 @@ class Placement(Machine):
         if not demand.count:
             self._forget_if_done(demand)
             return
+        if demand.strategy.kind == strategies.GROUP and self._waits_for_group(demand, now):
+            return
         only = self._nodes.living()[0]
         if self._nodes.is_alone and demand.strategy.allows(only):
             # The only node knows best: it queues, shares out fairly and tells people why something waits.
             if only.key not in demand.queued:
                 self._give(demand, only, demand.count, queue=True)
             return
-        able = self._able(demand)
+        able = self._able(demand, now)
         if not able and self._is_bound_to_lost(demand):
             self._fail(demand, self._describe_hopeless(demand))
             self._withdraw(demand)
@@ -303,12 +335,34 @@ class Placement(Machine):
             self._leave_queues(demand)
             self._end_wait(demand)
 
-    def _able(self, demand: Demand) -> list[Node]:
-        """Nodes that could meet the demand some time, of which a preference for one that can leaves only that."""
+    def _able(self, demand: Demand, now: float | None = None) -> list[Node]:
+        """Nodes that could meet the demand some time, of which a preference for one that can leaves only that; with
+        `now` those that its home reaches, if there are any.
+        """
         able = [node for node in self._nodes.living() if self._is_able(demand, node)]
+        if self._apart and now is not None:
+            able = [node for node in able if self._apart.get((demand.home, node.key), 0.0) <= now] or able
         if demand.strategy.kind == strategies.NODE:
             return [node for node in able if demand.strategy.wishes(node)] or able
         return able
+
+    def _waits_for_group(self, demand: Demand, now: float) -> bool:
+        """Whether no bundle that the demand may run in is there yet; if its group is gone, it fails."""
+        group = demand.strategy.group
+        if any(self._is_able(demand, node) for node in self._nodes.living()):
+            demand.for_group = False
+            return False
+        if gone := self._groups.gone(group):
+            self._fail(demand, gone, group_removed=True)
+            self._withdraw(demand)
+            return True
+        demand.for_group = bool(self._groups.why(group))
+        if demand.for_group:
+            self._set_hopeless(demand, "", now)
+            if demand.is_actor and not demand.waits:
+                demand.waits = True
+                self._waits.add(demand, now, infeasible=False)
+        return demand.for_group
 
     def _is_able(self, demand: Demand, node: Node) -> bool:
         return demand.strategy.allows(node) and node.can_ever(demand.demand) and node.can_ever(demand.place)
@@ -358,7 +412,8 @@ class Placement(Machine):
 
     def _give(self, demand: Demand, node: Node, count: int, *, queue: bool) -> None:
         demand.given[node.key] = demand.given.get(node.key, 0) + count
-        serial = node.assume(demand.demand, count)
+        # Of a node that is alone nobody asks what is free, and it does not say so.
+        serial = node.serial if self._nodes.is_alone else node.assume(demand.demand, count)
         demand.count -= count
         demand.placed += count
         node.actors += demand.is_actor
@@ -394,12 +449,12 @@ class Placement(Machine):
         elif reason:
             self._wait(demand, now)
 
-    def _fail(self, demand: Demand, reason: str) -> None:
+    def _fail(self, demand: Demand, reason: str, *, group_removed: bool = False) -> None:
         """It can never be met, and waiting does not help."""
         if demand.is_actor:
             self._emit(Unplaceable(demand.actor, demand.incarnation, reason))
         else:
-            self._emit(Send(demand.owner, LeaseFailed(demand.class_id, reason)))
+            self._emit(Send(demand.owner, LeaseFailed(demand.class_id, reason, group_removed)))
 
     def _stand_in_line(self, demand: Demand, now: float) -> None:
         """Let nodes that could meet the demand share out to it what becomes free."""
@@ -407,7 +462,7 @@ class Placement(Machine):
             return
         able = [
             node
-            for node in self._able(demand)
+            for node in self._able(demand, now)
             if node.key not in demand.queued and (demand.is_actor or node.key != demand.home)
         ]
         able.sort(key=lambda node: self._rank(demand, node))
@@ -439,9 +494,9 @@ class Placement(Machine):
             waiting = [demand for demand in self._demands.values() if demand.count]
             for demand in waiting:
                 self._place(demand, now)
-                if demand.count:
+                if demand.count and not demand.for_group:
                     self._stand_in_line(demand, now)
-            if any(demand.count and not demand.hopeless for demand in waiting):
+            if any(demand.count and not demand.hopeless and not demand.for_group for demand in waiting):
                 self._deadlines.set("queue", now + QUEUE_AFTER_S)
         self._tell_waits(now)
 
@@ -478,22 +533,42 @@ class Placement(Machine):
             if demand.count:
                 self._place(demand, now)
 
+    # ------------------------------------------------------------------ placement groups
+
+    def _on_group_placed(self, event: GroupPlaced, now: float) -> None:
+        for demand in self._of_group(event.group):
+            self._end_wait(demand)
+            self._place(demand, now)
+
+    def _on_group_over(self, event: GroupOver, now: float) -> None:
+        for demand in self._of_group(event.group):
+            self._fail(demand, event.reason, group_removed=True)
+            self._withdraw(demand)
+
+    def _of_group(self, group: bytes) -> list[Demand]:
+        return [demand for demand in self._demands.values() if demand.strategy.group == group]
+
     # ------------------------------------------------------------------ words
 
     def _why(self, demand: Demand) -> str:
         if demand.hopeless:
             return demand.hopeless
+        if demand.for_group:
+            return self._groups.why(demand.strategy.group)
         able = self._able(demand)
         many = "1 node" if len(able) == 1 else f"{len(able)} nodes"
         short = [reason for node, reason in demand.held_back.items() if demand.is_actor or node != demand.home]
         if short:
             more = f" (and on {len(short) - 1} more)" if len(short) > 1 else ""
             return f"waits, where there is room: {short[0]}{more}"
-        return f"needs {show_demand(demand.demand)}; {many} could give it, and none has it free now"
+        where = f" in {demand.strategy}" if demand.strategy.kind == strategies.GROUP else ""
+        return f"needs {show_demand(demand.demand)}{where}; {many} could give it, and none has it free now"
 
     def _describe_hopeless(self, demand: Demand) -> str:
         """Why no node can meet it, with what there is."""
         nodes = self._nodes.living()
+        if demand.strategy.kind == strategies.GROUP:
+            return self._describe_no_bundle(demand)
         asked = {name: max(demand.demand.get(name, 0), demand.place.get(name, 0)) for name in demand.place}
         asked = {**demand.demand, **asked}
         allowed = [node for node in nodes if demand.strategy.allows(node)]
@@ -507,6 +582,17 @@ class Placement(Machine):
                 where = "this node has" if len(nodes) == 1 else "the most that one node has is"
                 return f"needs {show_part(name, units)}; {where} {show(name, most) if most else 'none'}"
         return f"needs {show_demand(asked)}, which no node has together"
+
+    def _describe_no_bundle(self, demand: Demand) -> str:
+        """Why no bundle of a group that is created can meet it."""
+        asked = show_demand({**demand.place, **demand.demand})
+        group = self._groups.get(demand.strategy.group)
+        if group is None:
+            return f"needs {asked} in {demand.strategy}, which is gone"
+        if not 0 <= demand.strategy.bundle < len(group.bundles):
+            has = "; ".join(show_demand(bundle) for bundle in group.bundles[:BUNDLES_SHOWN])
+            return f"needs {asked} in {demand.strategy}; its bundles have {has}"
+        return f"needs {asked} in {demand.strategy}, which has {show_demand(group.bundles[demand.strategy.bundle])}"
 
     def _tell_waits(self, now: float) -> None:
         """Tell people about actors that wait for long, or for ever."""
@@ -540,7 +626,8 @@ class Placement(Machine):
             self._require(demand.count >= 0, f"{demand} is placed more often than wanted")
             self._require(all(demand.out.values()), f"{demand} remembers nodes for nothing")
             for node in demand.out:
-                self._require(self._nodes.get(node), f"{demand} is placed on a node that is lost")
+                # That the node is lost is heard of after the ends of its members.
+                self._require(self._nodes.find(node), f"{demand} is placed on a node that never was")
 
 
 def _order(demand: Demand, count: int, serial: int, *, queue: bool) -> PlaceActor | PlaceLeases:

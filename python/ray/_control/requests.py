@@ -13,6 +13,8 @@ import msgspec
 
 from ray._control import kv
 from ray._control.demands import ACTORS
+from ray._control.group_placement import demand_of
+from ray._control.group_requests import GroupRequests
 from ray._control.machine import Deadlines, FromNode, Machine, ProcessLeft, Received, Send, Tick, ToNode
 from ray._control.messages import AskFree, FreeIs, FromMember, JobChanged
 from ray._control.node_records import NodeLost
@@ -61,6 +63,7 @@ class Requests(Machine):
                 raise RefusedError(msg, f"this cluster knows no request {message.op!r}")
             names, operation = known
             result = operation(event, now, *_arguments(names, message.args))
+            self._act()
         except RefusedError as error:
             self._refuse(event, error.name, str(error))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -70,7 +73,12 @@ class Requests(Machine):
             if result is not LATER:
                 self._answer(event.sender, event.corr, result)
 
+    def _act(self) -> None:
+        """Take over what other tables want done because of an operation; comes before its answer."""
+
     def _answer(self, to: int, corr: int, result: Any) -> None:
+        if not corr:
+            return  # it was told, and does not ask
         self._emit(Send(to, Reply(ok=True, body=msgspec.msgpack.encode(result)), corr))
 
     def _refuse(self, event: Received, name: str, text: str) -> None:
@@ -110,10 +118,14 @@ class ControlRequests(Requests):
             "job.config": (("config",), self._job_config),
             "job.list": ((), self._job_list),
             "stats": (("counts",), self._stats),
+            **GroupRequests(service, LATER, RefusedError).ops,
         }
 
     def next_deadline(self) -> float | None:
         return self._deadlines.next()
+
+    def _act(self) -> None:
+        self._out.extend(self._service.groups.take_effects())
 
     def _forward(self, node: int, event: Received, op: str, *arguments: Any) -> Any:
         """Let the manager of a node answer."""
@@ -190,10 +202,17 @@ class ControlRequests(Requests):
         ]
 
     def _demands(self, event: Received, now: float) -> Any:
-        """What waits for room on any node, and why. A node without others keeps what waits for itself."""
+        """What waits for room on any node, and why. A placement group counts as one: it comes as a whole.
+
+        A node without others keeps what else waits for itself.
+        """
         waiting = [
             {"label": demand.label, "count": demand.count, "demand": demand.demand, "why": why}
             for demand, why in self._service.placement.pending()
+        ] + [
+            {"label": str(group), "count": 1, "demand": demand_of(group.missing.values()), "why": group.why}
+            for group in self._service.groups.all()
+            if group.state in ("pending", "preparing")
         ]
         if not self._service.nodes.is_alone:
             return waiting
@@ -343,7 +362,7 @@ class ControlRequests(Requests):
         """Counts of the asker's node, with those of the control service."""
         service = self._service
         counts = {"kv_bytes": service.kv.bytes_used, **counts}
-        for table in (service.actors, service.members, service.nodes, service.placement):
+        for table in (service.actors, service.members, service.nodes, service.groups, service.placement):
             counts.update(table.statistics())
         return counts
 

@@ -7,8 +7,9 @@ What must outlive this process leaves as records (`Save`); what is said after a 
 control service that starts with records (`restore`) gives nodes `RETURN_S` to come back and say what is on them, before
 it decides about what they do not have (`_end_return`).
 
-Order matters in two places. When a member has ended, its actor is placed again before the rest of the cluster is
-told. When a node is lost, its members have ended one by one before what it had been given is placed anew.
+Order matters in three places. When a member has ended, its actor is placed again before the rest of the cluster is
+told. When a node is lost, its members have ended one by one before what it had been given is placed anew. And when a
+placement group is gone, its actors are known to be over before anything of theirs could be placed again.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import msgspec
 
 from ray._control import actor_records, actors, jobs, kv, messages, nodes
 from ray._control.actors import ActorTable
+from ray._control.group_records import GroupOver, JobOver
+from ray._control.groups import GroupTable
 from ray._control.jobs import JobTable
 from ray._control.kv import KeyValueStore
 from ray._control.machine import (
@@ -41,8 +44,8 @@ from ray._control.machine import (
     earliest,
 )
 from ray._control.members import MemberTable
-from ray._control.node_records import DisconnectNode, NodeCame, NodeLost, NodeReturned, NodeWentAway
-from ray._control.nodes import NodeTable
+from ray._control.node_records import DisconnectNode, NodeCame, NodeFreed, NodeLost, NodeReturned, NodeWentAway
+from ray._control.nodes import RETURN_S, NodeTable
 from ray._control.placement import Placement
 from ray._control.requests import ControlRequests
 from ray._protocol import KINDS, ROLE_DRIVER, ROLE_TOOL, TO_NODE, Message, Notice, decode, encode
@@ -50,9 +53,6 @@ from ray._protocol import KINDS, ROLE_DRIVER, ROLE_TOOL, TO_NODE, Message, Notic
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-
-RETURN_S: Final = 5.0
-"""How long nodes have to come back after a restart of the head. They try ten times a second."""
 
 RETURNED_S: Final = 0.2
 """How long is waited for members that connect anew, once all nodes are back."""
@@ -75,12 +75,20 @@ class ControlService:
         self._durable = durable
         self.nodes = NodeTable(head=head, durable=durable, validate=validate)
         self.members = MemberTable(validate=validate)
-        self.placement = Placement(self.nodes, self.members.node_of, validate=validate)
+        self.groups = GroupTable(self.nodes, lambda proc: self.members.get(proc) is not None, validate=validate)
+        self.placement = Placement(self.nodes, self.groups, self.members.node_of, validate=validate)
         self.jobs = JobTable()
         self.kv = KeyValueStore()
         self.actors = ActorTable(job_of=self.job_of, node_of=self.members.node_of, validate=validate)
         self.requests = ControlRequests(self)
-        self._machines: tuple[Machine, ...] = (self.nodes, self.members, self.actors, self.placement, self.requests)
+        self._machines: tuple[Machine, ...] = (
+            self.nodes,
+            self.members,
+            self.actors,
+            self.groups,
+            self.placement,
+            self.requests,
+        )
         self._queue: deque[Event | Effect] = deque()
         self._out: list[Effect] = []
         self._heard: dict[int, int] = {}
@@ -130,7 +138,7 @@ class ControlService:
         """A deadline may have passed."""
         for key in self._deadlines.due(now):
             if key == "return":
-                self._end_return()
+                self._end_return(now)
             else:
                 self._tell_heard()
         for machine in self._machines:
@@ -178,10 +186,13 @@ class ControlService:
             case ProcessLeft():
                 self._on_left(event, now)
             case NodeCame():
-                for machine in (self.members, self.placement):
+                for machine in (self.members, self.groups, self.placement):
                     self._tell(machine, event, now)
                 for job in self.jobs.running():
                     self._out.append(ToNode(event.node, messages.JobChanged(job.number, job.driver, job.config)))
+            case NodeLost() if any(type(other) is not NodeLost for other in self._queue):
+                # What was decided before leaves first: an order must not come after its own withdrawal.
+                self._queue.append(event)
             case NodeLost():
                 self._on_node_lost(event, now)
             case NodeWentAway():
@@ -192,6 +203,12 @@ class ControlService:
                 self._queue.extend(self.members.take_effects())
                 for job in self.jobs.running():
                     self._out.append(ToNode(event.node, messages.JobChanged(job.number, job.driver, job.config)))
+            case NodeFreed():
+                for machine in (self.groups, self.placement):
+                    self._tell(machine, event, now)
+            case GroupOver():
+                self._tell(self.actors, event, now)
+                self._tell(self.placement, event, now)
             case _ if (translated := self._to_node(event)) is not None:
                 self._out.append(translated)
             case Event():
@@ -236,6 +253,9 @@ class ControlService:
                 if self.is_returning and not self.nodes.expected():
                     # Everybody is back. What was said meanwhile and not heard is on its way right behind.
                     self._deadlines.set("return", now + RETURNED_S)
+                elif not self.is_returning:
+                    self.actors.give_up_unknown()
+                    self._queue.extend(self.actors.take_effects())
             case messages.SegmentOrphaned() if self.is_returning:
                 self._orphans[event.node, message.segment] = event
             case messages.NoticeRaised():
@@ -283,31 +303,36 @@ class ControlService:
         self._tell(self.actors, event, now)
 
     def _on_left(self, event: ProcessLeft, now: float) -> None:
-        for machine in (self.actors, self.placement, self.requests):
+        for machine in (self.actors, self.groups, self.placement, self.requests):
             self._tell(machine, event, now)
-        self._end_job(self.jobs.end(event.proc, now))
+        self._end_job(self.jobs.end(event.proc, now), now)
 
-    def _end_job(self, job: int) -> None:
+    def _end_job(self, job: int, now: float) -> None:
         if job:
             self._queue.append(self.jobs.record(job))
+            self._tell(self.groups, JobOver(job), now)
             for node in self.nodes.living():
                 self._out.append(ToNode(node.key, messages.JobGone(job)))
 
     def _on_node_lost(self, event: NodeLost, now: float) -> None:
         if self.nodes.get(event.node) is None:
             return
-        for machine in (self.nodes, self.members, self.placement, self.requests):
-            # The members' ends are heard of one by one, before the next table hears of the node's.
-            for effect in machine.handle(event, now):
-                self._route(effect, now)
+        others, self._queue = self._queue, deque()
+        for machine in (self.nodes, self.groups, self.members, self.placement, self.requests):
+            # The members' ends are heard of one by one, before what the node had been given is placed anew; and all
+            # that follows from one node's loss comes before the loss of the next.
+            self._tell(machine, event, now)
+            while self._queue:
+                self._route(self._queue.popleft(), now)
+        self._queue = others
 
-    def _end_return(self) -> None:
+    def _end_return(self, now: float) -> None:
         """Nodes had their time: what is not here now is gone."""
         self.nodes.give_up_expected()
         self._queue.extend(self.nodes.take_effects())
         for job in self.jobs.running():
             if not self.members.node_of(job.driver):
-                self._end_job(self.jobs.end(job.driver, 0.0))
+                self._end_job(self.jobs.end(job.driver, now), now)
         self.actors.give_up_missing()
         self._queue.extend(self.actors.take_effects())
         orphans, self._orphans = self._orphans, {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from ray._bundle_names import plain
 from ray._protocol import UNIT
 
 ACCELERATOR: Final = "accelerator_type:"
@@ -35,6 +36,6 @@ def show_part(name: str, units: int) -> str:
 
 
 def show_demand(demand: dict[str, int]) -> str:
-    """A demand as people write it: "CPU: 1, GPU: 0.5"."""
-    parts = [show_part(name, units) for name, units in demand.items() if units > 0]
+    """A demand as people write it: "CPU: 1, GPU: 0.5". What is asked of a bundle has its plain name."""
+    parts = [show_part(name, units) for name, units in plain(demand).items() if units > 0]
     return ", ".join(parts) or "nothing"

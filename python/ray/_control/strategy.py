@@ -24,7 +24,7 @@ class Strategy(msgspec.Struct, frozen=True):
     """What one demand says about where it runs.
 
     `node` and `soft` belong to affinity, `hard` and `wished` to labels (expressions by label: an operator, one of
-    in, not in, exists and absent, and values), `group` and `bundle` to placement groups (-1: any bundle).
+    in, not in, exists and absent, and values), `group`, `bundle` (-1: any) and `name` to placement groups.
     """
 
     kind: str = DEFAULT
@@ -34,6 +34,7 @@ class Strategy(msgspec.Struct, frozen=True):
     wished: dict[str, tuple[str, tuple[str, ...]]] = {}
     group: bytes = b""
     bundle: int = -1
+    name: str = ""
 
     @property
     def is_local_first(self) -> bool:
@@ -41,20 +42,23 @@ class Strategy(msgspec.Struct, frozen=True):
         return self.kind == DEFAULT
 
     def allows(self, node: Node) -> bool:
-        """Whether the demand may run there at all. (Of placement groups, others decide.)"""
+        """Whether the demand may run there at all. (A placement group's bundles are resources with names.)"""
         if self.kind == NODE:
             return self.soft or node.key == self.node
-        return all(_matches(node.labels.get(name), *test) for name, test in self.hard.items())
+        return all(matches(node.labels.get(name), *test) for name, test in self.hard.items())
 
     def wishes(self, node: Node) -> bool:
         """Whether the node has all that would be liked."""
         if self.kind == NODE:
             return node.key == self.node
-        return all(_matches(node.labels.get(name), *test) for name, test in self.wished.items())
+        return all(matches(node.labels.get(name), *test) for name, test in self.wished.items())
 
     def __str__(self) -> str:
         if self.kind == NODE:
             return f"node {self.node:016x}"
+        if self.kind == GROUP:
+            group = f"placement group {self.name or self.group.hex()}"
+            return group if self.bundle < 0 else f"bundle {self.bundle} of {group}"
         parts = [_show(name, *test) for name, test in self.hard.items()]
         return f"nodes with {' and '.join(parts)}" if parts else "any node"
 
@@ -87,8 +91,8 @@ def _parse(packed: bytes) -> Strategy:
                 return Strategy(NODE, node=int(node), soft=bool(soft))
             case [kind, hard, wished] if kind == LABELS:
                 return Strategy(LABELS, hard=_expressions(hard), wished=_expressions(wished))
-            case [kind, group, bundle] if kind == GROUP:
-                return Strategy(GROUP, group=bytes(group), bundle=int(bundle))
+            case [kind, group, bundle, name] if kind == GROUP:
+                return Strategy(GROUP, group=bytes(group), bundle=int(bundle), name=str(name))
     except (msgspec.MsgspecError, TypeError, ValueError):
         pass
     return _DEFAULT
@@ -98,7 +102,7 @@ def _expressions(packed: object) -> dict[str, tuple[str, tuple[str, ...]]]:
     return msgspec.convert(packed, dict[str, tuple[str, tuple[str, ...]]])
 
 
-def _matches(value: str | None, operator: str, values: tuple[str, ...]) -> bool:
+def matches(value: str | None, operator: str, values: tuple[str, ...]) -> bool:
     match operator:
         case "in":
             return value in values

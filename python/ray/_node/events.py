@@ -82,6 +82,57 @@ class GivenUp(Event, frozen=True):
     by: str
 
 
+class Asked(Event, frozen=True):
+    """The head asks whether this node lives, and is answered. `heard` is the last answer that had come there."""
+
+    serial: int
+    heard: int
+
+
+# ------------------------------------------------------------------ the fence
+
+
+class Welcomed(Event, frozen=True):
+    """A head has heard this node's last greeting, and the node is part of its cluster."""
+
+
+class HeadAbsent(Event, frozen=True):
+    """A look for a head that began at `asked_at` found that nobody listens there: none runs."""
+
+    asked_at: float
+
+
+class ActorGuarded(Event, frozen=True):
+    """A worker is about to become an actor that the head may start anew elsewhere if this node is lost."""
+
+    proc: int
+    pid: int
+
+
+class Freeze(Effect, frozen=True):
+    """Stop these workers where they are. The pids belong to children that were not reaped yet."""
+
+    pids: tuple[int, ...]
+
+
+class Thaw(Effect, frozen=True):
+    """Let workers go on that were stopped."""
+
+    pids: tuple[int, ...]
+
+
+class Guard(Effect, frozen=True):
+    """Have the zygote stop guarded workers if it hears of no later time before this one (of the monotonic clock)."""
+
+    until: float
+    added: tuple[int, ...]
+    gone: tuple[int, ...]
+
+
+class ZygoteFenced(Event, frozen=True):
+    """The zygote has stopped the workers that it guards, because their time was over."""
+
+
 # ------------------------------------------------------------------ leases <-> workers
 
 

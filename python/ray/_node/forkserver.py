@@ -51,6 +51,9 @@ class ForkServer:
         self._losses = 0
         self._start_at: float | None = None
         self._unsafe: list[str] = []
+        self._guard_until = 0.0
+        self._guarded: dict[int, None] = {}
+        """Workers that the zygote stops when their time is over."""
         self._socket: socket | None = None
         self._poller: select.epoll | None = None
         """Readable when the socket is, or can be written to while something is unsent."""
@@ -131,7 +134,8 @@ class ForkServer:
         ours.setblocking(False)
         fields = {name: getattr(self._init, name) for name in self._init.__struct_fields__}
         fields["preload"] = [name for name in self._init.preload if name not in self._unsafe]
-        self._unsent[:0] = wire.pack(wire.Init(**fields))
+        guard = wire.GuardCommand(self._guard_until, tuple(self._guarded), ())
+        self._unsent[:0] = wire.pack(wire.Init(**fields)) + (wire.pack(guard) if self._guarded else b"")
         self._send()
 
     def fork(self, command: wire.ForkCommand) -> None:
@@ -149,6 +153,16 @@ class ForkServer:
             self._send()
         elif self._start_at is None:
             self.start_as_process()
+
+    def guard(self, until: float, added: tuple[int, ...], gone: tuple[int, ...]) -> None:
+        """Have the zygote, whichever there is, stop workers if it hears of no later time."""
+        self._guard_until = until
+        self._guarded.update(dict.fromkeys(added))
+        for pid in gone:
+            self._guarded.pop(pid, None)
+        if self._socket is not None:  # else the next one hears it first of all
+            self._unsent += wire.pack(wire.GuardCommand(until, added, gone))
+            self._send()
 
     def _send(self) -> None:
         """Write what there is room for; the poller tells when there is more."""
@@ -183,7 +197,7 @@ class ForkServer:
         return events
 
     def _reported(self, report: wire.Report) -> list[Event]:
-        from ray._node.events import Forked, ForkFailed
+        from ray._node.events import Forked, ForkFailed, ZygoteFenced
 
         self._heard_at = time.monotonic()
         self._noticed = False
@@ -198,6 +212,8 @@ class ForkServer:
             case "unsafe":
                 self._unsafe.append(report.text)
                 self._losses = 0
+            case "fenced":
+                return [ZygoteFenced()]
             case _:
                 pass
         return []

@@ -6,12 +6,13 @@ from typing import Final
 
 import msgspec
 
-from ray._control import messages  # noqa: TC001  (msgspec reads the annotations)
+from ray._control import messages
+from ray._control import strategy as strategies
 from ray._control.demands import Key  # noqa: TC001
 from ray._control.machine import Event
 from ray._control.strategy import Strategy
 from ray._node import fairness
-from ray._node.resources import Allocation  # noqa: TC001
+from ray._node.resources import Allocation, Ledger  # noqa: TC001
 from ray._protocol import Message  # noqa: TC001
 
 
@@ -58,6 +59,24 @@ class ToldElsewhere(Event, frozen=True):
     message: Message
 
 
+class BundlesWanted(Event, frozen=True):
+    """The control service has resources set aside for a placement group. Answered to it, unless released."""
+
+    message: messages.PrepareBundles
+
+
+class BundlesCommitted(Event, frozen=True):
+    """What was set aside is offered from now on."""
+
+    message: messages.CommitBundles
+
+
+class BundlesReleased(Event, frozen=True):
+    """What was set aside, or waits to be, is given back."""
+
+    message: messages.ReleaseBundles
+
+
 class ActorPlaced(Event, frozen=True):
     """A worker with the actor's resources is there."""
 
@@ -66,6 +85,7 @@ class ActorPlaced(Event, frozen=True):
     proc: int
     pid: int
     gpu_ids: list[int]
+    retriable: bool = False
 
 
 class ActorUnplaceable(Event, frozen=True):
@@ -81,8 +101,12 @@ STARTING_PER_DEMAND_MAX: Final = 64
 A count comes from another process and may be anything; what needs no resources would fit any number of times."""
 
 
+LEASE_BASE_MASK: Final = ((1 << 63) - 1) & ~((1 << 20) - 1)
+"""Leases are counted from a random number with zeros at its end."""
+
+
 class Want(msgspec.Struct):
-    """One owner's demand for leases of one class, or one actor's for its worker."""
+    """One owner's demand for leases of one class, one actor's for its worker, or one placement group's for bundles."""
 
     key: Key
     job: int
@@ -119,6 +143,8 @@ class Want(msgspec.Struct):
     """Why no node of the cluster can ever meet it."""
     waits: bool = False
     """Whether people are told when it waits for long."""
+    bundles: messages.PrepareBundles | None = None
+    """What is to be set aside, if it is a placement group's."""
     passed_over: int = 0
     patience: int = fairness.PATIENCE
     held_back: str = ""
@@ -127,6 +153,21 @@ class Want(msgspec.Struct):
     @property
     def owner(self) -> int:
         return self.key[0]
+
+    @property
+    def class_id(self) -> int:
+        """Of a task's demand."""
+        assert isinstance(self.key[1], int)
+        return self.key[1]
+
+    def needs_view(self, node: int, ledger: Ledger, *, alone: bool) -> bool:
+        """Whether only a view of all nodes can tell where the demand is met; `node` is the owner's, with its ledger."""
+        if self.how.kind == strategies.GROUP:
+            # Whether there is such a group, and where, others know; with a bundle here it is a resource like others.
+            return not ledger.bundles or any(name not in ledger.total for name in self.demand)
+        if self.how.kind == strategies.NODE and (self.how.node == node or (alone and self.how.soft)):
+            return False
+        return not self.how.is_local_first and not (alone and self.how.kind == strategies.SPREAD)
 
     @property
     def unmet(self) -> int:
@@ -166,3 +207,35 @@ class Lease(msgspec.Struct):
     @property
     def held(self) -> bool:
         return self.proc != 0
+
+
+def guest(order: messages.PlaceLeases) -> Want:
+    """The demand that the control service places here for an owner of another node, without a count yet."""
+    return Want(
+        key=(order.owner, order.class_id),
+        job=order.job,
+        demand={name: units for name, units in order.demand.items() if units > 0},
+        count=0,
+        env=order.env,
+        strategy=order.strategy,
+        label=order.label,
+        place={},
+        retriable=order.retriable,
+        guest=True,
+    )
+
+
+def overflow(want: Want, count: int, heard: int) -> messages.Overflow:
+    """How the control service is told what its own node cannot give to an owner."""
+    return messages.Overflow(
+        want.owner,
+        want.class_id,
+        count,
+        heard,
+        want.job,
+        want.demand,
+        want.env,
+        want.strategy,
+        want.label,
+        want.retriable,
+    )

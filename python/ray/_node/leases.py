@@ -8,8 +8,11 @@ come from there (`LeasesPlaced`), as do actors. Does not know how workers come t
 A lease goes through two states. It is *starting* from the moment its resources are taken until a worker
 is there, and *held* until it is returned, its owner dies or its worker dies.
 
+Placement groups wait here for the resources of their bundles like everybody else, and a demand in a group is one for
+the resources that its bundles offer (`bundles`).
+
 Invariants:
-- what leases hold and what is free add up to what the node has;
+- what leases and bundles hold and what is free add up to what the node has;
 - a demand's starting leases are no more than its count;
 - what cannot be met here now is known to the control service, as soon as there are other nodes;
 - what it has placed here is started at once, or refused, unless it is to queue;
@@ -23,7 +26,8 @@ from typing import TYPE_CHECKING, Final
 
 from ray._control import messages
 from ray._control import strategy as strategies
-from ray._control.demands import ACTORS, Key
+from ray._control.demands import ACTORS, GROUPS, Key
+from ray._control.group_placement import demand_of
 from ray._control.machine import (
     Deadlines,
     Log,
@@ -36,9 +40,10 @@ from ray._control.machine import (
     Tick,
     earliest,
 )
-from ray._control.shown import show, show_demand
+from ray._control.shown import show_demand
 from ray._control.waits import Waits
-from ray._node import fairness
+from ray._node import fairness, lease_words
+from ray._node.bundles import Reservations
 from ray._node.events import (
     Company,
     FreeWorker,
@@ -57,11 +62,15 @@ from ray._node.events import (
     WorkerUnavailable,
 )
 from ray._node.lease_records import (
+    LEASE_BASE_MASK,
     STARTING_PER_DEMAND_MAX,
     ActorDemand,
     ActorPlaced,
     ActorUnplaceable,
     ActorWithdrawn,
+    BundlesCommitted,
+    BundlesReleased,
+    BundlesWanted,
     Elsewhere,
     GuestWithdrawn,
     Lease,
@@ -69,7 +78,10 @@ from ray._node.lease_records import (
     NowHopeless,
     ToldElsewhere,
     Want,
+    guest,
+    overflow,
 )
+from ray._node.resources import is_cpu
 from ray._protocol import (
     ACTOR_DEAD,
     CAUSE_TEXT,
@@ -115,6 +127,7 @@ class LeaseTable(Machine):
     def __init__(self, *, node: int, ledger: Ledger, new_id: Callable[[], int], validate: bool = False) -> None:
         super().__init__(validate=validate)
         self.ledger = ledger
+        self.reservations = Reservations(ledger)
         self._node = node
         self._jobs: dict[int, int] = {}
         """Connected cores and guests, and their jobs: only they may own leases."""
@@ -129,7 +142,7 @@ class LeaseTable(Machine):
         """Owners that were told that others wait."""
         self._kept = 0
         """How many leases were asked back and are in use."""
-        self._serial = new_id() & _LEASE_BASE_MASK
+        self._serial = new_id() & LEASE_BASE_MASK
         self._alone = True
         """There is no other node."""
         self._placed_serial = 0
@@ -157,6 +170,9 @@ class LeaseTable(Machine):
             GuestWithdrawn: self._on_guest_withdrawn,
             Elsewhere: self._on_elsewhere,
             NowHopeless: self._on_hopeless,
+            BundlesWanted: self._on_bundles_wanted,
+            BundlesCommitted: self._on_bundles_committed,
+            BundlesReleased: self._on_bundles_released,
             ToldElsewhere: self._on_told_elsewhere,
             Company: self._on_company,
             JobKnown: self._on_job_known,
@@ -203,6 +219,7 @@ class LeaseTable(Machine):
             "leases_starting": len(self._leases) - held,
             "demands_waiting": len(self._wants),
             "leases_wanted": sum(want.unmet for want in self._wants.values()),
+            "reservations": len(self.reservations),
         }
 
     def next_deadline(self) -> float | None:
@@ -286,7 +303,7 @@ class LeaseTable(Machine):
 
     def _add(self, want: Want, now: float) -> Want:
         want.how = strategies.parse(want.strategy)
-        want.placed_only = not want.guest and self._is_for_control(want)
+        want.placed_only = not want.guest and want.needs_view(self._node, self.ledger, alone=self._alone)
         self._wants[want.key] = want
         self._turns.setdefault(want.owner, {})[want.key] = want
         self._hold_back(want.key)
@@ -302,19 +319,12 @@ class LeaseTable(Machine):
         if infeasible:
             self._tell_waits(now)
 
-    def _is_for_control(self, want: Want) -> bool:
-        """Whether only a view of all nodes can tell where the demand is met."""
-        how = want.how
-        if how.kind == strategies.NODE and (how.node == self._node or (self._alone and how.soft)):
-            return False
-        return not how.is_local_first and not (self._alone and how.kind == strategies.SPREAD)
-
     def _remove(self, want: Want) -> None:
         del self._wants[want.key]
         if want.waits:
             self._waits.remove(want)
         if want.told >= 0:
-            self._emit(ToControl(_overflow(want, 0, -1)))
+            self._emit(ToControl(overflow(want, 0, -1)))
         turn = self._turns[want.owner]
         del turn[want.key]
         if not turn:
@@ -347,28 +357,12 @@ class LeaseTable(Machine):
         working = {lease.key for lease in self._leases.values() if lease.held}
         for group in self._waits.due(now, working):
             want = next(iter(group.members.values()))
-            kind = "actor" if want.owner == ACTORS else "task"
-            name, many = want.label or "(unnamed)", group.count > 1
-            each = "each" if many else "it"
-            # Owners tell the number of tasks when it has doubled.
-            number = str(group.count) if want.owner == ACTORS else f"About {group.count}"
-            who = f"{number} {kind}s {name}" if many else f"The {kind} {name}"
             if group.infeasible:
-                asked = show_demand({**want.place, **want.demand})
-                asks, it = ("ask", "they go") if many else ("asks", "it goes")
-                has = f"In total this node has {show_demand(self.ledger.total)}. " if self._alone else ""
-                text = (
-                    f"{who} {asks} for {asked}, which no node has: {each} {self._infeasible(want)}. "
-                    f"{has}{it.capitalize()} on waiting; ask for less, or start with "
-                    "more resources."
-                )
+                total = self.ledger.total if self._alone else None
+                text = lease_words.infeasible(group, want, self._infeasible(want) or "", total)
                 self._emit(Notify(want.job, "warning", text))
             else:
-                text = (
-                    f"{who} {'have' if many else 'has'} waited for {now - group.moved_at:.0f} seconds: {each} "
-                    f"{self._why(want.key)}. An actor holds what it asked for as long as it lives, also while idle."
-                )
-                self._emit(Notify(want.job, "info", text))
+                self._emit(Notify(want.job, "info", lease_words.stalled(group, want, self._why(want.key), now)))
 
     # ------------------------------------------------------------------ granting
 
@@ -382,6 +376,8 @@ class LeaseTable(Machine):
 
     def _share_out(self, now: float) -> None:
         blocked = fairness.share_out(self._turns, self.ledger, self._start)
+        if GROUPS in self._turns and self._finish_reservations():
+            blocked = fairness.share_out(self._turns, self.ledger, self._start)
         self._refuse_what_waits()
         blocked = [want for want in blocked if want.key in self._wants and want.unmet > 0]
         if not any(want.passed_over >= want.patience for want in blocked):
@@ -421,6 +417,11 @@ class LeaseTable(Machine):
         return [lease for lease in self._leases.values() if lease.owner != ACTORS]
 
     def _start(self, want: Want) -> None:
+        if want.bundles is not None:
+            want.count = 0
+            self.reservations.reserve(want.bundles)
+            self._emit(ToControl(messages.BundlesPrepared(want.bundles.group, want.bundles.attempt)))
+            return
         self._serial += 1
         lease = Lease(
             self._serial,
@@ -453,7 +454,7 @@ class LeaseTable(Machine):
         elif order.count > 0:
             self._jobs[order.owner] = order.job
             if want is None:
-                want = self._add(_guest(order), now)
+                want = self._add(guest(order), now)
             want.count += order.count
             want.queues = order.queue or (want.queues and want.unmet > order.count)
         self._schedule(now)
@@ -467,11 +468,14 @@ class LeaseTable(Machine):
             if want.starting >= STARTING_PER_DEMAND_MAX or not refused:
                 continue  # it has resources, and goes on when the first of them have workers
             self._report_now()
-            if want.owner == ACTORS:
+            if want.bundles is not None:
+                order, why = want.bundles, self._why(want.key)
+                self._emit(ToControl(messages.BundlesRefused(order.group, order.attempt, why)))
+            elif want.owner == ACTORS:
                 assert isinstance(want.key[1], bytes)
                 self._emit(ToControl(messages.ActorRefused(want.key[1], want.incarnation, want.held_back)))
             else:
-                refusal = messages.LeasesRefused(want.owner, _class_of(want), refused, want.held_back)
+                refusal = messages.LeasesRefused(want.owner, want.class_id, refused, want.held_back)
                 self._emit(ToControl(refusal))
             if want.guest:
                 want.count -= refused
@@ -533,10 +537,10 @@ class LeaseTable(Machine):
         for want in list(self._wants.values()):
             if want.guest:
                 # An actor that queues on the only node may find room on another one.
-                if not event.alone and want.owner == ACTORS and want.unmet:
+                if not event.alone and want.owner in (ACTORS, GROUPS) and want.unmet:
                     want.queues = False
                 continue
-            want.placed_only = self._is_for_control(want)
+            want.placed_only = want.needs_view(self._node, self.ledger, alone=self._alone)
             self._waits.remove(want)
             want.hopeless = ""
             self._begin_wait(want, now)
@@ -564,7 +568,7 @@ class LeaseTable(Machine):
             count = max(want.unmet - want.here, 0)
             if (count, want.heard) != (want.told, want.told_heard) and (count or want.told >= 0):
                 want.told, want.told_heard = count, want.heard
-                self._emit(ToControl(_overflow(want, count, want.heard)))
+                self._emit(ToControl(overflow(want, count, want.heard)))
         if self._alone or (self.ledger.available(), self._placed_serial) == self._reported:
             self._deadlines.clear("report")
         elif now >= self._report_at:
@@ -577,6 +581,72 @@ class LeaseTable(Machine):
         self._deadlines.clear("report")
         self._reported = (self.ledger.available(), self._placed_serial)
         self._emit(ToControl(messages.Resources(*self._reported)))
+
+    # ------------------------------------------------------------------ placement groups
+
+    def _on_bundles_wanted(self, event: BundlesWanted, now: float) -> None:
+        order = event.message
+        self._require((GROUPS, order.group) not in self._wants, f"group {order.group.hex()} is being prepared already")
+        self._placed_serial = max(self._placed_serial, order.serial)
+        want = Want(
+            key=(GROUPS, order.group),
+            job=order.job,
+            demand=demand_of(order.bundles.values()),
+            count=1,
+            env=b"",
+            strategy=b"",
+            label=order.name,
+            place={},
+            guest=True,
+            queues=order.queue,
+            bundles=order,
+        )
+        self._add(want, now)
+        self._schedule(now)
+
+    def _finish_reservations(self) -> bool:
+        """Forget the demands of groups that have got what they asked for. True if something is offered now."""
+        offers = False
+        for want in [want for want in self._turns[GROUPS].values() if not want.count]:
+            self._remove(want)
+            assert want.bundles is not None
+            if want.bundles.commit:
+                offers |= self.reservations.commit(want.bundles.group, want.bundles.attempt)
+        return offers
+
+    def _on_bundles_committed(self, event: BundlesCommitted, now: float) -> None:
+        if self.reservations.commit(event.message.group, event.message.attempt):
+            self._schedule(now)
+
+    def _on_bundles_released(self, event: BundlesReleased, now: float) -> None:
+        order = event.message
+        waiting = self._wants.get((GROUPS, order.group))
+        if waiting is not None and waiting.bundles is not None and order.attempt in (0, waiting.bundles.attempt):
+            self._remove(waiting)
+        if order.removed:
+            self._fail_group(order.group, order.reason)
+        for reservation in self.reservations.of(order.group, order.attempt):
+            for lease in [x for x in self._leases.values() if reservation.has(x.allocation)]:
+                self._stop_lease(lease, order.reason)
+            self.reservations.release(reservation)
+        self._schedule(now)
+
+    def _fail_group(self, group: bytes, reason: str) -> None:
+        """What waits to run in a group that is gone is given up. Of actors the control service knows it already."""
+        for want in [want for want in self._wants.values() if want.how.group == group]:
+            if not want.guest:
+                self._emit(Send(want.owner, LeaseFailed(want.class_id, reason, group_removed=True)))
+            want.count = want.here = want.elsewhere = 0
+            self._cancel_surplus(want)
+
+    def _stop_lease(self, lease: Lease, reason: str) -> None:
+        """A lease ends with its worker, or before it has one."""
+        if lease.held:
+            self._emit(StopWorker(lease.proc, reason))
+        else:
+            self._emit(UnwantWorker(lease.id))
+            self._wants[lease.key].starting -= 1
+        self._end(lease)
 
     # ------------------------------------------------------------------ workers come
 
@@ -598,7 +668,7 @@ class LeaseTable(Machine):
             self._emit(Labelled(event.proc, lease.label))
         owner, name = lease.key
         if isinstance(name, bytes):
-            self._emit(ActorPlaced(name, want.incarnation, event.proc, event.pid, gpu_ids))
+            self._emit(ActorPlaced(name, want.incarnation, event.proc, event.pid, gpu_ids, want.retriable))
         else:
             if not want.guest:
                 self._granted[lease.key] = self._granted.get(lease.key, 0) + 1
@@ -697,12 +767,7 @@ class LeaseTable(Machine):
         self._jobs.pop(event.proc, None)
         self._pressed.pop(event.proc, None)
         for lease in [x for x in self._leases.values() if x.owner == event.proc]:
-            if lease.held:
-                self._emit(StopWorker(lease.proc, "the process that it worked for has ended"))
-            else:
-                self._emit(UnwantWorker(lease.id))
-                self._wants[lease.key].starting -= 1
-            self._end(lease)
+            self._stop_lease(lease, "the process that it worked for has ended")
         for want in list(self._turns.get(event.proc, {}).values()):
             want.told = -1  # the control service hears of the owner's end itself
             self._remove(want)
@@ -791,19 +856,9 @@ class LeaseTable(Machine):
         lacking = self.ledger.lacking(want.demand)
         if not lacking:
             return f"needs {show_demand(want.demand)}; waits its turn behind a larger demand that waited longer"
-        name = lacking[0]
-        total = self.ledger.total.get(name, 0)
-        if not total:
-            return f"needs {name}: {show(name, want.demand[name])}; its own node has none"
-        used = total - max(self.ledger.free[name], 0)
-        users = [f"{x.label or 'unnamed'} (pid {x.pid})" for x in self._users(name)]
-        more = f" and {len(users) - 4} more" if len(users) > 4 else ""
-        by = f" by {', '.join(users[:4])}{more}" if users else ""
-        asked = f"needs {name}: {show(name, want.demand[name])}"
-        return f"{asked}; {show(name, used)} of {show(name, total)} are in use{by}"
-
-    def _users(self, name: str) -> Iterator[Lease]:
-        return (lease for lease in self._leases.values() if lease.allocation.holds(name) > 0)
+        holders = [lease for lease in self._leases.values() if lease.allocation.holds(lacking[0]) > 0]
+        users = [f"{x.label or 'unnamed'} (pid {x.pid})" for x in holders]
+        return lease_words.lacking(want, lacking[0], self.ledger, [*users, *self.reservations.users(lacking[0])])
 
     # ------------------------------------------------------------------ invariants
 
@@ -811,8 +866,10 @@ class LeaseTable(Machine):
         ledger = self.ledger
         for name, total in ledger.total.items():
             held = sum(lease.allocation.holds(name) for lease in self._leases.values())
+            held += self.reservations.holds(name)
             self._require(held + ledger.free[name] == total, f"{name} does not add up")
-            self._require(name == "CPU" or ledger.free[name] >= 0, f"{name} is oversubscribed")
+            self._require(is_cpu(name) or ledger.free[name] >= 0, f"{name} is oversubscribed")
+        self._require(all(want.count for want in self._turns.get(GROUPS, {}).values()), "a group waits for nothing")
         waiting = {key: want for key, want in self._wants.items() if want.waits}
         self._require(self._waits.members() == waiting, "a demand waits in no group, or in another's")
         for key, want in self._wants.items():
@@ -820,7 +877,7 @@ class LeaseTable(Machine):
             self._require(starting == want.starting, f"starting leases of {key} miscounted")
             self._require(0 <= want.starting <= want.count, f"{key} has more leases starting than wanted")
             self._require(self._turns[want.owner][key] is want, f"{key} has no turn")
-            self._require(want.owner == ACTORS or want.owner in self._jobs, f"{key} is wanted by the dead")
+            self._require(want.owner in (ACTORS, GROUPS) or want.owner in self._jobs, f"{key} is wanted by the dead")
         self._require(self._kept == sum(lease.kept for lease in self._leases.values()), "kept leases miscounted")
         for key, limited in self._limits.items():
             self._require(key[0] == ACTORS or key[0] in self._jobs, f"{key} of the dead is limited")
@@ -838,42 +895,3 @@ class LeaseTable(Machine):
             "a worker serves two leases",
         )
         self._require(not fairness.overlooked(self._turns, ledger), "something that fits waits")
-
-
-_LEASE_BASE_MASK: Final = ((1 << 63) - 1) & ~((1 << 20) - 1)
-"""Leases are counted from a random number with zeros at its end."""
-
-
-def _class_of(want: Want) -> int:
-    assert isinstance(want.key[1], int)
-    return want.key[1]
-
-
-def _guest(order: messages.PlaceLeases) -> Want:
-    return Want(
-        key=(order.owner, order.class_id),
-        job=order.job,
-        demand={name: units for name, units in order.demand.items() if units > 0},
-        count=0,
-        env=order.env,
-        strategy=order.strategy,
-        label=order.label,
-        place={},
-        retriable=order.retriable,
-        guest=True,
-    )
-
-
-def _overflow(want: Want, count: int, heard: int) -> messages.Overflow:
-    return messages.Overflow(
-        want.owner,
-        _class_of(want),
-        count,
-        heard,
-        want.job,
-        want.demand,
-        want.env,
-        want.strategy,
-        want.label,
-        want.retriable,
-    )

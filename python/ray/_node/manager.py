@@ -34,6 +34,7 @@ from ray._control.machine import (
 )
 from ray._node import events, lease_records, requests
 from ray._node.config import MemorySettings
+from ray._node.fence import Fence
 from ray._node.leases import LeaseTable
 from ray._node.memory import MemoryWatch
 from ray._node.memory_victims import Tenant
@@ -195,6 +196,7 @@ class NodeManager:
         )
         self.processes = ProcessTable(validate=validate)
         self.requests = requests.RequestTable(self)
+        self.fence = Fence(validate=validate)
         self.memory = MemoryWatch(
             settings=facts.memory,
             place=f"node {facts.name or facts.hostname} ({facts.address or facts.host})",
@@ -218,6 +220,7 @@ class NodeManager:
             self.spills,
             self.processes,
             self.requests,
+            self.fence,
             self.memory,
         )
         self._queue: deque[Event | Effect] = deque()
@@ -232,6 +235,9 @@ class NodeManager:
             messages.WithdrawLeases: lambda m, now: self._tell(self.leases, lease_records.GuestWithdrawn(m), now),
             messages.PlacedElsewhere: lambda m, now: self._tell(self.leases, lease_records.Elsewhere(m), now),
             messages.Hopeless: lambda m, now: self._tell(self.leases, lease_records.NowHopeless(m), now),
+            messages.PrepareBundles: lambda m, now: self._tell(self.leases, lease_records.BundlesWanted(m), now),
+            messages.CommitBundles: lambda m, now: self._tell(self.leases, lease_records.BundlesCommitted(m), now),
+            messages.ReleaseBundles: lambda m, now: self._tell(self.leases, lease_records.BundlesReleased(m), now),
             messages.StopMember: lambda m, now: self._queue.append(events.StopWorker(m.proc, m.reason)),
             messages.MemberExits: lambda m, now: self._queue.append(events.ExitAnnounced(m.proc, m.reason)),
             messages.MemberBroke: lambda m, now: self._breach(m.proc, m.what),
@@ -242,12 +248,15 @@ class NodeManager:
             messages.AskFree: self._on_ask_free,
             messages.OwnersAsked: lambda m, now: self._queue.append(events.OwnersAsked(m.segment, m.procs)),
             messages.MayHaveMissed: lambda m, now: self._queue.append(events.MayHaveMissed(m.procs)),
-            messages.AreYouAlive: lambda m, now: self._out.append(events.ToControl(messages.Alive(m.serial))),
+            messages.AreYouAlive: self._on_are_you_alive,
             messages.Leave: lambda m, now: self._out.append(Shutdown(m.reason, wanted=False)),
         }
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take one event; the effects are for the shell, in order."""
+        if self.fence.is_due(now):
+            # However late this is: nothing that waits to be heard may have an effect before.
+            self._tell(self.fence, Tick(), now)
         self._queue.append(event)
         while self._queue:
             self._route(self._queue.popleft(), now)
@@ -304,6 +313,8 @@ class NodeManager:
                 self._to_control(messages.NoticeRaised(event.job, event.level, event.text))
             case lease_records.ActorPlaced():
                 self._hosted[event.proc] = Hosted(event.actor, event.incarnation, event.pid)
+                if event.retriable:
+                    self._tell(self.fence, events.ActorGuarded(event.proc, event.pid), now)
                 self._to_control(
                     messages.ActorPlaced(event.actor, event.incarnation, event.proc, event.pid, event.gpu_ids)
                 )
@@ -394,7 +405,17 @@ class NodeManager:
 
     def _counts(self) -> dict[str, int]:
         counts: dict[str, int] = {}
-        for table in (self.pool, self.leases, self.segments, self.pulls, self.spills, self.processes, self.memory):
+        tables = (
+            self.pool,
+            self.leases,
+            self.segments,
+            self.pulls,
+            self.spills,
+            self.processes,
+            self.fence,
+            self.memory,
+        )
+        for table in tables:
             counts.update(table.statistics())
         return counts
 
@@ -452,6 +473,7 @@ class NodeManager:
         holder, lease = self.leases.holder(gone.proc)
         self._out.append(Log(gone.cause))
         self._tell(self.leases, gone, now)
+        self._tell(self.fence, gone, now)
         ended = ProcessEnded(
             gone.proc, _with_lines(gone), gone.exit_code, gone.intended, gone.oom, holder, lease, gone.retry
         )
@@ -514,6 +536,8 @@ class NodeManager:
     # ------------------------------------------------------------------ what the control service says
 
     def _on_nodes(self, message: messages.Nodes, now: float) -> None:
+        if message.welcome:
+            self._tell(self.fence, events.Welcomed(), now)
         was_alone = not self.nodes
         for entry in message.joined:
             self.nodes[entry.node] = entry
@@ -589,6 +613,10 @@ class NodeManager:
         for proc, _ in message.dead:
             for machine in (self.leases, self.segments, self.spills):
                 self._tell(machine, ProcessLeft(proc), now)
+
+    def _on_are_you_alive(self, message: messages.AreYouAlive, now: float) -> None:
+        self._tell(self.fence, events.Asked(message.serial, message.heard), now)
+        self._to_control(messages.Alive(message.serial))
 
     def _on_ask_free(self, message: messages.AskFree, now: float) -> None:
         self.requests.ask_free(message, now)

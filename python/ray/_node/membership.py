@@ -248,6 +248,8 @@ class WorkerNode:
         self._durable = False
         self._seeking = False
         self._seek_at: float | None = None
+        self._sought_at = 0.0
+        """When the last look for a head began."""
         self._give_up_at = 0.0
         self._lost_why = ""
         self._kept: deque[Message] = deque()
@@ -259,6 +261,7 @@ class WorkerNode:
 
     def start(self, now: float) -> list[Effect]:
         """Introduce the node."""
+        self.manager.fence.greet(now)
         return [ToNode(self.head, self.manager.facts.hello())]
 
     def handle(self, event: Event, now: float) -> list[Effect]:
@@ -281,12 +284,12 @@ class WorkerNode:
                 return self._manage(events.LinkLost(proc), now)
             case Found(node=node, address=address) if self._seeking:
                 return self._on_found(node, address, now)
-            case NotFound(why=why) if self._seeking:
-                return self._on_not_found(why, now)
+            case NotFound() if self._seeking:
+                return self._on_not_found(event, now)
             case Found() | NotFound():
                 return []
             case Tick() if self._seek_at is not None and self._seek_at <= now:
-                self._seek_at = None
+                self._seek_at, self._sought_at = None, now
                 return [Seek(self._addresses), *self._manage(event, now)]
         return self._manage(event, now)
 
@@ -334,21 +337,22 @@ class WorkerNode:
         why = f"the connection to the head was lost ({left.reason})"
         if self._seeking or not self.joined or (left.ended and not self._durable):
             return [Shutdown(why, wanted=False)] if not self._seeking else []
-        self._seeking, self._lost_why = True, why
+        self._seeking, self._lost_why, self._sought_at = True, why, now
         patience_s = self._headless_s if self._durable else BLIP_S
         self._give_up_at = now + patience_s
         return [Log(f"{why}; looking for it for {patience_s:.0f} s"), Seek(self._addresses)]
 
-    def _on_not_found(self, why: str, now: float) -> list[Effect]:
+    def _on_not_found(self, event: NotFound, now: float) -> list[Effect]:
         if now >= self._give_up_at:
-            return [Shutdown(f"{self._lost_why}, and no head was found: {why}", wanted=False)]
+            return [Shutdown(f"{self._lost_why}, and no head was found: {event.why}", wanted=False)]
         self._seek_at = now + SEEK_AGAIN_S
-        return []
+        return self._manage(events.HeadAbsent(self._sought_at), now) if event.refused else []
 
     def _on_found(self, node: int, address: str, now: float) -> list[Effect]:
         """Say what is here, and then again what was not heard."""
         self.head, self._seeking = node, False
         self._kept_from = 0
+        self.manager.fence.greet(now)
         said = list(self._kept)
         out: list[Effect] = []
         out.append(events.KnowNode(node, address))

@@ -141,6 +141,9 @@ class Shell:
             events.ForgetNode: lambda effect: self._core.forget_node(effect.node, effect.cause),
             events.Fork: self._fork,
             events.Kill: self._kill,
+            events.Freeze: lambda effect: self._signal(effect.pids, signal.SIGSTOP),
+            events.Thaw: lambda effect: self._signal(effect.pids, signal.SIGCONT),
+            events.Guard: lambda effect: self._forks.guard(effect.until, effect.added, effect.gone),
             events.ReadLogTail: self._read_log_tail,
             events.ReadMemory: self._read_memory,
             events.LookAtDescriptors: self._look_at_descriptors,
@@ -361,6 +364,11 @@ class Shell:
             os.kill(effect.pid, signal.SIGKILL)
         except ProcessLookupError:
             log(f"process {effect.pid} was to be killed and is not there")
+
+    def _signal(self, pids: tuple[int, ...], number: int) -> None:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def _read_log_tail(self, effect: events.ReadLogTail) -> None:
         rest, tail = self._logs.end(effect.proc, effect.pid, time.monotonic())

@@ -26,7 +26,7 @@ class Init(msgspec.Struct, frozen=True):
     preload: list[str]
 
 
-class ForkCommand(msgspec.Struct, frozen=True, array_like=True):
+class ForkCommand(msgspec.Struct, frozen=True, array_like=True, tag="fork"):
     """Make a worker. `sys_path` and `cwd` are of its job, if they differ from the zygote's."""
 
     proc: int
@@ -35,8 +35,16 @@ class ForkCommand(msgspec.Struct, frozen=True, array_like=True):
     cwd: str | None = None
 
 
+class GuardCommand(msgspec.Struct, frozen=True, array_like=True, tag="guard"):
+    """Stop the guarded workers when this time of the monotonic clock has come and no later one was named."""
+
+    until: float
+    added: tuple[int, ...]
+    gone: tuple[int, ...]
+
+
 class Report(msgspec.Struct, frozen=True, array_like=True):
-    """From the zygote. `what` is ready, forked (with the pid), failed or unsafe (with a text)."""
+    """From the zygote. `what` is ready, forked (with the pid), failed or unsafe (with a text), or fenced."""
 
     what: str
     proc: int = 0
@@ -84,8 +92,8 @@ def decode_init(body: bytes) -> Init:
     return msgspec.msgpack.decode(body, type=Init)
 
 
-def decode_fork(body: bytes) -> ForkCommand:
-    return msgspec.msgpack.decode(body, type=ForkCommand)
+def decode_command(body: bytes) -> ForkCommand | GuardCommand:
+    return msgspec.msgpack.decode(body, type=ForkCommand | GuardCommand)
 
 
 def decode_report(body: bytes) -> Report:

@@ -7,6 +7,9 @@ A worker is forked twice, so that it becomes the child of the node (which is a s
 exit code, and the zygote's death harms no worker. The middle process ends at once. Only when the zygote
 has reaped it, and so the worker has been adopted, does the worker go on to its main function.
 
+It also watches over the node: workers that may run only until a certain time are stopped by it if the node, being
+stopped itself, neither prolongs the time nor stops them (`_node.fence`).
+
 It must stay single-threaded, because a fork copies only the thread that calls it: locks held by others
 would stay locked for ever. That is checked before each fork.
 """
@@ -19,6 +22,7 @@ import os
 import select
 import signal
 import sys
+import time
 from typing import TYPE_CHECKING, Final
 
 from ray._node import process, wire
@@ -59,9 +63,12 @@ class Zygote:
         self._fd = fd
         self._unpacker = wire.Unpacker()
         self._pending: list[bytes] = []
-        self._init = wire.decode_init(self._next_message())
         self._main: Callable[..., None] | None = None
         self._broken = ""
+        self._guarded: dict[int, None] = {}
+        self._guard_until: float | None = None
+        """When the guarded workers are to be stopped; None if they are, or there is none."""
+        self._init = wire.decode_init(self._next_message())
 
     def prepare(self) -> None:
         """Load what every worker needs, and report readiness."""
@@ -91,10 +98,33 @@ class Zygote:
         """Answer commands; between them, while hints are left, preload one module at a time."""
         preload = [name for name in self._init.preload if name in PRELOADABLE]
         while True:
-            if preload and not self._pending and not select.select([self._fd], [], [], 0)[0]:
-                self._preload(preload.pop(0))
+            if preload and not self._pending and not self._is_readable(0):
+                if self._guard_until is not None and self._guard_until <= time.monotonic():
+                    self._stop_guarded()
+                else:
+                    self._preload(preload.pop(0))
                 continue
-            self._fork(wire.decode_fork(self._next_message()))
+            match wire.decode_command(self._next_message()):
+                case wire.GuardCommand() as command:
+                    self._guard(command)
+                case wire.ForkCommand() as command:
+                    self._fork(command)
+
+    # ------------------------------------------------------------------ guarding
+
+    def _guard(self, command: wire.GuardCommand) -> None:
+        self._guarded.update(dict.fromkeys(command.added))
+        for pid in command.gone:
+            self._guarded.pop(pid, None)
+        self._guard_until = command.until if self._guarded else None
+
+    def _stop_guarded(self) -> None:
+        """Their time is over. Nobody but the node reaps them, so their pids are theirs while it does not run."""
+        self._guard_until = None
+        for pid in self._guarded:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        self._report(wire.Report("fenced"))
 
     # ------------------------------------------------------------------ preparing
 
@@ -230,11 +260,17 @@ class Zygote:
 
     def _next_message(self) -> bytes:
         while not self._pending:
+            if self._guard_until is not None and not self._is_readable(self._guard_until - time.monotonic()):
+                self._stop_guarded()
+                continue
             data = os.read(self._fd, 65536)
             if not data:
                 os._exit(0)  # the node has gone
             self._pending += self._unpacker.feed(data)
         return self._pending.pop(0)
+
+    def _is_readable(self, timeout_s: float) -> bool:
+        return bool(select.select([self._fd], [], [], max(timeout_s, 0.0))[0])
 
     def _report(self, report: wire.Report) -> None:
         try:

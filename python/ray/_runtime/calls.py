@@ -53,6 +53,8 @@ class Binding:
 
     __slots__ = ("__weakref__", "_unbind")
 
+    is_placed = True  # what was bound depends on the placement group of the task that runs
+
     def __init__(self, unbind: Callable[[], None]) -> None:
         self._unbind = unbind
 

@@ -99,15 +99,16 @@ def choose_running(address: str | None) -> str:
 
 
 def check_address(address: str) -> str:
-    """`address`, if it is of the form "host:port".
+    """`address`, if it is of the form "host:port", or several of these with commas between them: of standbys, too.
 
     Raises:
         ValueError: If it is not.
     """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        message = f"{address!r} is no address of a cluster: it has the form HOST:PORT, such as 10.0.0.1:6379"
-        raise ValueError(message)
+    for each in address.split(","):
+        host, _, port = each.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+            message = f"{each!r} is no address of a cluster: it has the form HOST:PORT, such as 10.0.0.1:6379"
+            raise ValueError(message)
     return address
 
 
@@ -125,7 +126,7 @@ def find(address: str) -> Record | None:
     from ray._node import registry
 
     running = registry.running()
-    records = [x for x in running if is_same(x.head_address, address) or is_same(x.address, address)]
+    records = [x for x in running if _is_any(x.head_address, address) or _is_any(x.address, address)]
     if not records and _is_loopback(address):
         port = address.rpartition(":")[2]
         records = [x for x in running if x.is_head and x.address.rpartition(":")[2] == port]
@@ -135,6 +136,11 @@ def find(address: str) -> Record | None:
 
 def _is_loopback(address: str) -> bool:
     return any(number == "::1" or number.startswith("127.") for number in _numbers(address.rpartition(":")[0]))
+
+
+def _is_any(some: str, others: str) -> bool:
+    """Whether two lists of addresses have one in common."""
+    return any(is_same(one, other) for one in some.split(",") for other in others.split(","))
 
 
 def is_same(one: str, other: str) -> bool:
@@ -209,16 +215,22 @@ def _check_python(theirs: str, address: str) -> None:
 def reach(address: str, token: bytes) -> HeadFacts:
     """The head at `address`, whose host may be a name; its own is a number, as the transport needs it.
 
+    Of several addresses, with commas between them, the one that answers is the first of the result, and the others
+    follow: that is where the next head may be found.
+
     Raises:
         ConnectionError: If it does not answer, or is not of this version, or the token is not its cluster's.
     """
     from ray._runtime.nodes import HeadFacts
 
-    candidates = _candidates(address)
+    candidates = [candidate for each in address.split(",") for candidate in _candidates(each)]
+    several = "," in address
     first: ConnectionError | None = None
     for candidate in candidates:
         try:
-            return HeadFacts(discover(candidate, token, DISCOVER_S / len(candidates)), candidate)
+            node = discover(candidate, token, DISCOVER_S / len(candidates))
+            others = [other for other in candidates if other != candidate] if several else []
+            return HeadFacts(node, ",".join([candidate, *others]))
         except RefusedError:
             raise
         except ConnectionError as error:  # another of its addresses may be the one
@@ -252,7 +264,7 @@ def own_ip(towards: str) -> str:
     """The address of this machine as the peer at `towards` ("host:port") sees it, before any translation."""
     import socket
 
-    host, _, port = towards.rpartition(":")
+    host, _, port = towards.partition(",")[0].rpartition(":")
     family, _, _, _, peer = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, socket.SOCK_DGRAM) as probe:  # connecting it sends nothing
         probe.connect(peer)

@@ -7,9 +7,13 @@ units of 1/10000 of a resource, which is also the smallest amount that can be as
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray._runtime.words import kind_of
+
+if TYPE_CHECKING:
+    from ray._runtime.groups import Home
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 __all__ = [
     "ACTOR",
@@ -20,6 +24,7 @@ __all__ = [
     "check_text",
     "demand_of_actor",
     "demand_of_task",
+    "home_of",
     "shown",
 ]
 
@@ -34,9 +39,6 @@ RETURNS_MAX = 100_000  # results of one call, each with an entry in its owner; s
 
 DEFAULT_MAX_RETRIES = 3
 ASYNC_MAX_CONCURRENCY = 1000
-
-# The inventory's word for "not stated" in placement_group.
-_NO_PLACEMENT_GROUP = (None, "default")
 
 Check = Callable[[str, Any], None]
 
@@ -184,13 +186,18 @@ def _runtime_env(name: str, value: Any) -> None:
 
 
 def _placement_group(name: str, value: Any) -> None:
-    if value not in _NO_PLACEMENT_GROUP:
-        _absent("placement groups", name)
+    from ray.util.placement_group import PlacementGroup
+
+    if value != "default" and not isinstance(value, PlacementGroup):
+        raise _type_error(name, 'a PlacementGroup, "default" or None', value)
 
 
 def _bundle_index(name: str, value: Any) -> None:
-    if value != -1:
-        _absent("placement groups", name)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _type_error(name, "the index of a bundle, or -1 for any", value)
+    if value < -1:
+        message = f"option {name!r} must be the index of a bundle, or -1 for any, not {value}"
+        raise ValueError(message)
 
 
 def _absent_option(what: str) -> Check:
@@ -218,7 +225,7 @@ _COMMON: dict[str, Check] = {
     "object_store_memory": _quantity,
     "placement_group": _placement_group,
     "placement_group_bundle_index": _bundle_index,
-    "placement_group_capture_child_tasks": _absent_option("placement groups"),
+    "placement_group_capture_child_tasks": _boolean,
     "resources": _resources,
     "runtime_env": _runtime_env,
     "scheduling_strategy": _strategy,
@@ -417,9 +424,10 @@ def groups_of(name: str, value: Any) -> dict[str, int]:
 def encode_strategy(name: str, value: Any) -> bytes:
     """A scheduling strategy as `_control.strategy` reads it: b"", or msgpack of an array that begins with its kind.
 
+    That of a placement group is made by `groups.Home`, once it is known which group and bundle are meant.
+
     Raises:
         TypeError, ValueError: If it is none of Ray's strategies.
-        NotImplementedError: If it needs placement groups.
     """
     if value in (None, "DEFAULT"):
         return b""
@@ -442,7 +450,8 @@ def encode_strategy(name: str, value: Any) -> bytes:
 
         return labels.encode_expressions(value.hard, value.soft)
     if isinstance(value, strategies.PlacementGroupSchedulingStrategy):
-        _absent("placement groups", name)
+        _check_group_strategy(name, value)
+        return b""
     raise _type_error(name, "a string or a strategy of ray.util.scheduling_strategies", value)
 
 
@@ -461,6 +470,34 @@ def strategy_of(options: Mapping[str, Any]) -> bytes:
     from ray._runtime import labels
 
     return labels.encode_selector(selector)
+
+
+def _check_group_strategy(name: str, strategy: PlacementGroupSchedulingStrategy) -> None:
+    if strategy.placement_group is not None:
+        _placement_group(f"{name}.placement_group", strategy.placement_group)
+    _bundle_index(f"{name}.placement_group_bundle_index", strategy.placement_group_bundle_index)
+    if strategy.placement_group_capture_child_tasks is not None:
+        _boolean(f"{name}.placement_group_capture_child_tasks", strategy.placement_group_capture_child_tasks)
+
+
+_GROUP_OPTIONS = ("placement_group", "placement_group_bundle_index", "placement_group_capture_child_tasks")
+
+
+def home_of(options: Mapping[str, Any]) -> Home | None:
+    """Where in a placement group a task or actor with these options runs; None if in none.
+
+    Raises:
+        TypeError, ValueError: If the options contradict each other.
+    """
+    from ray._runtime import session
+
+    strategy = options.get("scheduling_strategy")
+    stated = any(name in options for name in _GROUP_OPTIONS) or not (strategy is None or isinstance(strategy, str))
+    if session.current_group is None and not stated:
+        return None  # the usual case loads nothing
+    from ray._runtime import groups
+
+    return groups.home_of(options)
 
 
 def inherited_env(value: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -330,6 +330,8 @@ def error_of_code(code: int, text: str, ref: bytes) -> BaseException:
         return exceptions.OutOfMemoryError(text)
     if code == _core.ERROR_PENDING_CALLS:
         return exceptions.PendingCallsLimitExceeded(text)
+    if code == _core.ERROR_GROUP_REMOVED:
+        return exceptions.TaskPlacementGroupRemoved(text)
     if code == _core.ERROR_INFEASIBLE:
         return exceptions.TaskUnschedulableError(text)
     return exceptions.RaySystemError(text)

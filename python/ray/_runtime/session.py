@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from ray._core import Core
+    from ray.util.placement_group import PlacementGroup
 
-__all__ = ["attach", "core", "detach", "ensure", "on_close", "request"]
+__all__ = ["attach", "core", "detach", "ensure", "on_close", "request", "set_group"]
 
 SCRIPT_MODE = 0
 WORKER_MODE = 1
@@ -29,6 +30,7 @@ temp_dir: str = ""
 node_ip_address: str = "127.0.0.1"
 runtime_env: dict[str, Any] = {}  # the job's
 worker_env: dict[str, Any] = {}  # in a worker, what its tasks or its actor asked for on top of the job's
+current_group: tuple[PlacementGroup, bool] | None = None  # of what runs in this worker, and whether it captures
 default_actor_lifetime: str = "non_detached"
 context: Any = None  # what `ray.init` returned
 
@@ -69,6 +71,18 @@ _bound: weakref.WeakSet[Any] = weakref.WeakSet()
 def on_close(bound: Bound) -> None:
     """Asks for `bound.unbind()` when this core is closed, if `bound` still lives then."""
     _bound.add(bound)
+
+
+def set_group(group: tuple[PlacementGroup, bool] | None) -> None:
+    """In a worker: the placement group of what runs from now on, and whether that captures what it submits."""
+    global current_group
+    captured = [known is not None and known[1] and known[0] for known in (current_group, group)]
+    current_group = group
+    if captured[0] != captured[1]:
+        # Remote functions that were called before have been bound to where their calls ran.
+        for each in [each for each in _bound if getattr(each, "is_placed", False)]:
+            _bound.discard(each)
+            each.unbind()
 
 
 def ensure() -> Core:
@@ -134,13 +148,13 @@ def _watch_forks() -> None:
 
 def _leave_to_parent() -> None:
     """In a forked child of the user's program: the cluster stays the parent's, and this process is in none."""
-    global core, context, mode, forked_from, lock, worker_env
+    global core, context, mode, forked_from, lock, worker_env, current_group
     lock = threading.RLock()  # another thread of the parent may have held it
     if core is None:
         return
     _of_parent.append((core, context))
     core.abandon()
-    core, context, mode, worker_env = None, None, SCRIPT_MODE, {}
+    core, context, mode, worker_env, current_group = None, None, SCRIPT_MODE, {}, None
     forked_from = os.getppid()
     for each in list(_bound):
         if not getattr(each, "lost_by_forks", False):

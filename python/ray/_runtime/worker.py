@@ -67,7 +67,7 @@ class Leave(BaseException):
 class Loaded:
     """A function or class that was unpickled once."""
 
-    __slots__ = ("calls", "cpus", "function", "max_calls", "meta", "retry_exceptions")
+    __slots__ = ("calls", "cpus", "function", "group", "max_calls", "meta", "retry_exceptions")
 
     def __init__(self, function: Any, meta: dict[str, Any]) -> None:
         self.function = function
@@ -76,6 +76,7 @@ class Loaded:
         self.retry_exceptions = tuple(retry) if isinstance(retry, list | tuple) else retry
         self.max_calls = meta.get("max_calls", 0)
         self.cpus = cpus_of(meta)
+        self.group = meta.get("group")  # with whether it captures what the task submits
         self.calls = 0
 
 
@@ -294,6 +295,8 @@ class Worker:
             return
         if loaded.cpus != self.cpus:
             self.set_cpus(loaded.cpus)
+        if loaded.group != membership.current_group:
+            membership.set_group(loaded.group)
         arguments = self.arguments(task)
         if arguments is None:
             return
@@ -615,6 +618,7 @@ class Worker:
         try:
             if isinstance(loaded, BaseException):
                 raise loaded
+            membership.set_group(loaded.group)
             cls = loaded.function
             described = methods.describe(cls, loaded.meta.get("options", {}))
             _set_title(f"ray::{cls.__name__}")

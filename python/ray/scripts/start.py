@@ -74,7 +74,9 @@ def accepts_obsolete(command: Callable[..., None]) -> Callable[..., None]:
 @click.command(name="start", short_help="Start a head, or a node that joins one.")
 @click.option("--head", is_flag=True, help="Start a new cluster, whose head this node is.")
 @click.option(
-    "--address", metavar="HOST:PORT", help="Join the cluster whose head is there; 'auto': one that runs here."
+    "--address",
+    metavar="HOST:PORT",
+    help="Join the cluster whose head is there, or where its standbys are, with commas; 'auto': one that runs here.",
 )
 @click.option(
     "--port",
@@ -98,6 +100,16 @@ def accepts_obsolete(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--object-spilling-directory", metavar="DIR", help="For values that leave a full object store.")
 @click.option("--token", metavar="HEX", help="The cluster's token. Process lists show it; --token-file does not.")
 @click.option("--token-file", metavar="FILE", help="A file with the cluster's token.")
+@click.option(
+    "--state",
+    metavar="URL",
+    envvar="RAY_STATE",
+    help="Where a head keeps what must outlive it: sqlite:///PATH, redis://HOST:PORT, etcd://HOST:PORT or "
+    "postgresql://HOST/DB. Started again with the same, it goes on where it was; by default it keeps nothing.",
+)
+@click.option(
+    "--standby", is_flag=True, help="With --state: wait while another head leads, and take over when it does not."
+)
 @click.option("--block", is_flag=True, help="Stay in the foreground; the node ends with this command.")
 @accepts_obsolete
 def start(**asked: Any) -> None:

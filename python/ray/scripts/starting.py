@@ -54,6 +54,8 @@ class Asked(msgspec.Struct, kw_only=True):
     object_spilling_directory: str | None = None
     token: str | None = None
     token_file: str | None = None
+    state: str | None = None
+    standby: bool = False
     block: bool = False
 
 
@@ -79,6 +81,12 @@ def run(asked: Asked) -> int:
     if asked.token is not None and asked.token_file is not None:
         message = "--token and --token-file say the same thing: give one of them"
         raise click.UsageError(message)
+    if asked.standby and not (asked.head and asked.state):
+        message = "--standby is for a head that shares its --state with the one that leads"
+        raise click.UsageError(message)
+    if asked.state and not asked.head and asked.state != os.environ.get("RAY_STATE"):
+        message = "--state is for heads: other nodes keep nothing"
+        raise click.UsageError(message)
     node, text = _start_head(asked) if asked.head else _start_joiner(asked)
     click.echo(text)
     if not asked.block:
@@ -89,8 +97,10 @@ def run(asked: Asked) -> int:
 
 
 def _start_head(asked: Asked) -> tuple[NodeProcess, str]:
-    found = _given_token(asked) or tokens.locate()
+    found = _given_token(asked) or tokens.locate() or _kept_token(asked.state)
     token, source = found or (os.urandom(tokens.TOKEN_BYTES), "")
+    if found is None and asked.state:
+        _keep_token(asked.state, token)
     port = DEFAULT_PORT if asked.port is None else asked.port
     announced = announce(asked.node_ip_address, None)
     try:
@@ -154,6 +164,8 @@ def _start(asked: Asked, token: bytes, head: nodes.HeadFacts | None, announced: 
         name=asked.node_name or "",
         labels=labels_of(asked.labels, asked.labels_file),
         stays=not asked.block,
+        records=(asked.state or "") if head is None else "",
+        standby=asked.standby,
         findable=True,
         temp_dir=os.path.abspath(asked.temp_dir) if asked.temp_dir else "",
         spilling_directory=asked.object_spilling_directory,
@@ -180,6 +192,37 @@ def _given_token(asked: Asked) -> tuple[bytes, str] | None:
     if asked.token_file is not None:
         return tokens.read_file(asked.token_file), asked.token_file
     return None
+
+
+SQLITE: Final = "sqlite://"
+
+
+def _kept_token(state: str | None) -> tuple[bytes, str] | None:
+    """The token of the head before, which lies beside its state."""
+    if not state or not state.startswith(SQLITE):
+        return None
+    path = _token_path(state)
+    return (tokens.read_file(path), path) if os.path.exists(path) else None
+
+
+def _keep_token(state: str, token: bytes) -> None:
+    """Lay the token beside the state, for the next head: nodes that come back know no other.
+
+    Raises:
+        ValueError: If the state is on a server, where a token must not lie.
+    """
+    if not state.startswith(SQLITE):
+        message = (
+            "a head whose state is on a server needs a token that outlives it, or the nodes of its cluster cannot come "
+            "back to the next one: make one with 'ray get-auth-token --generate', and give it to every head and node "
+            f"by {tokens.PATH_VARIABLE} or --token-file"
+        )
+        raise ValueError(message)
+    tokens.write_file(_token_path(state), token)
+
+
+def _token_path(state: str) -> str:
+    return state.removeprefix(SQLITE).partition("?")[0] + ".token"
 
 
 def labels_of(text: str | None, file: str | None) -> dict[str, str]:

@@ -4,6 +4,15 @@ from typing import TYPE_CHECKING, Any
 
 from ray._runtime.serialization import deregister_serializer, register_serializer
 
+# Not loaded at its first use like the others: the function has the module's name, and must not be hidden by it.
+from ray.util.placement_group import (
+    get_current_placement_group,
+    get_placement_group,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
+
 if TYPE_CHECKING:
     from ray.util.actor_pool import ActorPool
     from ray.util.check_serialize import inspect_serializability
@@ -16,13 +25,18 @@ __all__ = [
     "deregister_serializer",
     "disable_log_once_globally",
     "enable_periodic_logging",
+    "get_current_placement_group",
     "get_node_instance_id",
     "get_node_ip_address",
+    "get_placement_group",
     "inspect_serializability",
     "list_named_actors",
     "log_once",
     "map_unordered",
+    "placement_group",
+    "placement_group_table",
     "register_serializer",
+    "remove_placement_group",
 ]
 
 _LAZY = {

@@ -13,9 +13,10 @@ use skate_proto::ids::{ActorId, NodeKey, ProcId};
 use skate_proto::leases::{ClassId, Death};
 use skate_proto::msg::Msg;
 use skate_proto::owner::{Effect, ToNode};
+use skate_proto::payload::ErrorCode;
 
 use super::logs::Log;
-use super::requests::Answer;
+use super::requests::{Answer, refusal};
 use super::{Core, State, TIMER_TOKEN};
 use crate::node_wire::{self, FromNode};
 use crate::transport::{Address, CloseReason, Frame, Handler, PeerInfo, Transport};
@@ -130,7 +131,14 @@ impl Core {
                 self.answered(state, corr, answer);
             }
             FromNode::SegmentDenied { message, kept } => self.answered(state, corr, Answer::Denied { message, kept }),
-            FromNode::Reply { ok, body } => self.answered(state, corr, Answer::Reply { ok, body }),
+            FromNode::Reply { ok, body } => match state.promises.remove(&corr) {
+                Some((object, value)) => {
+                    let kept = if ok { Ok(value) } else { Err(refusal(&body)) };
+                    let State { owner, out, .. } = state;
+                    owner.keep_promise(object, kept, now, out);
+                }
+                None => self.answered(state, corr, Answer::Reply { ok, body }),
+            },
             FromNode::SpillWanted { bytes } => self.make_room(state, bytes),
             FromNode::Spilled { owner, written } => self.written(state, owner, written),
             FromNode::SegmentTrim { bytes } => self.release_segments(&self.store.take_empty(bytes)),
@@ -157,9 +165,10 @@ impl Core {
             }
             FromNode::LogLines { name, pid, stream, lines } => self.add_log(Log::Lines { name, pid, stream, lines }),
             FromNode::Notice { level, text } => self.add_log(Log::Notice { level, text }),
-            FromNode::LeaseFailed { class, reason } => {
+            FromNode::LeaseFailed { class, reason, group_removed } => {
                 let State { owner, out, .. } = state;
-                owner.handle_lease_failed(ClassId(class), &reason, now, out);
+                let code = if group_removed { ErrorCode::GroupRemoved } else { ErrorCode::Other };
+                owner.handle_lease_failed(ClassId(class), &reason, code, now, out);
             }
             FromNode::NodeAddress { node, address, cause } => {
                 if address.is_empty() {

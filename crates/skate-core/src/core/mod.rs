@@ -26,10 +26,11 @@ use rustix::event::EventfdFlags;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 use skate_proto::executor::Executor;
 use skate_proto::handshake::Role;
-use skate_proto::ids::{ActorId, NodeKey, ProcId, SegmentId};
+use skate_proto::ids::{ActorId, NodeKey, ObjectId, ProcId, SegmentId};
 use skate_proto::msg::Msg;
 use skate_proto::objects::WaiterId;
 use skate_proto::owner::{Effect, Out, Owner, ToNode};
+use skate_proto::payload::Value;
 
 use crate::node_wire::{self, FromNode};
 use crate::store::Store;
@@ -83,6 +84,8 @@ struct State {
     watches: Map<WaiterId, Watch>,
     next_watch: u64,
     answers: Map<u64, Answer>,
+    /// Objects that get their value when the node has answered, by the question's number.
+    promises: Map<u64, (ObjectId, Value)>,
     next_corr: u64,
     loopback: VecDeque<Msg>,
     /// What the node said about processes whose last words are still being read.
@@ -156,6 +159,7 @@ impl Core {
             watches: Map::default(),
             next_watch: 0,
             answers: Map::default(),
+            promises: Map::default(),
             next_corr: 0,
             loopback: VecDeque::new(),
             deferred: Map::default(),
@@ -408,7 +412,7 @@ impl Core {
         let state = self.state.lock();
         let mut all: Vec<_> = state.owner.statistics().to_vec();
         all.push(("watches", state.watches.len() as u64));
-        all.push(("answers", state.answers.len() as u64));
+        all.push(("answers", (state.answers.len() + state.promises.len()) as u64));
         all.push(("deferred", (state.deferred.len() + state.waiting_adoptions.len()) as u64));
         all.push(("copied_objects", state.copies.len() as u64));
         all.push(("spilling", state.owner.spilling() as u64));

@@ -3,9 +3,10 @@
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
-use skate_proto::ids::SegmentId;
+use skate_proto::ids::{ObjectId, SegmentId};
 use skate_proto::msg::Reason;
 use skate_proto::objects::WaiterId;
+use skate_proto::payload::{ErrorCode, Payload, Value};
 
 use super::waiting::{Wait, Waiter, Watch};
 use super::{Core, CoreError, State};
@@ -49,6 +50,33 @@ impl Core {
             Answer::Reply { ok, body } => Ok((ok, body)),
             _ => Err(CoreError::Store("the node answered a request with something else".into())),
         }
+    }
+
+    /// Tells the node something that it does not answer.
+    pub fn tell(&self, op: &str, args: &[u8]) -> Result<(), CoreError> {
+        if let Some(why) = &self.state.lock().closed {
+            return Err(CoreError::Closed(why.clone()));
+        }
+        self.tell_node(node_wire::REQUEST, 0, &node_wire::request(op, args));
+        Ok(())
+    }
+
+    /// An object that gets `value` when the node has answered, and the node's refusal as an exception. `awaited` is
+    /// what the answer waits for, in words.
+    pub fn promise(&self, op: &str, args: &[u8], value: Value, awaited: &str) -> Result<ObjectId, CoreError> {
+        let (corr, object) = {
+            let mut state = self.state.lock();
+            if let Some(why) = &state.closed {
+                return Err(CoreError::Closed(why.clone()));
+            }
+            state.next_corr += 1;
+            let corr = state.next_corr;
+            let object = state.owner.promise(awaited);
+            state.promises.insert(corr, (object, value));
+            (corr, object)
+        };
+        self.tell_node(node_wire::REQUEST, corr, &node_wire::request(op, args));
+        Ok(object)
     }
 
     /// `interruptible`: the answer may take long, and a signal ends the wait for it. Otherwise it is near, and a
@@ -130,6 +158,13 @@ impl Core {
             self.transport().wake();
         }
     }
+}
+
+/// The exception that a refusal stands for.
+pub(super) fn refusal(body: &[u8]) -> Payload {
+    let (name, text): (String, String) = rmp_serde::from_slice(body).unwrap_or_default();
+    let code = if name == "PlacementGroupRemoved" { ErrorCode::GroupRemoved } else { ErrorCode::Other };
+    Payload::error(code, &text)
 }
 
 /// Watches of answers are numbered apart from those of objects.
