@@ -140,7 +140,8 @@ class Cluster:
         Args:
             wait: Return only when the node is part of the cluster; a node that cannot be is an error at once.
             node_args: `num_cpus`, `num_gpus`, `resources`, `memory`, `object_store_memory`, `labels`, `node_name`,
-                `node_ip_address`, `env_vars` and `object_spilling_directory`, as in `ray.init`; by default one CPU and 150 MB of object store.
+                `node_ip_address`, `env_vars` and `object_spilling_directory`, as in `ray.init`; by default one CPU and
+                150 MB of object store.
 
         Raises:
             TypeError: If an argument is unknown.

@@ -1,7 +1,7 @@
 """Values that leave a store which is too small for them, and come back: through the public API, on one node.
 
-Stores are as small as they may be (64 MiB), so that little data is too much. What the node counts (`stats`) tells whether
-something was really spilled.
+Stores are as small as they may be (64 MiB), so that little data is too much. What the node counts (`stats`) tells
+whether something was really spilled.
 """
 
 import gc

@@ -1,4 +1,4 @@
-"""Spilling: when owners are asked, what is written where, and any order of events against a simple account of the disk."""
+"""Spilling: when owners are asked, what is written where, and any order of events against an account of the disk."""
 
 from __future__ import annotations
 

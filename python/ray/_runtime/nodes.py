@@ -70,7 +70,8 @@ def start(
         spilling_directory: Where it spills values to; None: as the environment says, or into the session directory.
 
     Raises:
-        ValueError: If no node can be like that, or the environment wants a memory watch or spilling that makes no sense.
+        ValueError: If no node can be like that, or the environment wants a memory watch or spilling that makes no
+            sense.
         RuntimeError: If it does not start, with its own words and the end of its log.
     """
     from ray import _core
