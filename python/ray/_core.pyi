@@ -35,6 +35,9 @@ class CoreClosed(ConnectionError):
 class StoreFull(MemoryError):
     """The object store has no room for a value."""
 
+class DiskFull(StoreFull):
+    """Neither the object store nor the disk has room for a value."""
+
 @final
 class ObjectRef(Generic[R]):
     """A reference to a value, counted while this object lives."""

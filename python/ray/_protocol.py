@@ -44,6 +44,11 @@ RETRY_FREE: Final = 1
 RETRY_NEVER: Final = 2
 """A repetition would come to the same end."""
 
+DENIED_DISK_FULL: Final = 1
+"""There is no room in the store, because there is none on the disk to which values should leave it."""
+DENIED_TURN: Final = 2
+"""Others need the room first: see `SegmentDenied`."""
+
 STREAM_OUT: Final = 1
 STREAM_ERR: Final = 2
 
@@ -378,10 +383,14 @@ class SegmentDenied(Message, frozen=True):
 
     `kept`, after a `Pull`: the value is where it was, and only a copy cannot be had here now. Otherwise who wanted to
     read it tells its owner that it is lost.
+
+    `why`: `DENIED_DISK_FULL`; or `DENIED_TURN` after a `Pull`, whose sender lets go of what it has gathered for the
+    same purpose, and asks again; it is answered when it is its turn.
     """
 
     message: str
     kept: bool = False
+    why: int = 0
 
 
 class SegmentMapped(Message, frozen=True):

@@ -17,7 +17,7 @@ import pytest
 
 import ray
 from ray._runtime import session
-from ray.exceptions import ObjectStoreFullError
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 from tests.core.helpers import Gate, run_driver, wait_until
 
 pytestmark = [pytest.mark.skate, pytest.mark.slow]  # a store of 64 MiB is filled several times
@@ -281,7 +281,7 @@ def test_a_full_disk_is_told_and_memory_goes_on(fresh_cluster, monkeypatch):
     monkeypatch.setenv("RAY_local_fs_capacity_threshold", "0.000001")
     fresh_cluster(num_cpus=1, object_store_memory=STORE)
     refs = []
-    with pytest.raises(ObjectStoreFullError, match=r"% of the file system of .* are in use"):
+    with pytest.raises(OutOfDiskError, match=r"% of the file system of .* are in use"):
         while len(refs) < 40:
             refs.append(ray.put(block(len(refs))))
     assert len(refs) >= 12

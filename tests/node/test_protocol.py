@@ -44,7 +44,7 @@ TABLE = """
 97 LeaseReclaim lease wanted
 98 WorkerDied proc lease cause exit_code intended oom retry
 99 SegmentGranted segment size
-100 SegmentDenied message kept
+100 SegmentDenied message kept why
 101 SegmentMapped segment size lessee
 102 SegmentTrim bytes
 103 SegmentAdopted segment node lessee

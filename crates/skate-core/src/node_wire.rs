@@ -203,6 +203,16 @@ pub fn request(op: &str, args: &[u8]) -> Vec<u8> {
     encode(&(op, Bytes::new(args)))
 }
 
+/// Why there is no segment.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Denial {
+    Other,
+    /// The store is full, and so is the disk.
+    DiskFull,
+    /// Others, who cannot let go of what they have, need the room first: let go of what was gathered, and ask again.
+    Turn,
+}
+
 /// What the node says.
 #[derive(Debug)]
 pub enum FromNode {
@@ -234,6 +244,7 @@ pub enum FromNode {
     SegmentDenied {
         message: String,
         kept: bool,
+        why: Denial,
     },
     SegmentMapped {
         segment: SegmentId,
@@ -335,8 +346,13 @@ pub fn decode(kind: u8, body: &[u8]) -> Option<FromNode> {
             FromNode::SegmentGranted { segment: SegmentId(segment), size }
         }
         SEGMENT_DENIED => {
-            let (message, kept): (String, bool) = get(body)?;
-            FromNode::SegmentDenied { message, kept }
+            let (message, kept, why): (String, bool, u8) = get(body)?;
+            let why = match why {
+                1 => Denial::DiskFull,
+                2 => Denial::Turn,
+                _ => Denial::Other,
+            };
+            FromNode::SegmentDenied { message, kept, why }
         }
         SEGMENT_MAPPED => {
             let (segment, size, _lessee): (u64, u64, u64) = get(body)?;

@@ -28,7 +28,7 @@ const OFFSET: u64 = 64;
 /// What the node answers to the pulls that it gets, in turn.
 enum Answer {
     Copy,
-    Denied { kept: bool },
+    Denied { kept: bool, why: u8 },
     Never,
 }
 
@@ -55,8 +55,8 @@ impl Handler for NodeHandler {
                 let body = [0x93, 0x09, 0xce, 0, 3, 13, 128, OFFSET as u8]; // segment 9 of 200,064 bytes
                 transport.send_fd(from, wire::PULLED, frame.corr, &[&body], fd.as_fd());
             }
-            Some(Answer::Denied { kept }) => {
-                let body = [0x92, 0xa2, b'n', b'o', if kept { 0xc3 } else { 0xc2 }];
+            Some(Answer::Denied { kept, why }) => {
+                let body = [0x93, 0xa2, b'n', b'o', if kept { 0xc3 } else { 0xc2 }, why];
                 transport.send(from, wire::SEGMENT_DENIED, frame.corr, &[&body], SendMode::Now);
             }
             Some(Answer::Never) => {}
@@ -208,7 +208,7 @@ fn two_threads_that_read_one_value_share_its_copy() {
 
 #[test]
 fn a_lost_value_is_reported_to_its_owner_and_one_without_room_is_not() {
-    let bench = Bench::new("denied", [Answer::Denied { kept: true }, Answer::Denied { kept: false }]);
+    let bench = Bench::new("denied", [Answer::Denied { kept: true, why: 0 }, Answer::Denied { kept: false, why: 0 }]);
     let id = bench.stored(3);
     assert!(matches!(bench.get(&[id]), Err(CoreError::StoreFull(text)) if text == "no"));
     assert!(bench.core.is_ready(id), "the value is where it was");

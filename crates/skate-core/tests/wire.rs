@@ -65,7 +65,7 @@ fn what_comes_from_the_node_is_understood() {
         ),
         ("WorkerDied", "WorkerDied { proc: ProcId(5), cause: \"gone\", death: EvictedAlone }"),
         ("SegmentGranted", "SegmentGranted { segment: SegmentId(5), size: 4194304 }"),
-        ("SegmentDenied", "SegmentDenied { message: \"full\", kept: true }"),
+        ("SegmentDenied", "SegmentDenied { message: \"full\", kept: true, why: DiskFull }"),
         ("Pulled", "Pulled { segment: SegmentId(5), size: 4194304, offset: 64 }"),
         ("SegmentAdopted", "SegmentAdopted { segment: SegmentId(5), node: NodeKey(6), lessee: ProcId(11) }"),
         ("SpillWanted", "SpillWanted { bytes: 4194304 }"),

@@ -17,6 +17,7 @@ use skate_proto::payload::{ErrorCode, Payload, TAG_ERROR_PICKLE, Value};
 
 use crate::Hooks;
 use crate::core::waiting;
+use crate::errors::NotYourTurn;
 use crate::refs::ObjectRef;
 use crate::value::{Bytes, Serialized};
 
@@ -85,6 +86,29 @@ impl Task {
         // Not when this object is dropped: the loop that holds it may wait long for its next one.
         self.forget_arguments();
         Ok(())
+    }
+
+    fn gather<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyTuple>, Bound<'py, PyDict>)> {
+        let whole = self.work.deps.iter().find(|(slot, ..)| *slot == Slot::Whole);
+        let bytes = match whole {
+            Some((_, id, value)) => self.bytes_of(py, *id, value)?,
+            None => Bytes::of_blob(&self.work.args.data),
+        };
+        let (mut positional, keywords) = bytes.load_args(py, self.hooks.get())?;
+        let keywords = keywords.unwrap_or_else(|| PyDict::new(py));
+        for (slot, id, value) in &self.work.deps {
+            match slot {
+                Slot::Whole => {}
+                Slot::Keyword(name) => keywords.set_item(name, self.value_of(py, *id, value)?)?,
+                Slot::Position(at) => {
+                    let place = positional
+                        .get_mut(*at as usize)
+                        .ok_or_else(|| PyValueError::new_err("an argument's position is out of range"))?;
+                    *place = self.value_of(py, *id, value)?;
+                }
+            }
+        }
+        Ok((PyTuple::new(py, positional)?, keywords))
     }
 
     fn value_of<'py>(&self, py: Python<'py>, id: ObjectId, value: &Value) -> PyResult<Bound<'py, PyAny>> {
@@ -223,27 +247,15 @@ impl Task {
         self.work.owner.0
     }
 
+    /// Tasks that each have some of their arguments in memory and wait for room for the others might wait for each
+    /// other: all but one let go then, and begin anew.
     fn arguments<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyTuple>, Bound<'py, PyDict>)> {
-        let whole = self.work.deps.iter().find(|(slot, ..)| *slot == Slot::Whole);
-        let bytes = match whole {
-            Some((_, id, value)) => self.bytes_of(py, *id, value)?,
-            None => Bytes::of_blob(&self.work.args.data),
-        };
-        let (mut positional, keywords) = bytes.load_args(py, self.hooks.get())?;
-        let keywords = keywords.unwrap_or_else(|| PyDict::new(py));
-        for (slot, id, value) in &self.work.deps {
-            match slot {
-                Slot::Whole => {}
-                Slot::Keyword(name) => keywords.set_item(name, self.value_of(py, *id, value)?)?,
-                Slot::Position(at) => {
-                    let place = positional
-                        .get_mut(*at as usize)
-                        .ok_or_else(|| PyValueError::new_err("an argument's position is out of range"))?;
-                    *place = self.value_of(py, *id, value)?;
-                }
+        loop {
+            match self.gather(py) {
+                Err(error) if error.is_instance_of::<NotYourTurn>(py) => py.detach(|| self.core.give_way()),
+                gathered => return gathered,
             }
         }
-        Ok((PyTuple::new(py, positional)?, keywords))
     }
 
     /// Whether the results, or an error, were sent: an exception that comes later is not the task's.

@@ -467,6 +467,7 @@ class RoomDenied(Event, frozen=True):
 
     ticket: int
     text: str
+    disk_full: bool = False
 
 
 class RoomReturned(Event, frozen=True):
@@ -509,6 +510,15 @@ class RoomProgress(Event, frozen=True):
     """Spills tells segments that values have left memory, so room is about to be made; or, with a text, why not."""
 
     trouble: str
+    disk_full: bool = False
+
+
+class RoomStalled(Event, frozen=True):
+    """Segments tells pulls that somebody waits for room, and nobody has been given any for a while. `others`: not only
+    copies wait, but also values that a process makes.
+    """
+
+    others: bool
 
 
 # ------------------------------------------------------------------ pulls <-> spills

@@ -58,6 +58,7 @@ from ray._node.events import (
     RoomProgress,
     RoomReturned,
     RoomShort,
+    RoomStalled,
     RoomUnwanted,
     RoomWanted,
     SegmentFailed,
@@ -65,6 +66,7 @@ from ray._node.events import (
     ToControl,
 )
 from ray._protocol import (
+    DENIED_DISK_FULL,
     ROLE_DRIVER,
     BlocksFreed,
     SegmentAdopted,
@@ -97,6 +99,12 @@ WARM_SHARE: Final = 8
 
 WAIT_S: Final = 10.0
 """How long a request waits for room before it is denied: counted from the last time that some was made."""
+
+STALL_S: Final = 0.3
+"""How long nobody is given room, while somebody waits for it, before those who gather copies take turns: see `turns`."""
+
+_STALL: Final = (0, 0)
+"""The key of that deadline; others are of processes, or of segments, which are numbered from 1 on."""
 
 HIGH_WATER_SHARE: Final = 0.8
 """Of the capacity; when more is lent, values that nobody reads are spilled, before somebody has to wait for that."""
@@ -161,6 +169,7 @@ class SegmentTable(Machine):
         self._short = RoomShort(0, waits=False)
         self._trouble = ""
         """Why the last values that should have left memory did not."""
+        self._disk_full = False
         self.used = 0
         self._serial = 0
         self._segments: dict[int, Segment] = {}
@@ -196,7 +205,12 @@ class SegmentTable(Machine):
         }
 
     def handle(self, event: Event, now: float) -> Effects:
+        granted = self._serial
         effects = super().handle(event, now)
+        if not self._queue:
+            self._deadlines.clear(_STALL)
+        elif self._serial != granted:
+            self._deadlines.set(_STALL, now + STALL_S)
         short = self._shortage()
         if short != self._short:
             self._short = short
@@ -257,13 +271,16 @@ class SegmentTable(Machine):
         self._grant_waiting()
         if key in self._queue:
             self._deadlines.set(key, now + WAIT_S)
+            if _STALL not in self._deadlines:
+                self._deadlines.set(_STALL, now + STALL_S)
             self._ask_to_trim(waiting.least)
 
-    def _deny(self, waiting: Waiting, text: str) -> None:
+    def _deny(self, waiting: Waiting, text: str, *, disk_full: bool = False) -> None:
         if waiting.is_copy:
-            self._emit(RoomDenied(waiting.corr, text))
+            self._emit(RoomDenied(waiting.corr, text, disk_full))
         else:
-            self._emit(Send(waiting.proc, SegmentDenied(text), waiting.corr))
+            why = DENIED_DISK_FULL if disk_full else 0
+            self._emit(Send(waiting.proc, SegmentDenied(text, why=why), waiting.corr))
 
     def _grant_waiting(self) -> None:
         """Grant in order of arrival what fits; what is too large now may be overtaken a few times."""
@@ -313,7 +330,7 @@ class SegmentTable(Machine):
         return None
 
     def _on_progress(self, event: RoomProgress, now: float) -> None:
-        self._trouble = event.trouble
+        self._trouble, self._disk_full = event.trouble, event.disk_full
         if not event.trouble:
             self._wait_on(now)
 
@@ -321,6 +338,8 @@ class SegmentTable(Machine):
         """Room is being made: whoever waits may hope for longer."""
         for key in self._queue:
             self._deadlines.set(key, now + WAIT_S)
+        if self._queue:
+            self._deadlines.set(_STALL, now + STALL_S)
 
     def _ask_to_trim(self, wanted: int) -> None:
         lacking = self.used + wanted - self.capacity
@@ -330,11 +349,13 @@ class SegmentTable(Machine):
 
     def _on_tick(self, event: Tick, now: float) -> None:
         for key in self._deadlines.due(now):
-            if key[1] in self._idle and not key[0]:
+            if key == _STALL:
+                self._emit(RoomStalled(others=any(not waiting.is_copy for waiting in self._queue.values())))
+            elif key[1] in self._idle and not key[0]:
                 self._evict(key[1])
             else:
                 waiting = self._queue.pop(key)
-                self._deny(waiting, self._full_text(waiting.need))
+                self._deny(waiting, self._full_text(waiting.need), disk_full=self._disk_full)
         self._grant_waiting()
         self._trim_warm()
 
@@ -348,7 +369,7 @@ class SegmentTable(Machine):
                 by_lessee[segment.lessee] = by_lessee.get(segment.lessee, 0) + segment.size
         named = {self._processes.get(proc, "processes that have ended"): held for proc, held in by_lessee.items()}
         if copies:
-            named["copies of values on other nodes"] = copies
+            named["copies of values on other nodes or on disk"] = copies
         largest = sorted(named.items(), key=lambda item: -item[1])[:3]
         holders = ", ".join(f"{name}: {show_bytes(held)}" for name, held in largest)
         spilling = self._trouble or "the values in it are in use, or are being written by tasks"

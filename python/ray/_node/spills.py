@@ -302,7 +302,7 @@ class SpillTable(Machine):
             self._emit(Notify(0, "warning", text))
         self._full_text = event.error
         self._deadlines.set("full", now + FULL_S)
-        self._emit(RoomProgress(event.error))
+        self._emit(RoomProgress(event.error, disk_full=True))
 
     # ------------------------------------------------------------------ what is not needed any more
 

@@ -15,7 +15,7 @@ use skate_proto::location::Location;
 use skate_proto::msg::Slot;
 use skate_proto::payload::Value;
 
-use super::objects::NO_DESCRIPTOR;
+use super::objects::{NO_DESCRIPTOR, full};
 use super::requests::Answer;
 use super::waiting::Wait;
 use super::{Core, CoreError, Map, State};
@@ -136,8 +136,8 @@ impl Core {
                 let node = NodeKey(self.node.0);
                 Ok((mapping, Location { node, segment, lessee: self.node, offset, len: origin.len }))
             }
-            Answer::Denied { message, kept: true } => Err(CoreError::StoreFull(message)),
-            Answer::Denied { message, kept: false } => Err(CoreError::SegmentGone(message)),
+            Answer::Denied { message, kept: true, why } => Err(full(message, why)),
+            Answer::Denied { message, kept: false, .. } => Err(CoreError::SegmentGone(message)),
             Answer::NoDescriptor => Err(CoreError::Store(NO_DESCRIPTOR.into())),
             _ => Err(CoreError::Store("the node answered a pull with something else".into())),
         }

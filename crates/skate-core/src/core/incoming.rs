@@ -130,7 +130,9 @@ impl Core {
                 };
                 self.answered(state, corr, answer);
             }
-            FromNode::SegmentDenied { message, kept } => self.answered(state, corr, Answer::Denied { message, kept }),
+            FromNode::SegmentDenied { message, kept, why } => {
+                self.answered(state, corr, Answer::Denied { message, kept, why });
+            }
             FromNode::Reply { ok, body } => match state.promises.remove(&corr) {
                 Some((object, value)) => {
                     let kept = if ok { Ok(value) } else { Err(refusal(&body)) };

@@ -69,6 +69,11 @@ pub enum CoreError {
     #[error("{0}")]
     StoreFull(String),
     #[error("{0}")]
+    DiskFull(String),
+    /// The node wants what this thread has gathered let go: [`Core::give_way`], and then ask again.
+    #[error("others need the room in the object store first")]
+    NotYourTurn,
+    #[error("{0}")]
     Store(String),
     /// The node does not have the segment any more.
     #[error("{0}")]

@@ -11,7 +11,7 @@ use skate_proto::payload::{Payload, Value};
 use super::requests::Answer;
 use super::spilling::Segment;
 use super::{Core, CoreError, State};
-use crate::node_wire;
+use crate::node_wire::{self, Denial};
 use crate::store::{Block, Mapping};
 use crate::transport::SendMode;
 
@@ -92,6 +92,7 @@ impl Core {
             }
             match self.fetch(ids, deadline) {
                 Err(CoreError::SegmentGone(_)) if losses < LOSSES_MAX => losses += 1,
+                Err(CoreError::NotYourTurn) => self.give_way(),
                 other => return other.map(Got::All),
             }
         }
@@ -231,7 +232,7 @@ impl Core {
                 Answer::Segment { segment, size, fd } => {
                     self.store.add_segment(segment, size, &fd).map_err(|e| CoreError::Store(e.to_string()))?;
                 }
-                Answer::Denied { message, .. } => return Err(CoreError::StoreFull(message)),
+                Answer::Denied { message, why, .. } => return Err(full(message, why)),
                 Answer::NoDescriptor => return Err(CoreError::Store(NO_DESCRIPTOR.into())),
                 _ => {
                     return Err(CoreError::Store("the node answered a segment request with something else".into()));
@@ -252,6 +253,12 @@ impl Core {
             Answer::NoDescriptor => Err(CoreError::Store(NO_DESCRIPTOR.into())),
             _ => Err(CoreError::Store("the node answered a map request with something else".into())),
         }
+    }
+
+    /// What was gathered is let go, because others need the room first. The node answers the next question about a copy
+    /// when they have what they need.
+    pub fn give_way(&self) {
+        self.step(|state, _| self.release_unviewed_copies(state));
     }
 
     pub(super) fn free(&self, state: &mut State, location: Location) {
@@ -289,5 +296,13 @@ impl Core {
         for segment in segments {
             self.tell_node(node_wire::SEGMENT_RELEASE, 0, &node_wire::segment(*segment));
         }
+    }
+}
+
+pub(super) fn full(message: String, why: Denial) -> CoreError {
+    match why {
+        Denial::Other => CoreError::StoreFull(message),
+        Denial::DiskFull => CoreError::DiskFull(message),
+        Denial::Turn => CoreError::NotYourTurn,
     }
 }

@@ -10,7 +10,7 @@ use skate_proto::payload::{ErrorCode, Payload, Value};
 
 use super::waiting::{Wait, Waiter, Watch};
 use super::{Core, CoreError, State};
-use crate::node_wire;
+use crate::node_wire::{self, Denial};
 
 /// A node's answer to a request.
 #[derive(Debug)]
@@ -36,6 +36,7 @@ pub(super) enum Answer {
     Denied {
         message: String,
         kept: bool,
+        why: Denial,
     },
     /// Of another member.
     Reason(Reason),
