@@ -155,6 +155,25 @@ def test_an_argument_of_a_running_task_stays_until_it_was_read(small, tmp_path):
     del others
 
 
+def test_tasks_whose_arguments_do_not_fit_together_take_turns(fresh_cluster):
+    """Each needs half of the store, and four run at a time."""
+    fresh_cluster(num_cpus=4, object_store_memory=STORE)
+
+    @ray.remote
+    def make(seed):
+        return block(seed)
+
+    @ray.remote
+    def first_of(*parts):
+        return sum(int(part[0]) for part in parts)
+
+    made = [make.remote(seed) for seed in range(32)]
+    firsts = [int(block(seed)[0]) for seed in range(32)]
+    chosen = [[(7 * task + 3 * at) % 32 for at in range(9)] for task in range(16)]
+    refs = [first_of.remote(*(made[at] for at in places)) for places in chosen]
+    assert ray.get(refs) == [sum(firsts[at] for at in places) for places in chosen]
+
+
 def test_a_sort_of_three_times_the_store(small):
     """Partition and merge: blocks of random numbers, split by range, and each range put together and sorted."""
     blocks, ranges = 24, 12

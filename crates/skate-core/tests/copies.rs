@@ -218,6 +218,15 @@ fn a_lost_value_is_reported_to_its_owner_and_one_without_room_is_not() {
 }
 
 #[test]
+fn who_is_to_let_others_go_first_lets_go_and_asks_again() {
+    let bench = Bench::new("turn", [Answer::Denied { kept: true, why: 2 }, Answer::Copy]);
+    let id = bench.stored(3);
+    check(&bench.get(&[id]).unwrap()[0]);
+    assert_eq!((bench.count(wire::PULL), bench.count(wire::PULL_RELEASED)), (2, 1));
+    bench.core.release_view(id);
+}
+
+#[test]
 fn who_gives_up_waiting_tells_the_node() {
     let bench = Bench::new("timeout", [Answer::Never, Answer::Copy]);
     let id = bench.stored(3);

@@ -6,7 +6,7 @@
 //!
 //! Invariants: a task is queued or running, never both; a blocked worker has no plain task queued.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use crate::ids::{ActorId, FunctionId, ObjectId, ProcId, TaskId};
@@ -88,6 +88,8 @@ pub struct Executor {
     blocked: u32,
     /// Owners that were told that this worker is blocked.
     told_blocked: Vec<ProcId>,
+    /// Arguments of work that is here, which have left (or may leave) the places that it was told of.
+    evicted: BTreeSet<ObjectId>,
     pub is_actor: bool,
     pub is_async: bool,
     pub exiting: bool,
@@ -260,9 +262,23 @@ impl Executor {
         self.running.remove(&task);
     }
 
-    /// Whether a piece of work here, queued or running, was told where this object is.
+    /// The owner wants the place of an object forgotten: work that has it as an argument asks anew where it is.
+    pub fn forget_place(&mut self, object: ObjectId) {
+        let mut evicted = std::mem::take(&mut self.evicted);
+        evicted.insert(object);
+        evicted.retain(|object| self.uses(*object));
+        self.evicted = evicted;
+    }
+
+    /// Whether an argument is where the work that it came with says. What comes later with its right place may be
+    /// asked for in vain, too.
     #[must_use]
-    pub fn uses(&self, object: ObjectId) -> bool {
+    pub fn knows_place(&self, object: ObjectId) -> bool {
+        !self.evicted.contains(&object)
+    }
+
+    /// Whether a piece of work here, queued or running, was told where this object is.
+    fn uses(&self, object: ObjectId) -> bool {
         let queued = self.queues.values().flatten().any(|work| work.deps.iter().any(|(_, id, _)| *id == object));
         queued || self.running.values().any(|running| running.deps.contains(&object))
     }

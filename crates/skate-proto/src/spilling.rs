@@ -3,8 +3,9 @@
 //! The node decides when and how much ([`Owner::make_room`]); the owner decides which values, and the node writes them.
 //! A value may be spilled when nobody can be reading it where it is:
 //!
-//! - no view of this process is on it, and no task that was sent has it as an argument (it carries the place along);
-//! - no borrower knows the place. Who borrows is asked (`Evict`): it forgets the place, or says that it needs it. A
+//! - no view of this process is on it, and no actor is to be made with it as an argument;
+//! - no borrower knows the place. Who borrows is asked (`Evict`): it forgets the place, or says that it needs it. A worker
+//!   that was sent tasks with the value as an argument is a borrower like any other, and asks again when they run. A
 //!   process that learns of the place from a borrower was announced to the owner before that borrower answers, because
 //!   links keep their order; so whoever is a borrower when the last answer comes is asked as well, and when none is
 //!   left to ask, nobody knows. (A borrower that has never spoken to the owner cannot be asked, and counts as one that
@@ -63,7 +64,7 @@ pub struct Written {
 impl Owner {
     /// A node is short of `bytes`: offers values that lie there, if there are any that nobody reads.
     pub fn make_room(&mut self, node: NodeKey, bytes: u64, out: &mut Out) {
-        let pinned = self.pinned(Place::is_sent);
+        let pinned = self.needed_by_actors();
         let mut segments: BTreeMap<SegmentId, Shelf> = BTreeMap::new();
         for (object, location, used, is_busy) in self.objects.stored_at(node) {
             let shelf = segments.entry(location.segment).or_default();
@@ -134,23 +135,26 @@ impl Owner {
         }
     }
 
-    /// An owner wants places of its values forgotten. `in_use`: whether something outside this machine needs the place.
+    /// An owner wants places of its values forgotten. `forget` is told of each that is.
     pub fn handle_evict(
         &mut self,
         from: ProcId,
         objects: &[ObjectId],
-        in_use: impl Fn(ObjectId) -> bool,
+        mut forget: impl FnMut(ObjectId),
         out: &mut Out,
     ) {
-        // Here also a task that was not sent yet counts: its arguments are there, which is why it may be sent.
-        let pinned = self.pinned(|place| !matches!(place, Place::Finished));
+        // A task of this process may be sent, once or again, because its arguments are there.
+        let mut pinned = self.needed_by_actors();
+        let unfinished = self.tasks.values().filter(|entry| !matches!(entry.place, Place::Finished));
+        pinned.extend(unfinished.flat_map(|entry| entry.deps.iter().map(|(_, id)| *id)));
         let mut gone = Gone::default();
         let (mut forgotten, mut kept) = (Vec::new(), Vec::new());
         for &object in objects.iter().filter(|object| object.owner() == from) {
-            if self.objects.is_viewed(object) || pinned.contains(&object) || in_use(object) {
+            if self.objects.is_viewed(object) || pinned.contains(&object) {
                 kept.push(object);
                 continue;
             }
+            forget(object);
             self.objects.forget_value(object, &mut gone, out);
             if self.objects.take_copied(object) {
                 out.push(Effect::ReleaseCopies(object));
@@ -165,7 +169,8 @@ impl Owner {
     pub fn handle_evicted(&mut self, from: ProcId, forgotten: &[ObjectId], kept: &[ObjectId], out: &mut Out) {
         for &object in kept {
             if self.objects.spill(object).is_some_and(|spill| spill.awaited.contains(&from)) {
-                self.objects.end_spill(object);
+                // It is in use, so that others are offered next time.
+                self.objects.touch(object);
             }
         }
         self.answered(from, forgotten.to_vec(), out);
@@ -233,11 +238,9 @@ impl Owner {
         self.answered(proc, unasked, out);
     }
 
-    /// Arguments of tasks at such places, and of actors that may be made (again): their places are on their way.
-    fn pinned(&self, at: impl Fn(Place) -> bool) -> BTreeSet<ObjectId> {
-        let tasks = self.tasks.values().filter(|entry| at(entry.place));
-        let entries = tasks.chain(self.creations.values().map(|(_, entry)| entry));
-        entries.flat_map(|entry| entry.deps.iter().map(|(_, id)| *id)).collect()
+    /// Arguments of actors that may be made (again), whose places may be on their way through the control service.
+    fn needed_by_actors(&self) -> BTreeSet<ObjectId> {
+        self.creations.values().flat_map(|(_, entry)| entry.deps.iter().map(|(_, id)| *id)).collect()
     }
 }
 

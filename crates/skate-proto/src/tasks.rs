@@ -95,13 +95,6 @@ pub(crate) enum Place {
     Finished,
 }
 
-impl Place {
-    /// Whether a process may have it, with the places of its arguments.
-    pub(crate) fn is_sent(self) -> bool {
-        matches!(self, Self::Pushed(_) | Self::Sent { .. })
-    }
-}
-
 #[derive(Debug)]
 pub(crate) struct TaskEntry {
     pub(crate) def: u32,

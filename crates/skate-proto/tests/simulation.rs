@@ -244,7 +244,7 @@ impl World {
                 }
                 Packet::Written(written) => owner.handle_written(NodeKey(NODE), written, out),
                 Packet::Core(Msg::Evict { objects }) => {
-                    owner.handle_evict(from, &objects, |object| executor.uses(object), out);
+                    owner.handle_evict(from, &objects, |object| executor.forget_place(object), out);
                 }
                 Packet::Actor(actor, state) => owner.handle_actor_state(actor, state, now, out),
                 Packet::Core(Msg::Define { id, def, blob }) => executor.handle_define(from, id, def, blob),
@@ -674,6 +674,9 @@ impl World {
             };
             for (_, id, value) in &work.deps {
                 let Value::Stored { location, .. } = value else { continue };
+                if !self.process(me).executor.knows_place(*id) {
+                    continue; // it asks the owner
+                }
                 let there = self.blocks.contains_key(&location.segment) || self.lost.contains(&location.segment);
                 assert!(there || !self.is_alive(id.owner()), "{me:?} is to read {id} where it was freed");
             }

@@ -32,7 +32,7 @@ pub(crate) fn to_py(error: CoreError) -> PyErr {
         }
         CoreError::StoreFull(_) => StoreFull::new_err(error.to_string()),
         CoreError::DiskFull(_) => DiskFull::new_err(error.to_string()),
-        CoreError::NotYourTurn => NotYourTurn::new_err(error.to_string()),
+        CoreError::NotYourTurn(_) => NotYourTurn::new_err(error.to_string()),
         CoreError::TooManyPendingCalls(_) => Python::attach(|py| {
             let class = py.import("ray.exceptions").and_then(|module| module.getattr("PendingCallsLimitExceeded"));
             match class.and_then(|class| class.call1((error.to_string(),))) {

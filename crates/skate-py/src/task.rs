@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
-use skate_core::core::{Core, INLINE_ANSWER_BYTES_MAX};
+use skate_core::core::{Core, CoreError, INLINE_ANSWER_BYTES_MAX};
 use skate_proto::executor::{Work, WorkKind};
 use skate_proto::ids::{ObjectId, TaskId};
 use skate_proto::msg::{Returns, Slot};
@@ -55,6 +55,8 @@ pub(crate) struct Task {
     answered: Mutex<bool>,
     /// The counts that came with the work have been given back.
     forgotten: AtomicBool,
+    /// The argument for which there was no room.
+    refused: Mutex<Option<ObjectId>>,
 }
 
 impl Task {
@@ -67,6 +69,7 @@ impl Task {
             items: Mutex::new(0),
             answered: Mutex::new(false),
             forgotten: AtomicBool::new(false),
+            refused: Mutex::new(None),
         }
     }
 
@@ -119,7 +122,14 @@ impl Task {
         match value {
             Value::Inline(payload) => Ok(Bytes::of_blob(&payload.data)),
             Value::Stored { location, .. } => {
-                let fetched = waiting(py, || self.core.get_at(id, *location))?;
+                let get = || {
+                    self.core.get_at(id, *location).inspect_err(|error| {
+                        if let CoreError::NotYourTurn(object) = error {
+                            *self.refused.lock() = Some(*object);
+                        }
+                    })
+                };
+                let fetched = waiting(py, get)?;
                 Bytes::of_fetched(&self.core, fetched)
             }
         }
@@ -252,7 +262,12 @@ impl Task {
     fn arguments<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyTuple>, Bound<'py, PyDict>)> {
         loop {
             match self.gather(py) {
-                Err(error) if error.is_instance_of::<NotYourTurn>(py) => py.detach(|| self.core.give_way()),
+                Err(error) if error.is_instance_of::<NotYourTurn>(py) => {
+                    let refused = self.refused.lock().take();
+                    if let Some(object) = refused {
+                        waiting(py, || self.core.await_turn(object, None))?;
+                    }
+                }
                 gathered => return gathered,
             }
         }

@@ -124,6 +124,7 @@ class SpillTable(Machine):
         self.files = SpillFiles()
         self._node = node
         self._enabled = enabled
+        self._capacity = capacity
         self._least = min(FILE_BYTES, capacity // SHORT_SHARE)
         self._members: dict[int, None] = {}
         self._short = RoomShort(0, waits=False)
@@ -196,7 +197,9 @@ class SpillTable(Machine):
         if not self._enabled or "full" in self._deadlines or any(job.blocks for job in self._jobs.values()):
             return
         self._asked_bytes = max(self._short.bytes, self._asked_bytes)
-        self._budget = max(self._short.bytes, self._least)
+        # What nothing came of may have been needed; more is asked for then, so that something else is offered.
+        fruitless = round(self._pause_s / PAUSE_S_MIN)
+        self._budget = min(max(self._short.bytes, self._least) * fruitless, self._capacity)
         if self._members:
             self._emit(Multicast(tuple(self._members), SpillWanted(self._budget)))
         if self._short.waits:

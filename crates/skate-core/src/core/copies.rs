@@ -19,7 +19,7 @@ use super::objects::{NO_DESCRIPTOR, full};
 use super::requests::Answer;
 use super::waiting::Wait;
 use super::{Core, CoreError, Map, State};
-use crate::node_wire;
+use crate::node_wire::{self, Denial};
 use crate::store::Mapping;
 
 /// A block in memory of this process.
@@ -106,7 +106,7 @@ impl Core {
         // Without lending the task's CPUs to others: the value is there, and tasks that begin while a full store makes
         // this one wait would fill it further.
         let pulled = self.ask_with(ask, deadline, Wait { blocks: false, hears: true });
-        let readable = pulled.and_then(|answer| self.take_copy(answer, location));
+        let readable = pulled.and_then(|answer| self.take_copy(answer, object, location));
         let mut state = self.state.lock();
         state.copies.end_wait(object);
         if let Ok(here) = &readable {
@@ -127,7 +127,7 @@ impl Core {
         readable
     }
 
-    fn take_copy(&self, answer: Answer, origin: &Location) -> Result<Readable, CoreError> {
+    fn take_copy(&self, answer: Answer, object: ObjectId, origin: &Location) -> Result<Readable, CoreError> {
         match answer {
             Answer::Copy { segment, size, offset, fd } => {
                 let mapping =
@@ -136,7 +136,8 @@ impl Core {
                 let node = NodeKey(self.node.0);
                 Ok((mapping, Location { node, segment, lessee: self.node, offset, len: origin.len }))
             }
-            Answer::Denied { message, kept: true, why } => Err(full(message, why)),
+            Answer::Denied { why: Denial::Turn, .. } => Err(CoreError::NotYourTurn(object)),
+            Answer::Denied { message, kept: true, why } => Err(full(message, why == Denial::DiskFull)),
             Answer::Denied { message, kept: false, .. } => Err(CoreError::SegmentGone(message)),
             Answer::NoDescriptor => Err(CoreError::Store(NO_DESCRIPTOR.into())),
             _ => Err(CoreError::Store("the node answered a pull with something else".into())),

@@ -68,7 +68,7 @@ impl Core {
                 self.release_segments(&self.store.surplus());
                 self.room_was_made(state);
             }
-            Msg::Evict { objects } => owner.handle_evict(from, &objects, |object| executor.uses(object), out),
+            Msg::Evict { objects } => owner.handle_evict(from, &objects, |object| executor.forget_place(object), out),
             Msg::Spill { offered } => self.tell_node(node_wire::SPILL, 0, &node_wire::spill(from, &offered)),
             Msg::Because { question, reason } => self.answered(state, question, Answer::Reason(reason)),
             other => owner.handle_message(from, other, now, out),

@@ -70,9 +70,10 @@ pub enum CoreError {
     StoreFull(String),
     #[error("{0}")]
     DiskFull(String),
-    /// The node wants what this thread has gathered let go: [`Core::give_way`], and then ask again.
+    /// The node had no room for a copy of this object, and wants what was gathered with it let go, so that others can
+    /// go on: [`Core::await_turn`] then, before all are asked for again.
     #[error("others need the room in the object store first")]
-    NotYourTurn,
+    NotYourTurn(ObjectId),
     #[error("{0}")]
     Store(String),
     /// The node does not have the segment any more.

@@ -84,6 +84,37 @@ impl Core {
     /// Waits for the values of objects, or for the first exception among them. Those that were lost with their
     /// segment are waited for anew.
     pub fn get(&self, ids: &[ObjectId], deadline: Option<Instant>) -> Result<Got, CoreError> {
+        loop {
+            match self.get_in_turn(ids, deadline) {
+                Err(CoreError::NotYourTurn(object)) => self.await_turn(object, deadline)?,
+                got => return got,
+            }
+        }
+    }
+
+    /// After [`CoreError::NotYourTurn`], when the caller has no views left on what it gathers: lets go of copies, and
+    /// waits until there is room for the one that was refused. Views on other blocks would keep these from being
+    /// spilled meanwhile.
+    pub fn await_turn(&self, object: ObjectId, deadline: Option<Instant>) -> Result<(), CoreError> {
+        loop {
+            self.step(|state, _| self.release_unviewed_copies(state));
+            match self.get_in_turn(&[object], deadline) {
+                Err(CoreError::NotYourTurn(_)) => {}
+                Err(error) => return Err(error),
+                Ok(Got::Failed(..)) => return Ok(()),
+                Ok(Got::All(fetched)) => {
+                    for value in fetched {
+                        if let Fetched::Stored { object, .. } = value {
+                            self.release_view(object);
+                        }
+                    }
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn get_in_turn(&self, ids: &[ObjectId], deadline: Option<Instant>) -> Result<Got, CoreError> {
         let mut losses = 0;
         loop {
             self.wait_all(ids, deadline)?;
@@ -92,7 +123,6 @@ impl Core {
             }
             match self.fetch(ids, deadline) {
                 Err(CoreError::SegmentGone(_)) if losses < LOSSES_MAX => losses += 1,
-                Err(CoreError::NotYourTurn) => self.give_way(),
                 other => return other.map(Got::All),
             }
         }
@@ -116,22 +146,31 @@ impl Core {
         }
     }
 
-    /// A stored value whose location came along with the caller's work.
+    /// A stored value whose location came along with the caller's work, unless it has left that place since.
     pub fn get_at(&self, object: ObjectId, location: Location) -> Result<Fetched, CoreError> {
-        self.state.lock().owner.objects.retain_view(object);
-        let error = match self.make_readable(object, &location, None) {
-            Ok((mapping, location)) => return Ok(Fetched::Stored { object, mapping, location }),
-            Err(error) => error,
+        let knows_place = {
+            let mut state = self.state.lock();
+            let knows_place = state.executor.knows_place(object);
+            if knows_place {
+                state.owner.objects.retain_view(object);
+            }
+            knows_place
         };
-        let is_gone = matches!(error, CoreError::SegmentGone(_));
-        if is_gone {
-            self.report_missing(object, &location);
+        if knows_place {
+            let error = match self.make_readable(object, &location, None) {
+                Ok((mapping, location)) => return Ok(Fetched::Stored { object, mapping, location }),
+                Err(error) => error,
+            };
+            let is_gone = matches!(error, CoreError::SegmentGone(_));
+            if is_gone {
+                self.report_missing(object, &location);
+            }
+            self.release_view(object);
+            if !is_gone {
+                return Err(error);
+            }
         }
-        self.release_view(object);
-        if !is_gone {
-            return Err(error);
-        }
-        match self.get(&[object], None)? {
+        match self.get_in_turn(&[object], None)? {
             Got::All(mut fetched) => fetched.pop().ok_or_else(|| CoreError::Store("no value".into())),
             Got::Failed(_, payload) => Ok(Fetched::Inline(payload)),
         }
@@ -232,7 +271,7 @@ impl Core {
                 Answer::Segment { segment, size, fd } => {
                     self.store.add_segment(segment, size, &fd).map_err(|e| CoreError::Store(e.to_string()))?;
                 }
-                Answer::Denied { message, why, .. } => return Err(full(message, why)),
+                Answer::Denied { message, why, .. } => return Err(full(message, why == Denial::DiskFull)),
                 Answer::NoDescriptor => return Err(CoreError::Store(NO_DESCRIPTOR.into())),
                 _ => {
                     return Err(CoreError::Store("the node answered a segment request with something else".into()));
@@ -253,12 +292,6 @@ impl Core {
             Answer::NoDescriptor => Err(CoreError::Store(NO_DESCRIPTOR.into())),
             _ => Err(CoreError::Store("the node answered a map request with something else".into())),
         }
-    }
-
-    /// What was gathered is let go, because others need the room first. The node answers the next question about a copy
-    /// when they have what they need.
-    pub fn give_way(&self) {
-        self.step(|state, _| self.release_unviewed_copies(state));
     }
 
     pub(super) fn free(&self, state: &mut State, location: Location) {
@@ -299,10 +332,6 @@ impl Core {
     }
 }
 
-pub(super) fn full(message: String, why: Denial) -> CoreError {
-    match why {
-        Denial::Other => CoreError::StoreFull(message),
-        Denial::DiskFull => CoreError::DiskFull(message),
-        Denial::Turn => CoreError::NotYourTurn,
-    }
+pub(super) fn full(message: String, is_disk_full: bool) -> CoreError {
+    if is_disk_full { CoreError::DiskFull(message) } else { CoreError::StoreFull(message) }
 }
