@@ -52,7 +52,7 @@ def test_results_on_another_node_leave_its_memory_and_are_read_from_its_disk(two
 
 
 def test_a_sort_over_two_nodes(two_nodes):
-    blocks, ranges = 24, 12
+    blocks, ranges = 24, 24
     size = 3 * STORE // blocks // 8
     edges = np.linspace(0, 1 << 62, ranges + 1)[1:-1]
 

@@ -176,7 +176,7 @@ def test_tasks_whose_arguments_do_not_fit_together_take_turns(fresh_cluster):
 
 def test_a_sort_of_three_times_the_store(small):
     """Partition and merge: blocks of random numbers, split by range, and each range put together and sorted."""
-    blocks, ranges = 24, 12
+    blocks, ranges = 24, 24
     size = 3 * STORE // blocks // 8
     edges = np.linspace(0, 1 << 62, ranges + 1)[1:-1]
 
