@@ -5,6 +5,7 @@ whether something was really spilled.
 """
 
 import gc
+import json
 import os
 import shutil
 import signal
@@ -287,8 +288,14 @@ def test_ctrl_c_ends_the_wait_of_a_put(small):
     assert (ray.get(ray.put(block(3))) == block(3)).all()
 
 
-def test_spilled_values_go_to_the_directory_that_was_chosen_and_leave_it(fresh_cluster, tmp_path):
-    fresh_cluster(num_cpus=1, object_store_memory=STORE, object_spilling_directory=str(tmp_path))
+@pytest.mark.parametrize("way", ["argument", "system_config"])
+def test_spilled_values_go_to_the_directory_that_was_chosen_and_leave_it(fresh_cluster, tmp_path, way):
+    config = json.dumps({"type": "filesystem", "params": {"directory_path": str(tmp_path)}})
+    said = {
+        "argument": {"object_spilling_directory": str(tmp_path)},
+        "system_config": {"_system_config": {"object_spilling_config": config}},
+    }[way]
+    fresh_cluster(num_cpus=1, object_store_memory=STORE, **said)
     refs = [ray.put(block(seed)) for seed in range(24)]
     assert len(spill_files(tmp_path)) == stats()["spill_files"] > 0
     assert (ray.get(refs[0]) == block(0)).all()

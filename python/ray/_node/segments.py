@@ -101,7 +101,7 @@ WAIT_S: Final = 10.0
 """How long a request waits for room before it is denied: counted from the last time that some was made."""
 
 STALL_S: Final = 0.3
-"""How long nobody is given room, while somebody waits for it, before those who gather copies take turns: see `turns`."""
+"""How long nobody is given room that somebody waits for, before those who gather copies take turns: see `turns`."""
 
 _STALL: Final = (0, 0)
 """The key of that deadline; others are of processes, or of segments, which are numbered from 1 on."""

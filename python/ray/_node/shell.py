@@ -503,7 +503,10 @@ class Shell:
                 raise ValueError(msg)
             session.make_spill_dir(self._config.session_dir, self._config.spilling.directory)
             path = self._spill_path(effect.file)
-            self._core.write_spill(effect.file, path, pieces, self._config.spilling.capacity_share)
+            # What only moves out of files with garbage makes room on a disk, however full that is.
+            moves = all(piece.source >= SPILLED for piece in effect.pieces)
+            share = 1.0 if moves else self._config.spilling.capacity_share
+            self._core.write_spill(effect.file, path, pieces, share)
         except (OSError, ValueError) as error:
             self._queue.append(events.SpillWritten(effect.file, "io", str(error)))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -21,6 +21,44 @@ class SpillSettings(msgspec.Struct, frozen=True):
     capacity_share: float = 0.95
     """How full the disk may be, by whatever, for something to be spilled to it."""
     enabled: bool = True
+
+
+SYSTEM_CONFIG_KEYS: Final = frozenset(
+    (
+        "object_spilling_directory", "object_spilling_config", "object_spilling_threshold",
+        "local_fs_capacity_threshold", "automatic_object_spilling_enabled",
+    )
+)  # fmt: skip
+"""Keys of `_system_config` that say the same as the variable with their name behind ``RAY_``, and go before it."""
+
+IGNORED_KEYS: Final = frozenset(("min_spilling_size", "max_fused_object_count", "max_io_workers"))
+"""Keys with which Ray puts small values together and counts its writers; Skate does so by itself."""
+
+
+def as_environment(system_config: Mapping[str, object]) -> dict[str, str]:
+    """What `_system_config` says about spilling, as variables.
+
+    Raises:
+        NotImplementedError: If it has other keys; the text names them.
+        TypeError: If it is no mapping.
+    """
+    if not isinstance(system_config, dict):
+        msg = f"_system_config is to be a dict of settings by name, not {type(system_config).__name__}"
+        raise TypeError(msg)
+    unknown = sorted(map(repr, set(system_config) - SYSTEM_CONFIG_KEYS - IGNORED_KEYS))
+    if unknown:
+        msg = (
+            f"_system_config has {', '.join(unknown)}: Skate knows {', '.join(sorted(SYSTEM_CONFIG_KEYS))} of it; "
+            "leave the others out"
+        )
+        raise NotImplementedError(msg)
+    known = {key: value for key, value in system_config.items() if key in SYSTEM_CONFIG_KEYS}
+    if "object_spilling_config" in known:
+        known.setdefault("object_spilling_directory", "")  # a variable of that name is not asked then
+    return {
+        f"RAY_{key}": msgspec.json.encode(value).decode() if isinstance(value, dict) else str(value)
+        for key, value in known.items()
+    }
 
 
 def read_spill_settings(directory: str | None, environ: Mapping[str, str]) -> SpillSettings:

@@ -25,8 +25,8 @@ _IGNORED_EXTRAS = frozenset(
 )
 _ABSENT_EXTRAS = frozenset(
     (
-        "_enable_object_reconstruction", "_plasma_directory", "_redis_password", "_system_config",
-        "_temp_dir", "_tracing_startup_hook",
+        "_enable_object_reconstruction", "_plasma_directory", "_redis_password", "_temp_dir",
+        "_tracing_startup_hook",
     )
 )  # fmt: skip
 
@@ -172,7 +172,7 @@ def init(
         NotImplementedError: If an argument asks for what does not exist yet.
         ValueError, TypeError: If an argument is out of range or of the wrong type.
     """
-    unknown = sorted(set(kwargs) - _IGNORED_EXTRAS - _ABSENT_EXTRAS - {"_memory", "_node_ip_address"})
+    unknown = sorted(set(kwargs) - _IGNORED_EXTRAS - _ABSENT_EXTRAS - {"_memory", "_node_ip_address", "_system_config"})
     if unknown:
         message = f"ray.init() has no argument {', '.join(map(repr, unknown))}"
         raise RuntimeError(message)
@@ -211,6 +211,7 @@ def init(
                 labels=labels,
                 object_store_memory=object_store_memory,
                 object_spilling_directory=object_spilling_directory,
+                _system_config=kwargs.get("_system_config"),
                 _memory=kwargs.get("_memory"),
             )
         if configure_logging:
@@ -338,9 +339,14 @@ def _start(
     """Starts a cluster of one node for this program."""
     ip, token = extras.get("_node_ip_address") or "127.0.0.1", os.urandom(32)
     variables = {**_logging_variables(logging_config), **job["runtime_env"].get("env_vars", {})}
-    spilling = extras.get("object_spilling_directory")
     node = nodes.start(
-        token=token, amounts=amounts, ip=ip, labels=labels, env_vars=variables, spilling_directory=spilling
+        token=token,
+        amounts=amounts,
+        ip=ip,
+        labels=labels,
+        env_vars=variables,
+        spilling_directory=extras.get("object_spilling_directory"),
+        system_config=extras.get("_system_config"),
     )
     return joining.Place(node.node, node.address, node.session_dir, token, "local", ip, node)
 
