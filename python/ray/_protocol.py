@@ -332,10 +332,13 @@ class LeaseGranted(Message, frozen=True):
 class LeaseReclaim(Message, frozen=True):
     """Somebody else waits: return this lease as soon as it has no work in flight. Answered by `LeaseReturn` or
     `LeaseKept`. Sent once per lease, until `wanted` False takes it back, which is not answered.
+
+    Who does not know of the lease returns it to `node`: the grant may have been lost with the head that passed it on.
     """
 
     lease: int
-    wanted: bool = True
+    wanted: bool
+    node: int
 
 
 class Pressure(Message, frozen=True):

@@ -41,7 +41,7 @@ TABLE = """
 87 Spill owner blocks
 88 SpillReleased spill node
 96 LeaseGranted class_id lease proc node pid gpu_ids
-97 LeaseReclaim lease wanted
+97 LeaseReclaim lease wanted node
 98 WorkerDied proc lease cause exit_code intended oom retry
 99 SegmentGranted segment size
 100 SegmentDenied message kept why

@@ -227,6 +227,7 @@ pub enum FromNode {
     LeaseReclaim {
         lease: LeaseId,
         wanted: bool,
+        node: NodeKey,
     },
     Pressure {
         pressed: bool,
@@ -325,8 +326,8 @@ pub fn decode(kind: u8, body: &[u8]) -> Option<FromNode> {
             FromNode::LeaseGranted { class, lease, worker, node, pid, gpu_ids }
         }
         LEASE_RECLAIM => {
-            let (lease, wanted): (u64, bool) = get(body)?;
-            FromNode::LeaseReclaim { lease: LeaseId(lease), wanted }
+            let (lease, wanted, node): (u64, bool, u64) = get(body)?;
+            FromNode::LeaseReclaim { lease: LeaseId(lease), wanted, node: NodeKey(node) }
         }
         PRESSURE => FromNode::Pressure { pressed: get::<(bool,)>(body)?.0 },
         WORKER_DIED => {

@@ -159,7 +159,7 @@ fn a_lease_in_use_is_kept_under_the_name_of_its_node() {
     wait_told(&here, A, wire::WHERE_IS_NODE);
     say_address(&here, A, &there);
     wait_work(&b);
-    say(&here, A, wire::LEASE_RECLAIM, &(1_u64 << 40, true));
+    say(&here, A, wire::LEASE_RECLAIM, &(1_u64 << 40, true, THERE.0));
     assert_eq!(wait_told(&here, A, wire::LEASE_KEPT), rmp_serde::to_vec(&(1_u64 << 40, THERE.0)).unwrap());
 }
 

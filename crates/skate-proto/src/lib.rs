@@ -13,6 +13,7 @@ pub mod frame;
 pub mod handshake;
 pub mod ids;
 pub mod leases;
+pub mod locality;
 pub mod location;
 pub mod msg;
 pub mod objects;

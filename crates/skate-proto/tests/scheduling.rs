@@ -117,7 +117,7 @@ fn an_idle_lease_goes_back_after_a_while_and_at_once_when_asked() {
     bench.owner.handle_timeout(due, &mut bench.out);
     assert_eq!(bench.effects(), [Effect::Node(ToNode::LeaseReturn { lease: LeaseId(1), reusable: true, node: NODE })]);
     bench.lend(2, WORKER);
-    bench.owner.handle_lease_reclaim(LeaseId(2), true, bench.now, &mut bench.out);
+    bench.owner.handle_lease_reclaim(LeaseId(2), true, NODE, bench.now, &mut bench.out);
     assert!(bench.effects().contains(&Effect::Node(ToNode::LeaseReturn {
         lease: LeaseId(2),
         reusable: true,
@@ -152,8 +152,8 @@ fn a_lease_that_nobody_waits_for_any_more_stays() {
     let f = bench.function(3);
     let task = bench.submit(f);
     bench.lend(1, WORKER);
-    bench.owner.handle_lease_reclaim(LeaseId(1), true, bench.now, &mut bench.out);
-    bench.owner.handle_lease_reclaim(LeaseId(1), false, bench.now, &mut bench.out);
+    bench.owner.handle_lease_reclaim(LeaseId(1), true, NODE, bench.now, &mut bench.out);
+    bench.owner.handle_lease_reclaim(LeaseId(1), false, NODE, bench.now, &mut bench.out);
     bench.effects();
     bench.now += TURN_NS;
     bench.done(WORKER, task, 5 * MS);
@@ -166,7 +166,7 @@ fn a_reclaimed_lease_with_work_is_kept_for_its_turn_and_then_returned() {
     let f = bench.function(3);
     let tasks: Vec<TaskId> = (0..3).map(|_| bench.submit(f)).collect();
     bench.lend(1, WORKER);
-    bench.owner.handle_lease_reclaim(LeaseId(1), true, bench.now, &mut bench.out);
+    bench.owner.handle_lease_reclaim(LeaseId(1), true, NODE, bench.now, &mut bench.out);
     assert!(
         bench.effects().contains(&Effect::Node(ToNode::LeaseKept { lease: LeaseId(1), node: NODE })),
         "the node looks elsewhere"
@@ -495,6 +495,44 @@ fn classes_that_nothing_uses_are_forgotten() {
     bench.effects();
     bench.owner.handle_lease_granted(ClassId(5), LeaseId(77), OTHER, NODE, 1, vec![], bench.now, &mut bench.out);
     assert_eq!(bench.effects(), [Effect::Node(ToNode::LeaseReturn { lease: LeaseId(77), reusable: true, node: NODE })]);
+}
+
+#[test]
+fn a_lease_that_is_granted_twice_is_one() {
+    let mut bench = Bench::new();
+    let f = bench.function(0);
+    let [first, second] = [bench.submit(f), bench.submit(f)];
+    bench.effects();
+    bench.lend(1, WORKER);
+    bench.lend(1, WORKER);
+    assert_eq!(bench.pushes(), [(WORKER, first)]);
+    // What runs there is still known: its worker's end is its own.
+    bench.owner.handle_process_gone(WORKER, "killed", Death::Crashed, bench.now, &mut bench.out);
+    assert_eq!(bench.error(first), ErrorCode::WorkerCrashed);
+    assert!(bench.value(second).is_none());
+}
+
+#[test]
+fn a_lease_of_which_nothing_was_heard_goes_back_when_it_is_wanted() {
+    let mut bench = Bench::new();
+    bench.owner.handle_lease_reclaim(LeaseId(7), false, NODE, bench.now, &mut bench.out);
+    assert_eq!(bench.effects(), []);
+    bench.owner.handle_lease_reclaim(LeaseId(7), true, NODE, bench.now, &mut bench.out);
+    assert_eq!(bench.effects(), [Effect::Node(ToNode::LeaseReturn { lease: LeaseId(7), reusable: true, node: NODE })]);
+}
+
+#[test]
+fn a_worker_that_is_known_to_have_ended_is_given_nothing() {
+    let mut bench = Bench::new();
+    let f = bench.function(0);
+    let task = bench.submit(f);
+    bench.owner.handle_process_gone(WORKER, "killed", Death::Crashed, bench.now, &mut bench.out);
+    bench.effects();
+    bench.lend(1, WORKER);
+    // Nobody would be told of its end again: another one is asked for.
+    assert_eq!(bench.effects(), [Effect::Node(ToNode::LeaseDemand { class: bench.class, count: 1 })]);
+    bench.lend(2, OTHER);
+    assert_eq!(bench.pushes(), [(OTHER, task)]);
 }
 
 #[test]

@@ -80,7 +80,12 @@ class SegmentOrphaned(Message, frozen=True):
 
 
 class Announced(Message, frozen=True):
-    """The node that returns has said all; what it had said before and was not heard follows."""
+    """The node that returns has said all; what it had said before and does not know to be heard follows.
+
+    `first` is how many of its messages were heard, as it knows. A control service that heard more leaves those out.
+    """
+
+    first: int = 0
 
 
 class MemberJoined(Message, frozen=True):
@@ -118,23 +123,25 @@ class MemberSaid(Message, frozen=True):
     body: bytes
 
 
-class ToMembers(Message, frozen=True):
-    """A frame for members of other nodes. Those that are not known are left out."""
+class ToMember(Message, frozen=True):
+    """A frame for a member of another node, if that is known. `serial`: see `_node.relay`."""
 
-    procs: tuple[int, ...]
+    proc: int
     kind: int
     corr: int
     body: bytes
+    serial: int = 0
 
 
 class ToOtherNode(Message, frozen=True):
-    """A member's message that is for the manager of another node, as it came."""
+    """A member's message that is for the manager of another node, as it came. `serial`: see `_node.relay`."""
 
     node: int
     proc: int
     kind: int
     corr: int
     body: bytes
+    serial: int = 0
 
 
 class ActorPlaced(Message, frozen=True):
@@ -267,7 +274,7 @@ class Nodes(Message, frozen=True):
 
 
 class Heard(Message, frozen=True):
-    """This many of the node's messages since its last `Announced` or `NodeHello` need not be said again.
+    """This many of the node's messages, counted from its first `NodeHello`, need not be said again.
 
     Those that say how things are just now (`NEWS`) are not counted.
     """
@@ -276,21 +283,28 @@ class Heard(Message, frozen=True):
 
 
 class Deliver(Message, frozen=True):
-    """A frame for members of the receiving node. Those that have gone meanwhile are left out."""
+    """A frame for members of the receiving node. Those that have gone meanwhile are left out.
+
+    `source` and `serial`: the node that says it, and how that has numbered it (`ToMember`); 0 for the control service.
+    """
 
     procs: tuple[int, ...]
     kind: int
     corr: int
     body: bytes
+    source: int = 0
+    serial: int = 0
 
 
 class FromMember(Message, frozen=True):
-    """A message of another node's member, for the receiving node's manager."""
+    """A message of another node's member, for the receiving node's manager. `source` and `serial` as in `Deliver`."""
 
     proc: int
     kind: int
     corr: int
     body: bytes
+    source: int = 0
+    serial: int = 0
 
 
 class PlaceActor(Message, frozen=True):
@@ -488,7 +502,7 @@ TO_CONTROL: Final[dict[int, type[Message]]] = {
     129: MemberJoined,
     130: MemberGone,
     131: MemberSaid,
-    132: ToMembers,
+    132: ToMember,
     133: ToOtherNode,
     134: ActorPlaced,
     135: ActorUnplaceable,

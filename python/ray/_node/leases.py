@@ -734,7 +734,7 @@ class LeaseTable(Machine):
         for lease in fairness.needless_reclaims(blocked, self._ended_by_owners(), self.ledger):
             lease.reclaimed = lease.kept = False
             self._kept -= 1
-            self._emit(Send(lease.owner, LeaseReclaim(lease.id, wanted=False)))
+            self._emit(Send(lease.owner, LeaseReclaim(lease.id, wanted=False, node=self._node)))
 
     def _on_worker_gone(self, event: WorkerGone, now: float) -> None:
         lease = self._by_proc.get(event.proc)
@@ -837,7 +837,7 @@ class LeaseTable(Machine):
         if lease.reclaimed:
             return False
         lease.reclaimed = True
-        self._emit(Send(lease.owner, LeaseReclaim(lease.id)))
+        self._emit(Send(lease.owner, LeaseReclaim(lease.id, wanted=True, node=self._node)))
         return True
 
     # ------------------------------------------------------------------ reasons

@@ -40,6 +40,7 @@ from ray._node.memory import MemoryWatch
 from ray._node.memory_victims import Tenant
 from ray._node.processes import DiedElsewhere, ProcessEnded, ProcessTable
 from ray._node.pulls import PullTable
+from ray._node.relay import Relay
 from ray._node.resources import Ledger
 from ray._node.segments import SegmentTable
 from ray._node.spill_settings import SpillSettings
@@ -197,6 +198,7 @@ class NodeManager:
         self.processes = ProcessTable(validate=validate)
         self.requests = requests.RequestTable(self)
         self.fence = Fence(validate=validate)
+        self.relay = Relay()
         self.memory = MemoryWatch(
             settings=facts.memory,
             place=f"node {facts.name or facts.hostname} ({facts.address or facts.host})",
@@ -364,7 +366,7 @@ class NodeManager:
             case Request():
                 self._on_request(frame, message)
             case LeaseReturn() | LeaseKept() | SegmentClaims() | BlocksFreed() if self._is_for_other(message.node):
-                self._to_control(messages.ToOtherNode(message.node, frame.proc, frame.kind, frame.corr, frame.body))
+                self._to_control(self.relay.to_node(message.node, frame.proc, frame.kind, frame.corr, frame.body))
             case WhereIsNode():
                 self._on_where_is(frame, message)
             case _:
@@ -429,7 +431,7 @@ class NodeManager:
             self._out.append(send)
         else:
             kind = KINDS[type(send.message)]
-            self._to_control(messages.ToMembers((send.to,), kind, send.corr, encode(send.message)))
+            self._to_control(self.relay.to_member(send.to, kind, send.corr, encode(send.message)))
 
     def _on_tick(self, tick: Tick, now: float) -> None:
         for machine in self._machines:
@@ -513,7 +515,7 @@ class NodeManager:
                 self._subscribed.setdefault(frame.proc, {})[message.actor] = None
 
     def announcement(self) -> list[Message]:
-        """What is on this node."""
+        """What is on this node. `Announced` is to follow."""
         said: list[Message] = [msgspec.structs.replace(self.facts.hello(), returns=True)]
         said += [messages.MemberJoined(x.proc, x.role, x.pid, x.job) for x in self.processes.all()]
         for proc, hosted in self._hosted.items():
@@ -523,7 +525,7 @@ class NodeManager:
                 )
         for proc, actors in self._subscribed.items():
             said.append(messages.MemberSubscribes(proc, list(actors)))
-        return [*said, messages.Announced()]
+        return said
 
     def say_demands_again(self, now: float) -> list[Effect]:
         """What the control service knew of this node, and what may have been lost between members and this node."""
@@ -548,6 +550,7 @@ class NodeManager:
             listed = {entry.node: None for entry in message.joined}
             reason = "it was lost while this node had no connection to the head"
             gone += [(node, f"node {node:016x} is lost: {reason}") for node in self.nodes if node not in listed]
+        self.relay.forget(node for node, _ in gone)
         for node, reason in gone:
             self.nodes.pop(node, None)
             self._tell(self.pulls, events.PeerLeft(node), now)
@@ -567,6 +570,8 @@ class NodeManager:
         self._out.append(Send(frame.proc, told))
 
     def _on_deliver(self, message: messages.Deliver, now: float) -> None:
+        if self.relay.is_repeated(message):
+            return
         if message.kind in (KIND_LEASE_GRANTED, KIND_LEASE_FAILED):
             told = decode(message.kind, message.body)
             for proc in message.procs:
@@ -585,7 +590,8 @@ class NodeManager:
 
     def _on_from_member(self, message: messages.FromMember, now: float) -> None:
         # The sender's own node has decoded it already.
-        self._queue.append(Received(message.proc, decode(message.kind, message.body), message.corr))
+        if not self.relay.is_repeated(message):
+            self._queue.append(Received(message.proc, decode(message.kind, message.body), message.corr))
 
     def _on_place_actor(self, message: messages.PlaceActor, now: float) -> None:
         self._queue.append(lease_records.ActorDemand(message))

@@ -255,7 +255,7 @@ class WorkerNode:
         self._kept: deque[Message] = deque()
         """What was said and not heard, in order."""
         self._kept_from = 0
-        """How much of what was said since the last greeting was heard."""
+        """How much of what was ever said was heard."""
         self._links: dict[int, None] = {}
         """Other nodes that are connected, for what nodes say to each other. Their loss is the head's to notice."""
 
@@ -351,13 +351,13 @@ class WorkerNode:
     def _on_found(self, node: int, address: str, now: float) -> list[Effect]:
         """Say what is here, and then again what was not heard."""
         self.head, self._seeking = node, False
-        self._kept_from = 0
         self.manager.fence.greet(now)
         said = list(self._kept)
         out: list[Effect] = []
         out.append(events.KnowNode(node, address))
         out.append(Log(f"a head was found at {address}: node {node:016x}"))
         out += [ToNode(node, message) for message in self.manager.announcement()]
+        out.append(ToNode(node, messages.Announced(self._kept_from)))
         out += [ToNode(node, message) for message in said]
         for effect in self.manager.say_demands_again(now):
             if isinstance(effect, events.ToControl):

@@ -89,8 +89,8 @@ impl Core {
                 let State { owner, out, .. } = state;
                 owner.handle_lease_granted(ClassId(class), lease, worker, node, pid, gpu_ids, now, out);
             }
-            FromNode::LeaseReclaim { lease, wanted } => {
-                state.owner.handle_lease_reclaim(lease, wanted, now, &mut state.out);
+            FromNode::LeaseReclaim { lease, wanted, node } => {
+                state.owner.handle_lease_reclaim(lease, wanted, node, now, &mut state.out);
             }
             FromNode::Pressure { pressed } => state.owner.handle_pressure(pressed, now, &mut state.out),
             FromNode::WorkerDied { proc, .. } if self.is_connected(proc) => {
