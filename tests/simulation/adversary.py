@@ -73,7 +73,7 @@ class Adversary:
         self._driver_serial = 0
         self._key_serial = 0
         self._actor_cpus = 0
-        """CPUs that actors may hold in all, so that tasks find room beside them."""
+        """CPUs that actors hold in all. They are few, so that tasks find room beside them."""
         self._working = True
         self._faulty = True
 
@@ -219,7 +219,8 @@ class Adversary:
 
     def _create(self, driver: Driver) -> None:
         run: dict[str, int] = {}
-        if self._actor_cpus < 2 and self._random.random() < 0.3:
+        # What is bound to a node would wait for ever if actors had the room there.
+        if "node" not in self.options.strategies and self._actor_cpus < 2 and self._random.random() < 0.3:
             self._actor_cpus += 1
             run = {"CPU": UNIT}
         taken = self.options.names and self._random.random() < 0.5

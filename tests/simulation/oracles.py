@@ -50,9 +50,9 @@ class Oracle:
     # ------------------------------------------------------------------ what happens
 
     def granted(self, node: SimulatedNode, owner: int, grant: p.LeaseGranted) -> None:
-        """A node lends a worker."""
+        """A node lends a worker, or says so after a while without a head, when that may have ended."""
         driver = self._cluster.drivers[owner]
-        if driver.alive and grant.lease not in self._by_lease:
+        if driver.alive and self._cluster.lives(grant.proc) and grant.lease not in self._by_lease:
             self._take(Use(node, owner, grant.proc, grant.lease, driver.work[grant.class_id].demand))
 
     def began(self, worker: Worker) -> None:

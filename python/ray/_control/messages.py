@@ -79,6 +79,16 @@ class SegmentOrphaned(Message, frozen=True):
     lessee: int
 
 
+class LendsTo(Message, frozen=True):
+    """Of a node that returns: members of other nodes for whom it has leases, or is to have some.
+
+    Those that are not known are told to it as `DeathsElsewhere`, once it is known who has come back: their end may have
+    been told while it had no connection, or they have ended together with the head.
+    """
+
+    owners: list[int]
+
+
 class Announced(Message, frozen=True):
     """The node that returns has said all; what it had said before and does not know to be heard follows.
 
@@ -519,6 +529,7 @@ TO_CONTROL: Final[dict[int, type[Message]]] = {
     210: Announced,
     192: BundlesPrepared,
     193: BundlesRefused,
+    213: LendsTo,
     211: SegmentOrphaned,
 }
 

@@ -194,6 +194,11 @@ class LeaseTable(Machine):
         lease = self._by_proc.get(proc)
         return (lease.owner, lease.id) if lease is not None and lease.owner != ACTORS else (0, 0)
 
+    def owners(self) -> set[int]:
+        """For whom there are leases, or are to be some, but for actors and groups."""
+        keys = [*(lease.key for lease in self._leases.values()), *self._wants]
+        return {owner for owner, _ in keys if owner not in (ACTORS, GROUPS)}
+
     def held(self) -> Iterator[Lease]:
         """Leases with a worker, in the order in which they were asked for."""
         return (lease for lease in self._leases.values() if lease.held)

@@ -233,7 +233,7 @@ class NodeManager:
             messages.FromMember: self._on_from_member,
             messages.PlaceActor: self._on_place_actor,
             messages.WithdrawActor: lambda m, now: self._queue.append(lease_records.ActorWithdrawn(m.actor)),
-            messages.PlaceLeases: lambda m, now: self._tell(self.leases, lease_records.LeasesPlaced(m), now),
+            messages.PlaceLeases: self._on_place_leases,
             messages.WithdrawLeases: lambda m, now: self._tell(self.leases, lease_records.GuestWithdrawn(m), now),
             messages.PlacedElsewhere: lambda m, now: self._tell(self.leases, lease_records.Elsewhere(m), now),
             messages.Hopeless: lambda m, now: self._tell(self.leases, lease_records.NowHopeless(m), now),
@@ -525,6 +525,8 @@ class NodeManager:
                 )
         for proc, actors in self._subscribed.items():
             said.append(messages.MemberSubscribes(proc, list(actors)))
+        if owners := sorted(owner for owner in self.leases.owners() if self.processes.get(owner) is None):
+            said.append(messages.LendsTo(owners))
         return said
 
     def say_demands_again(self, now: float) -> list[Effect]:
@@ -595,6 +597,12 @@ class NodeManager:
 
     def _on_place_actor(self, message: messages.PlaceActor, now: float) -> None:
         self._queue.append(lease_records.ActorDemand(message))
+
+    def _on_place_leases(self, message: messages.PlaceLeases, now: float) -> None:
+        if self.processes.has_ended(message.owner):
+            # Its end and this order have crossed: the order counts as heard, and nothing is lent.
+            message = msgspec.structs.replace(message, count=0)
+        self._tell(self.leases, lease_records.LeasesPlaced(message), now)
 
     def _on_job_changed(self, message: messages.JobChanged, now: float) -> None:
         self.jobs[message.job] = JobFacts(message.job, message.driver, message.config)
