@@ -32,7 +32,7 @@ OTHER_NAMES = {"class": "class_id", "worker": "proc", "code": "exit_code", "left
 TYPES = {
     "u8": int, "u32": int, "u64": int, "i32": int, "i64": int, "bool": bool, "String": str, "ByteBuf": bytes,
     "Vec<u32>": list[int], "Vec<String>": list[str],
-    "Vec<(u64, String)>": list[tuple[int, str]],
+    "Vec<(u64, String)>": list[tuple[int, str]], "SpilledBlocks": list[tuple[bytes, int, int, int]],
 }  # fmt: skip
 
 

@@ -35,6 +35,9 @@ class CoreClosed(ConnectionError):
 class StoreFull(MemoryError):
     """The object store has no room for a value."""
 
+class DiskFull(StoreFull):
+    """Neither the object store nor the disk has room for a value."""
+
 @final
 class ObjectRef(Generic[R]):
     """A reference to a value, counted while this object lives."""
@@ -311,7 +314,8 @@ class NodeCore:
     def poll(self, timeout: float | None) -> list[tuple[Any, ...]]:
         """Waits for events, at most `timeout` seconds. Each is one of
         ("frame", proc, kind, corr, body), ("joined", proc, role, pid), ("left", proc, reason, ended), ("fd", token),
-        ("pulled", ticket, error or "", [(node, refused, error) of each source that failed], bytes).
+        ("pulled", ticket, error or "", [(node, refused, error) of each source that failed], bytes),
+        ("written", ticket, kind of failure or "", error), ("restored", ticket, kind of failure or "", error).
         `ended`: the peer closed the connection, as the end of its process does; otherwise it broke.
         """
     def address(self) -> str | None:
@@ -344,6 +348,18 @@ class NodeCore:
         """Begins to pull a block; its end is an event of `poll`. ValueError for an address that is none."""
     def cancel_pull(self, ticket: int) -> None:
         """Ends a pull soon; its event still comes."""
+    def write_spill(
+        self,
+        ticket: int,
+        path: str,
+        pieces: Sequence[tuple[bytes, int, str, int, int, int]],
+        capacity_share: float,
+    ) -> None:
+        """Begins to write a spill file of pieces (object, segment's descriptor or -1, path of another spill file,
+        offset, length, place in the file); its end is an event of `poll`.
+        """
+    def read_spill(self, ticket: int, path: str, name: bytes, at: int, length: int, fd: int) -> None:
+        """Begins to read a spilled value into the start of a segment; its end is an event of `poll`."""
     def close(self) -> None: ...
 
 def discover(address: str, token: bytes, timeout_s: float, tls: bool | None = None) -> tuple[int, int, int, bool]:

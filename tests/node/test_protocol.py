@@ -38,11 +38,13 @@ TABLE = """
 84 WhereIsNode node
 85 Pull object node segment offset len prefetch
 86 PullReleased object
+87 Spill owner blocks
+88 SpillReleased spill node
 96 LeaseGranted class_id lease proc node pid gpu_ids
 97 LeaseReclaim lease wanted node
 98 WorkerDied proc lease cause exit_code intended oom retry
 99 SegmentGranted segment size
-100 SegmentDenied message kept
+100 SegmentDenied message kept why
 101 SegmentMapped segment size lessee
 102 SegmentTrim bytes
 103 SegmentAdopted segment node lessee
@@ -61,6 +63,8 @@ TABLE = """
 116 Describe what limit
 117 Described what total rows
 118 TaskEvents batch
+119 SpillWanted bytes
+120 Spilled owner blocks
 """
 
 

@@ -6,6 +6,7 @@ use skate_core::node_wire as wire;
 use skate_proto::ids::{ActorId, LeaseId, NodeKey, ObjectId, ProcId, SegmentId, TaskId};
 use skate_proto::leases::ClassSpec;
 use skate_proto::location::Location;
+use skate_proto::spilling::Offered;
 
 const GOLDEN: &str = include_str!("../../../tests/golden/wire.txt");
 const OBJECT: ObjectId = ObjectId { task: TaskId { node: NodeKey(1), proc: ProcId(2), seq: 3 }, index: 4 };
@@ -44,6 +45,8 @@ fn what_is_sent_to_the_node_is_as_agreed() {
         ("BlocksFreed", wire::BLOCKS_FREED, wire::blocks_freed(SegmentId(5), &[64, 4096], NodeKey(6))),
         ("Pull", wire::PULL, wire::pull(OBJECT, &LOCATION, true)),
         ("PullReleased", wire::PULL_RELEASED, wire::pull_released(OBJECT)),
+        ("Spill", wire::SPILL, wire::spill(ProcId(2), &[Offered { object: OBJECT, serial: 7, from: LOCATION }])),
+        ("SpillReleased", wire::SPILL_RELEASED, wire::spill_released(SegmentId(SegmentId::SPILLED + 1), 6)),
         ("ActorKill", wire::ACTOR_KILL, wire::actor_kill(ACTOR, true)),
         ("ActorExit", wire::ACTOR_EXIT, wire::actor_exit(ACTOR, 2, "bye")),
         ("Described", wire::DESCRIBED, wire::described(1, 3, &[0x91, 0xc0])),
@@ -64,9 +67,14 @@ fn what_comes_from_the_node_is_understood() {
         ),
         ("WorkerDied", "WorkerDied { proc: ProcId(5), cause: \"gone\", death: EvictedAlone }"),
         ("SegmentGranted", "SegmentGranted { segment: SegmentId(5), size: 4194304 }"),
-        ("SegmentDenied", "SegmentDenied { message: \"full\", kept: true }"),
+        ("SegmentDenied", "SegmentDenied { message: \"full\", kept: true, why: DiskFull }"),
         ("Pulled", "Pulled { segment: SegmentId(5), size: 4194304, offset: 64 }"),
         ("SegmentAdopted", "SegmentAdopted { segment: SegmentId(5), node: NodeKey(6), lessee: ProcId(11) }"),
+        ("SpillWanted", "SpillWanted { bytes: 4194304 }"),
+        (
+            "Spilled",
+            "Spilled { owner: ProcId(2), written: [Written { object: ObjectId { task: TaskId { node: NodeKey(1), proc: ProcId(2), seq: 3 }, index: 4 }, serial: 7, spill: Some(SegmentId(9223372036854775809)), len: 200000 }, Written { object: ObjectId { task: TaskId { node: NodeKey(1), proc: ProcId(2), seq: 3 }, index: 4 }, serial: 8, spill: None, len: 64 }] }",
+        ),
         ("SegmentMapped", "SegmentMapped { segment: SegmentId(5), size: 4194304 }"),
         (
             "ActorState",

@@ -6,7 +6,7 @@
 //!
 //! Invariants: a task is queued or running, never both; a blocked worker has no plain task queued.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use crate::describe::Unrun;
@@ -64,6 +64,8 @@ pub(crate) struct Running {
     /// Items that the consumer has taken, for back-pressure.
     items_taken: u32,
     consumer_gone: bool,
+    /// Arguments that it was told the places of.
+    deps: Box<[ObjectId]>,
 }
 
 /// Whom the shell must interrupt after a cancellation.
@@ -93,6 +95,8 @@ pub struct Executor {
     blocked: u32,
     /// Owners that were told that this worker is blocked.
     told_blocked: Vec<ProcId>,
+    /// Arguments of work that is here, which have left (or may leave) the places that it was told of.
+    evicted: BTreeSet<ObjectId>,
     pub is_actor: bool,
     pub is_async: bool,
     pub exiting: bool,
@@ -229,6 +233,7 @@ impl Executor {
     /// The next piece of work for a thread of `group`; it counts as running from now on.
     pub fn take(&mut self, group: &str, now_ns: u64) -> Option<Work> {
         let work = self.queues.get_mut(group)?.pop_front()?;
+        let deps = work.deps.iter().map(|(_, id, _)| *id).collect();
         let running = Running {
             owner: work.owner,
             def: work.def.clone(),
@@ -239,6 +244,7 @@ impl Executor {
             cancelled: false,
             items_taken: 0,
             consumer_gone: false,
+            deps,
         };
         self.running.insert(work.task, running);
         Some(work)
@@ -273,6 +279,27 @@ impl Executor {
     /// A running task ended without an answer of its own.
     pub fn left(&mut self, task: TaskId) {
         self.running.remove(&task);
+    }
+
+    /// The owner wants the place of an object forgotten: work that has it as an argument asks anew where it is.
+    pub fn forget_place(&mut self, object: ObjectId) {
+        let mut evicted = std::mem::take(&mut self.evicted);
+        evicted.insert(object);
+        evicted.retain(|object| self.uses(*object));
+        self.evicted = evicted;
+    }
+
+    /// Whether an argument is where the work that it came with says. What comes later with its right place may be
+    /// asked for in vain, too.
+    #[must_use]
+    pub fn knows_place(&self, object: ObjectId) -> bool {
+        !self.evicted.contains(&object)
+    }
+
+    /// Whether a piece of work here, queued or running, was told where this object is.
+    fn uses(&self, object: ObjectId) -> bool {
+        let queued = self.queues.values().flatten().any(|work| work.deps.iter().any(|(_, id, _)| *id == object));
+        queued || self.running.values().any(|running| running.deps.contains(&object))
     }
 
     /// The references that a piece of work counts, to release when it is dropped.

@@ -20,5 +20,6 @@ pub mod msg;
 pub mod objects;
 pub mod owner;
 pub mod payload;
+pub mod spilling;
 pub mod streams;
 pub mod tasks;

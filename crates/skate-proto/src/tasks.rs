@@ -379,6 +379,7 @@ impl Owner {
         self.objects.hand_over(&args.refs, to, out);
         let mut deps = Vec::with_capacity(dep_ids.len());
         for (slot, id) in dep_ids {
+            self.objects.touch(id);
             let value = self.objects.value(id).cloned().expect("a started task has all its arguments");
             self.objects.hand_over(value.refs(), to, out);
             // The reader of a stored argument holds the object itself, which keeps the block.

@@ -73,6 +73,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<template::Template>()?;
     module.add("CoreClosed", module.py().get_type::<errors::CoreClosed>())?;
     module.add("StoreFull", module.py().get_type::<errors::StoreFull>())?;
+    module.add("DiskFull", module.py().get_type::<errors::DiskFull>())?;
     module.add_function(wrap_pyfunction!(refs::_rebuild_ref, module)?)?;
     module.add_function(wrap_pyfunction!(random_id, module)?)?;
     module.add_function(wrap_pyfunction!(memfd, module)?)?;

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
-use skate_core::core::{Core, INLINE_ANSWER_BYTES_MAX};
+use skate_core::core::{Core, CoreError, INLINE_ANSWER_BYTES_MAX};
 use skate_proto::executor::{Work, WorkKind};
 use skate_proto::ids::{ObjectId, TaskId};
 use skate_proto::msg::{Returns, Slot};
@@ -17,6 +17,7 @@ use skate_proto::payload::{ErrorCode, Payload, TAG_ERROR_PICKLE, TEXT_BYTES_MAX,
 
 use crate::Hooks;
 use crate::core::waiting;
+use crate::errors::NotYourTurn;
 use crate::refs::ObjectRef;
 use crate::value::{Bytes, Serialized};
 
@@ -66,6 +67,8 @@ pub(crate) struct Task {
     answered: Mutex<bool>,
     /// The counts that came with the work have been given back.
     forgotten: AtomicBool,
+    /// The argument for which there was no room.
+    refused: Mutex<Option<ObjectId>>,
 }
 
 impl Task {
@@ -79,6 +82,7 @@ impl Task {
             stream_error: Mutex::new(None),
             answered: Mutex::new(false),
             forgotten: AtomicBool::new(false),
+            refused: Mutex::new(None),
         }
     }
 
@@ -100,6 +104,29 @@ impl Task {
         Ok(())
     }
 
+    fn gather<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyTuple>, Bound<'py, PyDict>)> {
+        let whole = self.work.deps.iter().find(|(slot, ..)| *slot == Slot::Whole);
+        let bytes = match whole {
+            Some((_, id, value)) => self.bytes_of(py, *id, value)?,
+            None => Bytes::of_blob(&self.work.args.data),
+        };
+        let (mut positional, keywords) = bytes.load_args(py, self.hooks.get())?;
+        let keywords = keywords.unwrap_or_else(|| PyDict::new(py));
+        for (slot, id, value) in &self.work.deps {
+            match slot {
+                Slot::Whole => {}
+                Slot::Keyword(name) => keywords.set_item(name, self.value_of(py, *id, value)?)?,
+                Slot::Position(at) => {
+                    let place = positional
+                        .get_mut(*at as usize)
+                        .ok_or_else(|| PyValueError::new_err("an argument's position is out of range"))?;
+                    *place = self.value_of(py, *id, value)?;
+                }
+            }
+        }
+        Ok((PyTuple::new(py, positional)?, keywords))
+    }
+
     fn value_of<'py>(&self, py: Python<'py>, id: ObjectId, value: &Value) -> PyResult<Bound<'py, PyAny>> {
         self.bytes_of(py, id, value)?.load(py, self.hooks.get(), Some(id))
     }
@@ -108,7 +135,14 @@ impl Task {
         match value {
             Value::Inline(payload) => Ok(Bytes::of_blob(&payload.data)),
             Value::Stored { location, .. } => {
-                let fetched = waiting(py, || self.core.get_at(id, *location))?;
+                let get = || {
+                    self.core.get_at(id, *location).inspect_err(|error| {
+                        if let CoreError::NotYourTurn(object) = error {
+                            *self.refused.lock() = Some(*object);
+                        }
+                    })
+                };
+                let fetched = waiting(py, get)?;
                 Bytes::of_fetched(&self.core, fetched)
             }
         }
@@ -236,27 +270,20 @@ impl Task {
         self.work.owner.0
     }
 
+    /// Tasks that each have some of their arguments in memory and wait for room for the others might wait for each
+    /// other: all but one let go then, and begin anew.
     fn arguments<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyTuple>, Bound<'py, PyDict>)> {
-        let whole = self.work.deps.iter().find(|(slot, ..)| *slot == Slot::Whole);
-        let bytes = match whole {
-            Some((_, id, value)) => self.bytes_of(py, *id, value)?,
-            None => Bytes::of_blob(&self.work.args.data),
-        };
-        let (mut positional, keywords) = bytes.load_args(py, self.hooks.get())?;
-        let keywords = keywords.unwrap_or_else(|| PyDict::new(py));
-        for (slot, id, value) in &self.work.deps {
-            match slot {
-                Slot::Whole => {}
-                Slot::Keyword(name) => keywords.set_item(name, self.value_of(py, *id, value)?)?,
-                Slot::Position(at) => {
-                    let place = positional
-                        .get_mut(*at as usize)
-                        .ok_or_else(|| PyValueError::new_err("an argument's position is out of range"))?;
-                    *place = self.value_of(py, *id, value)?;
+        loop {
+            match self.gather(py) {
+                Err(error) if error.is_instance_of::<NotYourTurn>(py) => {
+                    let refused = self.refused.lock().take();
+                    if let Some(object) = refused {
+                        waiting(py, || self.core.await_turn(object, None))?;
+                    }
                 }
+                gathered => return gathered,
             }
         }
-        Ok((PyTuple::new(py, positional)?, keywords))
     }
 
     /// Whether the results, or an error, were sent: an exception that comes later is not the task's.

@@ -43,6 +43,8 @@ from ray._node.pulls import PullTable
 from ray._node.relay import Relay
 from ray._node.resources import Ledger
 from ray._node.segments import SegmentTable
+from ray._node.spill_settings import SpillSettings
+from ray._node.spills import SpillTable
 from ray._node.workers import WorkerPool
 from ray._protocol import (
     ACTOR_DEAD,
@@ -95,6 +97,7 @@ class NodeFacts(msgspec.Struct, frozen=True):
     session_dir: str = ""
     labels: dict[str, str] = {}
     memory: MemorySettings = MemorySettings()
+    spilling: SpillSettings = SpillSettings()
     python: str = ""
     client: bool = False
 
@@ -182,8 +185,16 @@ class NodeManager:
         cpus = facts.resources.get("CPU", 0) // UNIT
         self.leases = LeaseTable(node=facts.node, ledger=ledger, new_id=new_id, validate=validate)
         self.pool = WorkerPool(new_id=new_id, idle_limit=max(cpus, 1), validate=validate)
-        self.segments = SegmentTable(node=facts.node, capacity=facts.object_store_memory, validate=validate)
+        self.segments = SegmentTable(
+            node=facts.node,
+            capacity=facts.object_store_memory,
+            high_water_share=facts.spilling.high_water_share if facts.spilling.enabled else 0.0,
+            validate=validate,
+        )
         self.pulls = PullTable(node=facts.node, validate=validate)
+        self.spills = SpillTable(
+            node=facts.node, capacity=facts.object_store_memory, enabled=facts.spilling.enabled, validate=validate
+        )
         self.processes = ProcessTable(validate=validate)
         self.requests = requests.RequestTable(self)
         self.looks = looks.LookTable(self)
@@ -209,6 +220,7 @@ class NodeManager:
             self.leases,
             self.segments,
             self.pulls,
+            self.spills,
             self.processes,
             self.requests,
             self.looks,
@@ -398,7 +410,17 @@ class NodeManager:
 
     def _counts(self) -> dict[str, int]:
         counts: dict[str, int] = {}
-        for table in (self.pool, self.leases, self.segments, self.pulls, self.processes, self.fence, self.memory):
+        tables = (
+            self.pool,
+            self.leases,
+            self.segments,
+            self.pulls,
+            self.spills,
+            self.processes,
+            self.fence,
+            self.memory,
+        )
+        for table in tables:
             counts.update(table.statistics())
         return counts
 
@@ -434,7 +456,7 @@ class NodeManager:
         self._to_control(messages.MemberJoined(event.proc, event.role, event.pid, job))
         if event.role == ROLE_TOOL:
             return  # it asks and looks, but owns nothing
-        for machine in (self.segments, self.leases, self.pool):
+        for machine in (self.segments, self.spills, self.leases, self.pool):
             self._tell(machine, joined, now)
 
     def _on_core_left(self, event: CoreLeft, now: float) -> None:
@@ -476,7 +498,8 @@ class NodeManager:
     def _process_left(self, proc: int, now: float) -> None:
         self._subscribed.pop(proc, None)
         left = ProcessLeft(proc)
-        for machine in (self.leases, self.segments, self.pulls, self.processes, self.requests, self.looks):
+        machines = (self.leases, self.segments, self.pulls, self.spills, self.processes, self.requests, self.looks)
+        for machine in machines:
             self._tell(machine, left, now)
 
     # ------------------------------------------------------------------ for a control service that knows nothing yet
@@ -606,7 +629,7 @@ class NodeManager:
     def _on_deaths_elsewhere(self, message: messages.DeathsElsewhere, now: float) -> None:
         self._tell(self.processes, DiedElsewhere(message.dead), now)
         for proc, _ in message.dead:
-            for machine in (self.leases, self.segments):
+            for machine in (self.leases, self.segments, self.spills):
                 self._tell(machine, ProcessLeft(proc), now)
 
     def _on_are_you_alive(self, message: messages.AreYouAlive, now: float) -> None:

@@ -29,6 +29,7 @@ from ray._node.manager import CoreJoined, CoreLeft, FrameCame, Shutdown
 from ray._node.membership import Commit, Durable, Seek
 from ray._node.memory_reader import MemoryReader
 from ray._node.seeker import Seeker
+from ray._node.spill_files import SPILLED
 from ray._protocol import (
     DESCRIBE_NOTHING,
     KINDS,
@@ -62,6 +63,9 @@ LAST_RECORDS_S: Final = 0.5
 SIGTERM_CAME: Final = "SIGTERM"
 """How `Shell.run` says that somebody else wanted the node's end."""
 
+NO_SEGMENT: Final = -2
+"""Where the descriptor of a segment would stand that is not there."""
+
 LOG_BACKLOG_BYTES_MAX: Final = 8 << 20
 """Log lines for a driver that has this much unread are dropped rather than queued."""
 
@@ -84,6 +88,14 @@ class Core(Protocol):
         self, ticket: int, sources: Sequence[tuple[int, str, int, int]], length: int, segment: int, fd: int, offset: int
     ) -> None: ...
     def cancel_pull(self, ticket: int) -> None: ...
+    def write_spill(
+        self,
+        ticket: int,
+        path: str,
+        pieces: Sequence[tuple[bytes, int, str, int, int, int]],
+        capacity_share: float,
+    ) -> None: ...
+    def read_spill(self, ticket: int, path: str, name: bytes, at: int, length: int, fd: int) -> None: ...
     def close(self) -> None: ...
 
 
@@ -165,7 +177,12 @@ class Shell:
             events.CancelPull: lambda effect: self._core.cancel_pull(effect.ticket),
             events.ShareCopy: self._share_copy,
             events.ToPeer: self._tell_peer,
+            events.WriteSpill: self._write_spill,
+            events.ReadSpill: self._read_spill,
+            events.OfferSpill: self._offer_spill,
+            events.DeleteSpill: self._delete_spill,
         }
+        self._offered_spills: set[int] = set()
 
     # ------------------------------------------------------------------ the loop
 
@@ -245,6 +262,10 @@ class Shell:
                 self._on_fd(token)
             case ("pulled", int(ticket), str(error), list(failures), int(count)):
                 self._queue.append(events.PullDone(ticket, error, tuple(failures), count))
+            case ("written", int(file), str(kind), str(error)):
+                self._queue.append(events.SpillWritten(file, kind, error))
+            case ("restored", int(ticket), str(kind), str(error)):
+                self._queue.append(events.SpillRead(ticket, kind, error))
             case _:
                 log(f"the core reported something unknown: {event!r}")
         self._work()
@@ -502,6 +523,62 @@ class Shell:
         kind = peer_protocol.PEER_KINDS[type(effect.message)]
         self._core.send(effect.node, kind, 0, peer_protocol.encode(effect.message))
 
+    # ------------------------------------------------------------------ spill files
+
+    def _spill_path(self, file: int) -> str:
+        return f"{self._config.session_dir}/{session.SPILL_NAME}/{file & (SPILLED - 1):08x}.spill"
+
+    def _write_spill(self, effect: events.WriteSpill) -> None:
+        pieces = [
+            (piece.object, -1, self._spill_path(piece.source), piece.offset, piece.len, piece.at)
+            if piece.source >= SPILLED
+            else (piece.object, self._segments.get(piece.source, NO_SEGMENT), "", piece.offset, piece.len, piece.at)
+            for piece in effect.pieces
+        ]
+        try:
+            if any(fd == NO_SEGMENT for _, fd, *_ in pieces):
+                msg = "a value was offered that lies in no segment of this node"
+                raise ValueError(msg)
+            session.make_spill_dir(self._config.session_dir, self._config.spilling.directory)
+            path = self._spill_path(effect.file)
+            # What only moves out of files with garbage makes room on a disk, however full that is.
+            moves = all(piece.source >= SPILLED for piece in effect.pieces)
+            share = 1.0 if moves else self._config.spilling.capacity_share
+            self._core.write_spill(effect.file, path, pieces, share)
+        except (OSError, ValueError) as error:
+            self._queue.append(events.SpillWritten(effect.file, "io", str(error)))
+
+    def _read_spill(self, effect: events.ReadSpill) -> None:
+        try:
+            path, fd = self._spill_path(effect.file), self._segments[effect.segment]
+            self._core.read_spill(effect.ticket, path, effect.object, effect.at, effect.len, fd)
+        except (OSError, ValueError) as error:
+            self._queue.append(events.SpillRead(effect.ticket, "io", str(error)))
+
+    def _offer_spill(self, effect: events.OfferSpill) -> None:
+        if effect.file in self._offered_spills:
+            return
+        try:
+            fd = os.open(self._spill_path(effect.file), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            log(f"a spill file cannot be read for another node: {error}")
+            return
+        try:
+            size = os.fstat(fd).st_size
+            self._core.offer_segment(effect.file, fd, size, size)
+            self._offered_spills.add(effect.file)
+        finally:
+            os.close(fd)
+
+    def _delete_spill(self, effect: events.DeleteSpill) -> None:
+        if effect.file in self._offered_spills:
+            self._offered_spills.discard(effect.file)
+            self._core.withdraw_segment(effect.file)
+        try:
+            os.unlink(self._spill_path(effect.file))
+        except OSError as error:
+            log(f"a spill file cannot be deleted: {error}")
+
     # ------------------------------------------------------------------ the end
 
     def remove_at_end(self, path: str) -> None:
@@ -556,6 +633,7 @@ class Shell:
         self._history.close()
         if self._memory is not None:
             self._memory.close()
+        session.remove_spilled(self._config.session_dir)
         if self._ending:
             keep(self._config.session_dir)
         if self._ending and not self._keeps_logs:

@@ -108,7 +108,10 @@ impl Core {
     ) {
         self.step(|state, now| {
             self.note(state, work, &results, failure, now, run_ns);
-            let State { owner, executor, out, .. } = state;
+            let State { owner, executor, out, served, .. } = state;
+            if work.task.node.0 != self.node.0 && results.iter().any(is_stored) {
+                served.insert(work.owner, work.task.node);
+            }
             for value in &results {
                 owner.objects.hand_over(value.refs(), work.owner, out);
             }
@@ -119,7 +122,10 @@ impl Core {
     /// Sends one item of a stream.
     pub fn send_item(&self, work: &Work, index: u32, value: Value) {
         self.step(|state, _| {
-            let State { owner, out, .. } = state;
+            let State { owner, out, served, .. } = state;
+            if work.task.node.0 != self.node.0 && is_stored(&value) {
+                served.insert(work.owner, work.task.node);
+            }
             owner.objects.hand_over(value.refs(), work.owner, out);
             out.effects.push(Effect::Send {
                 to: work.owner,
@@ -215,4 +221,8 @@ impl Core {
     pub(super) fn own_actor(&self) -> Option<(ActorId, u32)> {
         self.state.lock().actor
     }
+}
+
+fn is_stored(value: &Value) -> bool {
+    matches!(value, Value::Stored { .. })
 }

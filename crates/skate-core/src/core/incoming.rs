@@ -66,7 +66,10 @@ impl Core {
                     let _ = self.store.free(segment, offset);
                 }
                 self.release_segments(&self.store.surplus());
+                self.room_was_made(state);
             }
+            Msg::Evict { objects } => owner.handle_evict(from, &objects, |object| executor.forget_place(object), out),
+            Msg::Spill { offered } => self.tell_node(node_wire::SPILL, 0, &node_wire::spill(from, &offered)),
             Msg::Because { question, reason } => self.answered(state, question, Answer::Reason(reason)),
             other => owner.handle_message(from, other, now, out),
         }
@@ -127,7 +130,9 @@ impl Core {
                 };
                 self.answered(state, corr, answer);
             }
-            FromNode::SegmentDenied { message, kept } => self.answered(state, corr, Answer::Denied { message, kept }),
+            FromNode::SegmentDenied { message, kept, why } => {
+                self.answered(state, corr, Answer::Denied { message, kept, why });
+            }
             FromNode::Reply { ok, body } => match state.promises.remove(&corr) {
                 Some((object, value)) => {
                     let kept = if ok { Ok(value) } else { Err(refusal(&body)) };
@@ -136,6 +141,8 @@ impl Core {
                 }
                 None => self.answered(state, corr, Answer::Reply { ok, body }),
             },
+            FromNode::SpillWanted { bytes } => self.make_room(state, bytes),
+            FromNode::Spilled { owner, written } => self.written(state, owner, written),
             FromNode::SegmentTrim { bytes } => self.release_segments(&self.store.take_empty(bytes)),
             // Results of the dead lessee may be on their way still: they are claims, too.
             FromNode::SegmentAdopted { lessee, .. } if !state.deferred.is_empty() || self.is_connected(lessee) => {
@@ -216,6 +223,7 @@ impl Core {
 
     pub(super) fn process_gone(&self, state: &mut State, proc: ProcId, cause: &str, death: Death, now: u64) {
         self.transport().drop_route(proc);
+        state.served.remove(&proc);
         let State { owner, executor, out, .. } = state;
         owner.handle_process_gone(proc, cause, death, now, out);
         let (counted, interrupted) = executor.handle_process_gone(proc);

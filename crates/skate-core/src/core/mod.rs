@@ -14,9 +14,10 @@ mod logs;
 mod looking;
 mod objects;
 mod requests;
+mod spilling;
 mod waiting;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -71,6 +72,12 @@ pub enum CoreError {
     #[error("{0}")]
     StoreFull(String),
     #[error("{0}")]
+    DiskFull(String),
+    /// The node had no room for a copy of this object, and wants what was gathered with it let go, so that others can
+    /// go on: [`Core::await_turn`] then, before all are asked for again.
+    #[error("others need the room in the object store first")]
+    NotYourTurn(ObjectId),
+    #[error("{0}")]
     Store(String),
     /// The node does not have the segment any more.
     #[error("{0}")]
@@ -97,6 +104,10 @@ struct State {
     adopted: Map<(NodeKey, SegmentId), usize>,
     /// Copies of values that lie on other nodes, by object.
     copies: copies::Copies,
+    /// Owners on other nodes for whom this process has allocated values.
+    served: BTreeMap<ProcId, NodeKey>,
+    /// Threads that wait for room in the store.
+    allocating: u32,
     /// The actor that this process is, and which of its lives.
     actor: Option<(ActorId, u32)>,
     closed: Option<String>,
@@ -167,6 +178,8 @@ impl Core {
             waiting_adoptions: Vec::new(),
             adopted: Map::default(),
             copies: copies::Copies::default(),
+            served: BTreeMap::new(),
+            allocating: 0,
             actor: None,
             closed: None,
             timer_armed: false,
@@ -350,6 +363,19 @@ impl Core {
         if let Some(object) = msg.for_owner_of() {
             self.route(object.owner(), object.task.node);
         }
+        match &msg {
+            Msg::Evict { objects } if !self.is_connected(to) => {
+                // It has the reference of somebody else, and perhaps the place, too. Where it lives is not known, so
+                // that a question might seem to go to somebody who has ended.
+                return state.owner.handle_evicted(to, &[], objects, &mut state.out);
+            }
+            Msg::Spill { offered } => {
+                if let Some(first) = offered.first() {
+                    self.route(to, first.from.node);
+                }
+            }
+            _ => {}
+        }
         let mut buffer = std::mem::take(&mut state.buffer);
         buffer.clear();
         let buffer = postcard::to_extend(&msg, buffer).expect("plain data always encodes");
@@ -384,6 +410,7 @@ impl Core {
             ToNode::ActorKill { actor, no_restart } => {
                 (node_wire::ACTOR_KILL, node_wire::actor_kill(actor, no_restart))
             }
+            ToNode::Spill { owner, offered } => (node_wire::SPILL, node_wire::spill(owner, &offered)),
             ToNode::PeerLost { proc } => (node_wire::PEER_LOST, node_wire::peer_lost(proc)),
         };
         self.tell_node(kind, 0, &body);
@@ -406,6 +433,7 @@ impl Core {
         all.push(("answers", (state.answers.len() + state.promises.len()) as u64));
         all.push(("deferred", (state.deferred.len() + state.waiting_adoptions.len()) as u64));
         all.push(("copied_objects", state.copies.len() as u64));
+        all.push(("spilling", state.owner.spilling() as u64));
         all.push(("adopted_segments", state.adopted.len() as u64));
         let (definitions, functions) = state.executor.known();
         all.push(("known_definitions", definitions as u64));
