@@ -36,6 +36,8 @@ class Oracle:
         self._cluster = cluster
         self._uses: dict[int, Use] = {}
         """By process."""
+        self._granted: dict[int, None] = {}
+        """Every lease there was: a grant may be said again, when it is over long since."""
         self._by_lease: dict[int, Use] = {}
         self._used: dict[int, dict[str, int]] = {}
         """What is held on each node."""
@@ -52,7 +54,10 @@ class Oracle:
     def granted(self, node: SimulatedNode, owner: int, grant: p.LeaseGranted) -> None:
         """A node lends a worker."""
         driver = self._cluster.drivers[owner]
-        if driver.alive and grant.lease not in self._by_lease:
+        if driver.alive and grant.lease not in self._granted:
+            self._granted[grant.lease] = None
+            if not self._cluster.lives(grant.proc):
+                return  # it waited for a head, and the worker has ended meanwhile
             self._take(Use(node, owner, grant.proc, grant.lease, driver.work[grant.class_id].demand))
 
     def began(self, worker: Worker) -> None:

@@ -222,6 +222,14 @@ class MemberTable(Machine):
         if self._deadlines.due(now):
             self._tell_all()
 
+    def tell_ended(self, node: int, procs: tuple[int, ...]) -> None:
+        """A node has come back and serves these: that one has ended it may not have heard, or only a head before."""
+        unknown = "it ended while the head was away"
+        died = [(proc, self._deaths.get(proc)) for proc in procs if proc not in self._members]
+        dead = [(proc, gone.cause if gone is not None else unknown) for proc, gone in died]
+        if dead:
+            self._emit(ToNode(node, DeathsElsewhere(dead)))
+
     def _tell_all(self) -> None:
         untold, self._untold = self._untold, {}
         self._deadlines.clear("tell")

@@ -225,6 +225,10 @@ class LeaseTable(Machine):
     def next_deadline(self) -> float | None:
         return earliest(self._deadlines.next(), self._waits.next_deadline())
 
+    def owners(self) -> list[int]:
+        """Who holds leases, or waits for some."""
+        return list(dict.fromkeys([*(lease.owner for lease in self._leases.values()), *self._turns]))
+
     def reclaim_all(self) -> list[int]:
         """Ask for every lease that is not known to be in use for good; the ids that were asked for, in order."""
         leases = [lease for lease in self._leases.values() if lease.held and lease.owner != ACTORS]
@@ -552,9 +556,7 @@ class LeaseTable(Machine):
             if not want.guest:
                 want.elsewhere = want.here = want.heard = want.told_heard = 0
                 want.told = -1
-        self._placed_serial = 0
-        self._reported = ({}, 0)
-        self._report_at = now
+        self._placed_serial, self._reported, self._report_at = 0, ({}, 0), now
         self._schedule(now)
 
     def _on_job_known(self, event: JobKnown, now: float) -> None:
