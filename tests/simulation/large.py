@@ -1,9 +1,9 @@
 """A very large cluster in virtual time, and what placing in it costs: ``make simulation``.
 
-Every node is a whole `NodeManager`, and all messages pass the codec. Drivers on as many nodes create actors, then queue
-tasks of a few classes, each of which needs a lease of its own; meanwhile nodes and workers are killed and connections
-reset, as the seed says. At last all leave. What nodes lend is checked at every grant; that actors live once and that
-names are unique, every `CHECK_EVERY` steps.
+Every node is a whole `NodeManager`, and all messages pass the codec. Drivers on as many nodes create actors, then
+queue tasks of a few classes, each of which needs a lease of its own; meanwhile nodes and workers are killed, as the
+seed says. At last all leave, unless `--placements` ends it before. What nodes lend is checked at every grant; that
+actors live once and that names are unique, every `CHECK_EVERY` steps.
 
 Time in here is virtual; what is printed is processor time of one thread that does the work of all nodes and of the
 head.
@@ -60,10 +60,7 @@ class Large:
         self._phase("tasks that were placed", self._placed, self._queue)
         if self.placements == self.tasks:
             self._phase("tasks that are done", lambda: self.tasks, lambda: self._all_done)
-        self._phase("nodes that are free again", lambda: self.nodes, self._leave)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        each = peak * 1024 / (self.nodes + 1)
-        print(f"peak memory {peak:,.0f} MB: {each:.0f} KB for each node with all that is on it")
+            self._phase("nodes that are free again", lambda: self.nodes, self._leave)
 
     def _phase(self, what: str, counted: Callable[[], int], act: Callable[[], Callable[[], bool]]) -> None:
         began, steps, at = time.process_time(), self.cluster.timeline.steps, self.cluster.timeline.now
@@ -77,9 +74,10 @@ class Large:
             raise AssertionError(what) from error
         seconds, count = time.process_time() - began, counted()
         steps = self.cluster.timeline.steps - steps
+        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(
             f"{count:>10,} {what:<26} {seconds:8.1f} s {count / seconds:10,.0f} /s {seconds / count * 1e6:8.0f} us each"
-            f" {steps:>12,} steps, {self.cluster.timeline.now - at:7.1f} s in there",
+            f" {steps:>12,} steps, peak {peak_mb:7,.0f} MB, {self.cluster.timeline.now - at:7.1f} s in there",
             flush=True,
         )
 
@@ -149,7 +147,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=1_000_000)
     parser.add_argument("--drivers", type=int, default=20)
     parser.add_argument("--faults", type=int, default=30)
-    parser.add_argument("--placements", type=int, default=0, help="go on when so many tasks were placed; 0: all")
+    parser.add_argument("--placements", type=int, default=0, help="stop when so many tasks were placed; 0: all")
     asked = parser.parse_args()
     # Nothing here makes cycles that must be found soon, and looking for them among millions of objects takes long.
     gc.freeze()

@@ -80,6 +80,7 @@ from ray._node.lease_records import (
     Want,
     guest,
     overflow,
+    refusal,
 )
 from ray._node.resources import is_cpu
 from ray._protocol import (
@@ -382,7 +383,11 @@ class LeaseTable(Machine):
         blocked = fairness.share_out(self._turns, self.ledger, self._start)
         if GROUPS in self._turns and self._finish_reservations():
             blocked = fairness.share_out(self._turns, self.ledger, self._start)
+        wants = len(self._wants)
         self._refuse_what_waits()
+        if len(self._wants) < wants:
+            # One that was refused may have held what was passed over so often, and others need it too.
+            blocked = fairness.share_out(self._turns, self.ledger, self._start)
         blocked = [want for want in blocked if want.key in self._wants and want.unmet > 0]
         if not any(want.passed_over >= want.patience for want in blocked):
             self._deadlines.clear("hold")
@@ -472,15 +477,7 @@ class LeaseTable(Machine):
             if want.starting >= STARTING_PER_DEMAND_MAX or not refused:
                 continue  # it has resources, and goes on when the first of them have workers
             self._report_now()
-            if want.bundles is not None:
-                order, why = want.bundles, self._why(want.key)
-                self._emit(ToControl(messages.BundlesRefused(order.group, order.attempt, why)))
-            elif want.owner == ACTORS:
-                assert isinstance(want.key[1], bytes)
-                self._emit(ToControl(messages.ActorRefused(want.key[1], want.incarnation, want.held_back)))
-            else:
-                refusal = messages.LeasesRefused(want.owner, want.class_id, refused, want.held_back)
-                self._emit(ToControl(refusal))
+            self._emit(ToControl(refusal(want, refused, self._why(want.key) if want.bundles is not None else "")))
             if want.guest:
                 want.count -= refused
                 self._cancel_surplus(want)
