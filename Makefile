@@ -31,8 +31,8 @@ chaos: $(VENV)/.built $(VENV)/.dev  ## minutes of networks and nodes that fail (
 	$(BIN)/python -m pytest tests -m chaos
 	SKATE_CHAOS_S=$${SKATE_CHAOS_S:-120} $(BIN)/python -m pytest tests/chaos --timeout=1200
 
-simulation: $(VENV)/.built $(VENV)/.dev  ## ten thousand nodes in virtual time: an hour, and some 10 GB of memory
-	$(BIN)/python -m tests.simulation.large
+simulation: $(VENV)/.built $(VENV)/.dev  ## ten thousand nodes in virtual time: minutes, and 2 GB of memory
+	$(BIN)/python -m tests.simulation.large --placements 170000
 
 bench: $(VENV)/.dev bench/.venv-ray/.installed  ## compare with Ray, side by side (installs Ray under bench/)
 	$(BIN)/maturin develop --release --quiet && touch $(VENV)/.built
