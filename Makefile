@@ -35,8 +35,8 @@ soak: $(VENV)/.dev  ## ten million tasks and 100,000 actors on three nodes: memo
 	$(BIN)/maturin develop --release --quiet && touch $(VENV)/.built
 	$(BIN)/python bench/soak.py
 
-simulation: $(VENV)/.built $(VENV)/.dev  ## ten thousand nodes in virtual time: an hour, and some 10 GB of memory
-	$(BIN)/python -m tests.simulation.large
+simulation: $(VENV)/.built $(VENV)/.dev  ## ten thousand nodes in virtual time: minutes, and 2 GB of memory
+	$(BIN)/python -m tests.simulation.large --placements 170000
 
 bench: $(VENV)/.dev bench/.venv-ray/.installed  ## compare with Ray, side by side (installs Ray under bench/)
 	$(BIN)/maturin develop --release --quiet && touch $(VENV)/.built

@@ -166,6 +166,8 @@ class Cluster:
         return self.nodes.get(int(address[1:].partition(":")[0]))
 
     def cut(self, node: SimulatedNode, seconds: float) -> None:
+        if self.timeline.now + seconds <= self._cut_until.get(node.key, 0.0):
+            return  # a shorter cut does not heal a longer one
         self._cut_until[node.key] = self.timeline.now + seconds
         for link in node.links.values():
             link.cut_for(seconds)

@@ -1,11 +1,12 @@
 """A very large cluster in virtual time, and what placing in it costs: ``make simulation``.
 
-Every node is a whole `NodeManager`, and all messages pass the codec. Drivers on as many nodes create actors, then queue
-tasks of a few classes, each of which needs a lease of its own; meanwhile nodes and workers are killed and connections
-reset, as the seed says. At last all leave. What nodes lend is checked at every grant; that actors live once and that
-names are unique, every `CHECK_EVERY` steps.
+Every node is a whole `NodeManager`, and all messages pass the codec. Drivers on as many nodes create actors, then
+queue tasks of a few classes, each of which needs a lease of its own; meanwhile nodes and workers are killed, as the
+seed says. At last all leave, unless `--placements` ends it before. What nodes lend is checked at every grant; that
+actors live once and that names are unique, every `CHECK_EVERY` steps.
 
-Time in here is virtual; what is printed is real time of one thread that does the work of all nodes and of the head.
+Time in here is virtual; what is printed is processor time of one thread that does the work of all nodes and of the
+head.
 """
 
 from __future__ import annotations
@@ -42,24 +43,27 @@ PATIENCE_S = 3600.0
 class Large:
     """One run."""
 
-    def __init__(self, seed: int, nodes: int, actors: int, tasks: int, drivers: int, faults: int) -> None:
+    def __init__(
+        self, seed: int, nodes: int, actors: int, tasks: int, drivers: int, faults: int, placements: int
+    ) -> None:
         self.seed, self.nodes, self.actors, self.tasks, self.faults = seed, nodes, actors, tasks, faults
+        self.placements = min(placements or tasks, tasks)
         self.cluster = Cluster(seed, validate=False, large=True)
         self.drivers: list[Driver] = []
+        self.works: list[Work] = []
         self._drivers = drivers
 
     def run(self) -> None:
         print(f"seed {self.seed}: {self.nodes:,} nodes of {CPUS} CPUs, {self.actors:,} actors, {self.tasks:,} tasks")
-        self._phase("nodes that have joined", self.nodes, self._join)
-        self._phase("actors that are alive", self.actors, self._create)
-        self._phase("tasks that are done", self.tasks, self._queue)
-        self._phase("nodes that are free again", self.nodes, self._leave)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        each = peak * 1024 / (self.nodes + 1)
-        print(f"peak memory {peak:,.0f} MB: {each:.0f} KB for each node with all that is on it")
+        self._phase("nodes that have joined", lambda: self.nodes, self._join)
+        self._phase("actors that are alive", lambda: self.actors, self._create)
+        self._phase("tasks that were placed", self._placed, self._queue)
+        if self.placements == self.tasks:
+            self._phase("tasks that are done", lambda: self.tasks, lambda: self._all_done)
+            self._phase("nodes that are free again", lambda: self.nodes, self._leave)
 
-    def _phase(self, what: str, count: int, act: Callable[[], Callable[[], bool]]) -> None:
-        began, steps, at = time.perf_counter(), self.cluster.timeline.steps, self.cluster.timeline.now
+    def _phase(self, what: str, counted: Callable[[], int], act: Callable[[], Callable[[], bool]]) -> None:
+        began, steps, at = time.process_time(), self.cluster.timeline.steps, self.cluster.timeline.now
         try:
             done = act()
             finished = self.cluster.run_until(done, PATIENCE_S, self._check)
@@ -68,11 +72,12 @@ class Large:
             story = "\n  ".join(self.cluster.timeline.story)
             print(f"The last events:\n  {story}\nTo see it again: SKATE_SIMULATION_SEED={self.seed} make simulation")
             raise AssertionError(what) from error
-        seconds = time.perf_counter() - began
+        seconds, count = time.process_time() - began, counted()
         steps = self.cluster.timeline.steps - steps
+        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(
             f"{count:>10,} {what:<26} {seconds:8.1f} s {count / seconds:10,.0f} /s {seconds / count * 1e6:8.0f} us each"
-            f" {steps:>12,} steps, {self.cluster.timeline.now - at:7.1f} s in there",
+            f" {steps:>12,} steps, peak {peak_mb:7,.0f} MB, {self.cluster.timeline.now - at:7.1f} s in there",
             flush=True,
         )
 
@@ -100,15 +105,20 @@ class Large:
         return lambda: all(x.state == ACTOR_ALIVE for driver in self.drivers for x in driver.actors.values())
 
     def _queue(self) -> Callable[[], bool]:
-        works: list[Work] = []
         kinds = len(CLASSES) * len(self.drivers)
         for i in range(kinds):
             count = self.tasks // kinds + (i < self.tasks % kinds)
             driver = self.drivers[i // len(CLASSES)]
-            works.append(driver.submit(CLASSES[i % len(CLASSES)], count, TASK_S, reuse=False))
+            self.works.append(driver.submit(CLASSES[i % len(CLASSES)], count, TASK_S, reuse=False))
         for _ in range(self.faults):
             self.cluster.timeline.after(self.cluster.draw(1.0, 4 * TASK_S), self._break)
-        return lambda: all(work.done == work.total for work in works)
+        return lambda: self._placed() >= self.placements
+
+    def _placed(self) -> int:
+        return sum(work.granted for work in self.works)
+
+    def _all_done(self) -> bool:
+        return all(work.done == work.total for work in self.works)
 
     def _break(self) -> None:
         driven = {driver.node.key for driver in self.drivers}
@@ -137,12 +147,13 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=1_000_000)
     parser.add_argument("--drivers", type=int, default=20)
     parser.add_argument("--faults", type=int, default=30)
+    parser.add_argument("--placements", type=int, default=0, help="stop when so many tasks were placed; 0: all")
     asked = parser.parse_args()
     # Nothing here makes cycles that must be found soon, and looking for them among millions of objects takes long.
     gc.freeze()
     gc.set_threshold(200_000, 50, 1000)
     seed = int(os.environ.get("SKATE_SIMULATION_SEED") or time.time_ns() % 1_000_000)
-    Large(seed, asked.nodes, asked.actors, asked.tasks, asked.drivers, asked.faults).run()
+    Large(seed, asked.nodes, asked.actors, asked.tasks, asked.drivers, asked.faults, asked.placements).run()
 
 
 if __name__ == "__main__":

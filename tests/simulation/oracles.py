@@ -1,8 +1,9 @@
 """What must hold, judged by what processes know themselves, and not by what the control service keeps.
 
 `Oracle` is told what happens in the world, and checks safety after every step: nothing is granted beyond what a node
-has; of an actor no two processes live that the control service takes to be connected; names are unique; incarnations
-never go back; what was acknowledged is known for good. `quiet` says what is still taken when everything has ended.
+has; of an actor no two processes live that the control service takes to be connected, and no two run that no fence has
+stopped; names are unique; incarnations never go back; what was acknowledged is known for good. `quiet` says what is
+still taken when everything has ended.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ class Oracle:
         self._cluster = cluster
         self._uses: dict[int, Use] = {}
         """By process."""
+        self._granted: dict[int, None] = {}
+        """Every lease there was: a grant may be said again, when it is over long since."""
         self._by_lease: dict[int, Use] = {}
         self._used: dict[int, dict[str, int]] = {}
         """What is held on each node."""
@@ -52,7 +55,10 @@ class Oracle:
     def granted(self, node: SimulatedNode, owner: int, grant: p.LeaseGranted) -> None:
         """A node lends a worker, or says so after a while without a head, when that may have ended."""
         driver = self._cluster.drivers[owner]
-        if driver.alive and self._cluster.lives(grant.proc) and grant.lease not in self._by_lease:
+        if driver.alive and grant.lease not in self._granted:
+            self._granted[grant.lease] = None
+            if not self._cluster.lives(grant.proc):
+                return  # it waited for a head, and the worker has ended meanwhile
             self._take(Use(node, owner, grant.proc, grant.lease, driver.work[grant.class_id].demand))
 
     def began(self, worker: Worker) -> None:
@@ -132,6 +138,8 @@ class Oracle:
         for actor, hosts in self._hosts.items():
             believed = [proc for proc in hosts if control.members.node_of(proc)]
             assert len(believed) <= 1, f"actor {actor.hex()} lives in {len(believed)} processes: {believed}"
+            running = [worker.proc for worker in hosts.values() if not worker.frozen]
+            assert len(running) <= 1, f"actor {actor.hex()} runs in {len(running)} processes: {running}"
         names: dict[tuple[str, str], bytes] = {}
         for record in control.actors.actors():
             if record.name and record.state not in ("dead", "missing") and not (record.doom and record.doom.final):

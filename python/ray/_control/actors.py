@@ -329,7 +329,8 @@ class ActorTable(Machine):
             return
         if actor.state == "alive":
             # Calls that were made are in the worker's queue already; it finishes them, then announces its end.
-            actor.doom = actor.doom or ActorDeath(NO_HANDLES, final=True)
+            if actor.doom is None or not actor.doom.final:
+                actor.doom = ActorDeath(NO_HANDLES, final=True)
             self._free_name(actor)
             self._emit(Send(actor.proc, ActorStop(actor.id)))
         else:

@@ -38,7 +38,6 @@ from ray._control.messages import (
     Deliver,
     FromMember,
     GiveUpMember,
-    LendsTo,
     MayHaveMissed,
     MemberGone,
     MemberJoined,
@@ -71,10 +70,6 @@ TELL_ALL_AT: Final = 256
 DEATHS_REMEMBERED: Final = 10_000
 """Who asks about an older death learns only that the process is unknown."""
 
-
-RECENT_S: Final = 30.0
-"""So long ago a death may have been that a node which comes back has not heard of: its connection may have been dead
-for ten seconds before that was noticed, and it may have been away for ten. After a restart of the head, all deaths."""
 
 ENDS_BY_ITSELF_S: Final = 0.5
 """Who is asked about and takes longer to end lived on when its connection was lost: it was the network that failed."""
@@ -127,10 +122,8 @@ class MemberTable(Machine):
         self._announcing: dict[int, None] = {}
         """Nodes that have come back and have not said all."""
         self._held = Held()
-        self._lent_to: dict[int, list[int]] = {}
-        """By node that has come back, members of others to whom it lends workers."""
-        self._recent: deque[tuple[float, int, int, str]] = deque(maxlen=DEATHS_REMEMBERED)
-        """Deaths that a node may not have heard of when it comes back: when, on which node, process and cause."""
+        self._since_return: deque[tuple[int, int, str]] = deque(maxlen=DEATHS_REMEMBERED)
+        """Deaths since a restart of the head, for who comes back later: on which node, process and cause."""
         self._deadlines: Deadlines[str] = Deadlines()
         self._events = {Tick: self._on_tick, NodeCame: self._on_node_came, NodeLost: self._on_node_lost}
         self._node_messages = {
@@ -141,7 +134,6 @@ class MemberTable(Machine):
             ToOtherNode: self._on_to_other_node,
             WhoIs: self._on_who_is,
             SegmentOrphaned: self._on_orphaned,
-            LendsTo: self._on_lends_to,
         }
 
     # ------------------------------------------------------------------ queries
@@ -182,7 +174,8 @@ class MemberTable(Machine):
         self._by_node.setdefault(event.node, {})
         if event.returns and self._returning:
             self._announcing[event.node] = None
-            self._tell_recent(event.node)
+            if dead := [(proc, cause) for node, proc, cause in self._since_return if node != event.node]:
+                self._emit(ToNode(event.node, DeathsElsewhere(dead)))
 
     def _on_joined(self, event: FromNode, message: MemberJoined, now: float) -> None:
         self._unconfirmed.get(event.node, {}).pop(message.proc, None)
@@ -192,14 +185,8 @@ class MemberTable(Machine):
         self._members[member.proc] = self._by_node[event.node][member.proc] = member
         self._emit(ProcessJoined(member.proc, member.role, member.pid, member.job))
 
-    def _tell_recent(self, node: int) -> None:
-        """Deaths were told while the node had no connection, or were on their way when that broke."""
-        if dead := [(proc, cause) for _, where, proc, cause in self._recent if where != node]:
-            self._emit(ToNode(node, DeathsElsewhere(dead)))
-
     def expect_again(self, node: int) -> None:
         """The node has come back: who is not announced again has gone meanwhile."""
-        self._tell_recent(node)
         self._unconfirmed[node] = dict(self._by_node[node])
         if procs := tuple(self._by_node[node]):
             for other in self._by_node:
@@ -213,21 +200,6 @@ class MemberTable(Machine):
         if event.node in self._announcing:
             del self._announcing[event.node]
             self._take_again(self._held.release((event.node, *self._by_node[event.node])), now)
-        else:
-            for proc in [proc for proc in self._by_node[event.node] if proc in self._askers]:
-                # The first time may have been lost with the connection.
-                self._emit(ToNode(event.node, GiveUpMember(proc, "a process of another node")))
-        if not self._returning:
-            self._tell_unknown(event.node)
-
-    def _on_lends_to(self, event: FromNode, message: LendsTo, now: float) -> None:
-        self._lent_to[event.node] = message.owners
-
-    def _tell_unknown(self, node: int) -> None:
-        """To a node that has come back: who of those to whom it lends workers has not, or has ended."""
-        owners = [owner for owner in self._lent_to.pop(node, ()) if owner not in self._members]
-        if owners and node in self._by_node:
-            self._emit(ToNode(node, DeathsElsewhere([(owner, "it ended together with its node") for owner in owners])))
 
     def _on_gone(self, event: FromNode, message: MemberGone, now: float) -> None:
         member = self._members.get(message.proc)
@@ -242,7 +214,6 @@ class MemberTable(Machine):
     def _on_node_lost(self, event: NodeLost, now: float) -> None:
         self._unconfirmed.pop(event.node, None)
         self._announcing.pop(event.node, None)
-        self._lent_to.pop(event.node, None)
         self._held.release((event.node,))
         for member in self._by_node.pop(event.node, {}).values():
             cause = f"its node was lost: {event.reason}"
@@ -268,9 +239,8 @@ class MemberTable(Machine):
                 self._emit(NodesApart(self.node_of(asker), member.node))
         self._emit(ProcessLeft(member.proc))
         self._take_again(self._held.release((member.proc,)), now)
-        while self._recent and not self._returning and self._recent[0][0] < now - RECENT_S:
-            self._recent.popleft()
-        self._recent.append((now, member.node, member.proc, cause))
+        if self._returning:
+            self._since_return.append((member.node, member.proc, cause))
         if len(self._by_node) > 1 or member.node not in self._by_node:
             self._untold.setdefault(member.node, []).append((member.proc, cause))
             if sum(len(dead) for dead in self._untold.values()) >= TELL_ALL_AT:
@@ -281,6 +251,14 @@ class MemberTable(Machine):
     def _on_tick(self, event: Tick, now: float) -> None:
         if self._deadlines.due(now):
             self._tell_all()
+
+    def tell_ended(self, node: int, procs: tuple[int, ...]) -> None:
+        """A node has come back and serves these: that one has ended it may not have heard, or only a head before."""
+        unknown = "it ended while the head was away"
+        died = [(proc, self._deaths.get(proc)) for proc in procs if proc not in self._members]
+        dead = [(proc, gone.cause if gone is not None else unknown) for proc, gone in died]
+        if dead:
+            self._emit(ToNode(node, DeathsElsewhere(dead)))
 
     def _tell_all(self) -> None:
         untold, self._untold = self._untold, {}
@@ -300,9 +278,8 @@ class MemberTable(Machine):
         """Nobody is waited for any more."""
         self._returning = False
         self._announcing.clear()
+        self._since_return.clear()
         self._take_again(self._held.release_all(), now)
-        for node in list(self._lent_to):
-            self._tell_unknown(node)
 
     def holds_something_of(self, node: int) -> bool:
         """Whether anything that this node has said still waits for others."""

@@ -50,6 +50,9 @@ class NodeHello(Message, frozen=True):
     client: bool = False
     returns: bool = False
     """It has been part of the cluster and lost its head. What is on it follows, up to `Announced`."""
+    head: int = 0
+    heard: int = 0
+    """The head that it had before it lost it, and how many of that one's messages (`REPEATED`) it has had."""
 
 
 class ActorHosted(Message, frozen=True):
@@ -79,23 +82,15 @@ class SegmentOrphaned(Message, frozen=True):
     lessee: int
 
 
-class LendsTo(Message, frozen=True):
-    """Of a node that returns: members of other nodes for whom it has leases, or is to have some.
-
-    Those that are not known are told to it as `DeathsElsewhere`, once it is known who has come back: their end may have
-    been told while it had no connection, or they have ended together with the head.
-    """
-
-    owners: list[int]
-
-
 class Announced(Message, frozen=True):
     """The node that returns has said all; what it had said before and does not know to be heard follows.
 
     `first` is how many of its messages were heard, as it knows. A control service that heard more leaves those out.
+    `owners` are processes of other nodes for which leases are or wait there. Of those that have ended it is told.
     """
 
     first: int = 0
+    owners: tuple[int, ...] = ()
 
 
 class MemberJoined(Message, frozen=True):
@@ -263,9 +258,10 @@ class StateIs(Message, frozen=True):
 
 
 class Alive(Message, frozen=True):
-    """Answer to `AreYouAlive`."""
+    """Answer to `AreYouAlive`. `heard` is how many of the head's messages (`REPEATED`) the node has had."""
 
     serial: int
+    heard: int = 0
 
 
 class BundlesPrepared(Message, frozen=True):
@@ -560,7 +556,6 @@ TO_CONTROL: Final[dict[int, type[Message]]] = {
     210: Announced,
     192: BundlesPrepared,
     193: BundlesRefused,
-    213: LendsTo,
     211: SegmentOrphaned,
     212: StateIs,
 }
@@ -611,6 +606,26 @@ NEWS: Final = frozenset(
     )
 )
 """Messages to the control service that need not be repeated to a new one: it hears of the state anew."""
+
+REPEATED: Final = frozenset(
+    (
+        Deliver,
+        FromMember,
+        StopMember,
+        MemberExits,
+        MemberBroke,
+        JobGone,
+        DeathsElsewhere,
+        GiveUpMember,
+        AskFree,
+        PrepareBundles,
+        CommitBundles,
+        ReleaseBundles,
+        OwnersAsked,
+    )
+)
+"""Messages of the control service that are said again to a node whose connection broke before it had them. The others
+say how things are, and are said anew to who comes back; what had been placed there is placed anew."""
 
 KINDS: Final[dict[type[Message], int]] = {
     message: kind for table in (TO_CONTROL, FROM_CONTROL) for kind, message in table.items()

@@ -482,6 +482,7 @@ class Placement(Machine):
         for node, count in chosen:
             if demand.strategy.kind == strategies.SPREAD:
                 demand.given[node.key] = demand.given.get(node.key, 0) + count
+                node.changed()
             # Of a node that is alone nobody asks what is free, and it does not say so.
             serial = node.serial if self._nodes.is_alone else node.assume(demand.demand, count)
             if demand.is_actor:

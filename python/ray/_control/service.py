@@ -98,6 +98,8 @@ class ControlService:
         """Nodes that are saying what is on them, and how much was heard of them before; None: by another head."""
         self._repeated: dict[int, int] = {}
         """How many of the next messages of a node were heard before its connection broke."""
+        self._served: dict[int, tuple[int, ...]] = {}
+        """By node that has come back, for whom it works; who is not known in the end has ended."""
         self._orphans: dict[tuple[int, int], FromNode] = {}
         """By node and segment, what is asked of members once all are known that have come back."""
         self._deadlines: Deadlines[str] = Deadlines()
@@ -255,6 +257,9 @@ class ControlService:
                 if self.is_returning and not self.nodes.expected():
                     # Everybody is back. What was said meanwhile and not heard is on its way right behind.
                     self._deadlines.set("return", now + RETURNED_S)
+                self._served[event.node] = message.owners
+                if not self.is_returning:
+                    self._tell_ended()
             case messages.SegmentOrphaned() if self.is_returning:
                 self._orphans[event.node, message.segment] = event
             case messages.NoticeRaised():
@@ -343,7 +348,7 @@ class ControlService:
     def _on_node_lost(self, event: NodeLost, now: float) -> None:
         if self.nodes.get(event.node) is None:
             return
-        for counts in (self._heard, self._told_heard, self._greeted, self._repeated):
+        for counts in (self._heard, self._told_heard, self._greeted, self._repeated, self._served):
             counts.pop(event.node, None)
         others, self._queue = self._queue, deque()
         for machine in (self.nodes, self.groups, self.members, self.placement, self.requests):
@@ -365,8 +370,16 @@ class ControlService:
                 self._end_job(self.jobs.end(job.driver, now), now)
         self.actors.give_up_missing()
         self._queue.extend(self.actors.take_effects())
+        self._tell_ended()
         orphans, self._orphans = self._orphans, {}
         self._queue.extend(orphans.values())
+
+    def _tell_ended(self) -> None:
+        """Nodes that have come back work for nobody who is not there."""
+        served, self._served = self._served, {}
+        for node, owners in served.items():
+            self.members.tell_ended(node, owners)
+        self._queue.extend(self.members.take_effects())
 
     def _tell_heard(self, now: float) -> None:
         """Let nodes forget what they keep for a next control service, which would know nothing of what is held here."""

@@ -18,6 +18,7 @@ import msgspec
 
 from ray import _protocol as p
 from ray._control import messages
+from ray._control.demands import ACTORS, GROUPS
 from ray._control.machine import (
     Effect,
     Event,
@@ -519,9 +520,8 @@ class NodeManager:
                 self._subscribed.setdefault(frame.proc, {})[message.actor] = None
 
     def announcement(self) -> list[Message]:
-        """What is on this node. `Announced` is to follow."""
-        said: list[Message] = [msgspec.structs.replace(self.facts.hello(), returns=True)]
-        said += [messages.MemberJoined(x.proc, x.role, x.pid, x.job) for x in self.processes.all()]
+        """What is on this node, between `NodeHello` and `Announced`."""
+        said: list[Message] = [messages.MemberJoined(x.proc, x.role, x.pid, x.job) for x in self.processes.all()]
         for proc, hosted in self._hosted.items():
             if hosted.told:
                 said.append(
@@ -529,9 +529,12 @@ class NodeManager:
                 )
         for proc, actors in self._subscribed.items():
             said.append(messages.MemberSubscribes(proc, list(actors)))
-        if owners := sorted(owner for owner in self.leases.owners() if self.processes.get(owner) is None):
-            said.append(messages.LendsTo(owners))
         return said
+
+    def owners_elsewhere(self) -> tuple[int, ...]:
+        """Processes of other nodes for which leases are or wait here."""
+        owners = [owner for owner in self.leases.owners() if owner not in (ACTORS, GROUPS)]
+        return tuple(owner for owner in owners if self.processes.get(owner) is None)
 
     def say_demands_again(self, now: float) -> list[Effect]:
         """What the control service knew of this node, and what may have been lost between members and this node."""
