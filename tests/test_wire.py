@@ -34,6 +34,7 @@ TYPES = {
     "Vec<u32>": list[int], "Vec<String>": list[str],
     "Vec<(u64, String)>": list[tuple[int, str]], "Vec<(u64, u64)>": list[tuple[int, int]],
     "Vec<ByteBuf>": list[bytes], "Found": list[tuple[bytes, list[int], bytes]],
+    "SpilledBlocks": list[tuple[bytes, int, int, int]],
 }  # fmt: skip
 
 
@@ -162,3 +163,5 @@ def test_golden_values():
     assert values["LeaseGranted"] == p.LeaseGranted(7, 2**32 + 1, 2**64 - 1, 6, 1000, [0, 1])
     assert values["WorkerDied"] == p.WorkerDied(5, 0, "gone", -9, intended=False, oom=True, retry=p.RETRY_NEVER)
     assert values["ActorState"].restarts_left == -1
+    assert values["Describe"] == p.Describe(p.DESCRIBE_TASKS, 100)
+    assert values["Described"] == p.Described(p.DESCRIBE_TASKS, 3, b"\x91\xc0")

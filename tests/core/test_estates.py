@@ -292,6 +292,7 @@ def test_blocks_in_segments_of_living_workers_are_given_back(cluster):
 
     What `nothing_left` sees afterwards is that the segment has gone, because nothing else is in it.
     """
+    wait_until(lambda: not node_statistics()["estates"], what="the end of what tests before this one have left")
     before = used_bytes()
     actor, pid = owner()
     ray.get(actor.keep_result.remote(make, 20 * LARGE))

@@ -12,7 +12,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 from ray import _protocol as p
 from ray._control import members
 from ray._control.machine import ProcessJoined, ProcessLeft, Received, Send, Tick
-from ray._node import estate_questions, estates, events
+from ray._node import estates, events
+from ray._node.estate_questions import ASK_AGAIN_S, EstateQuestions
 from ray._node.estates import GRACE_S, LINGER_S, Estates
 from ray._node.manager import CoreLeft
 from ray._node.register import Location, Record
@@ -243,16 +244,25 @@ def test_members_of_other_nodes_are_answered_and_their_claims_end_with_them():
     assert pair.place.node.estates.statistics()["estate_objects"] == 0
 
 
-def test_a_question_that_was_lost_is_asked_again():
+def test_a_question_to_a_node_that_was_away_is_answered_when_it_comes_back():
     pair = Pair()
     pair.place.cut()
     pair.ask()
     assert pair.open_questions == 1
     pair.place.come_back()
-    assert answers(pair.head, pair.driver) == ({}, [])
-    pair.head.advance(estate_questions.ASK_AGAIN_S)
     assert answers(pair.head, pair.driver) == ({pair.object: ([], b"deed")}, [])
     assert pair.open_questions == 0
+
+
+def test_a_question_that_was_lost_is_asked_again():
+    machine = EstateQuestions(validate=True)
+    question = p.EstateQuestion(7, [], [b"object"])
+    machine.handle(events.PeerJoined(7, "10.0.0.7:1"), 0.0)
+    assert machine.handle(events.AskedElsewhere(11, question), 0.0) == [events.ToManager(7, question, 11)]
+    assert machine.next_deadline() == ASK_AGAIN_S
+    assert machine.handle(Tick(), ASK_AGAIN_S) == [events.ToManager(7, question, 11)]
+    assert machine.handle(events.AnswerPassed(11, [b"object"]), ASK_AGAIN_S) == []
+    assert machine.next_deadline() is None
 
 
 def test_a_question_to_a_node_that_is_lost_is_answered():
@@ -295,7 +305,7 @@ class Claiming(RuleBasedStateMachine):
         self.held: dict[tuple[int, int], int] = {}
         self.living = set(CLAIMANTS)
         self.dead: set[int] = set()
-        self.hurry_until = 0.0
+        self.linger_s = LINGER_S
         for proc in (*OWNERS, *CLAIMANTS):
             self.tell(ProcessJoined(proc, p.ROLE_WORKER, proc, 1))
 
@@ -385,19 +395,19 @@ class Claiming(RuleBasedStateMachine):
         for book in self.books.values():
             assert book.claims or book.since > self.now - LINGER_S - GRACE_S, "it lingers too long"
 
-    @rule()
-    def room_is_short(self) -> None:
-        self.hurry_until = self.now + 2 * GRACE_S
-        self.tell(events.RoomShort())
+    @rule(size=st.sampled_from([0, MIB]), waits=st.booleans())
+    def room_is_short(self, size: int, waits: bool) -> None:
+        waits = waits and size > 0
+        self.linger_s = GRACE_S if waits else LINGER_S
+        self.tell(events.RoomShort(size, waits=waits))
         self.forget()
 
     def forget(self) -> None:
         """What the machine does not have any more: nobody may have claimed it, and its time must have passed."""
-        linger_s = GRACE_S if self.now <= self.hurry_until else LINGER_S
         for key, book in list(self.books.items()):
             if self.machine._find(key) is None:
                 assert not book.claims, "what is claimed is kept"
-                assert book.since + linger_s <= self.now, "it might have been claimed yet"
+                assert book.since + self.linger_s <= self.now, "it might have been claimed yet"
                 del self.books[key]
 
     @rule()

@@ -3,13 +3,14 @@
 //! Each process runs the real machines. A link delivers in order; which link delivers next is the
 //! schedule's choice, and what the node says is a link, too. Processes hold references, put values that
 //! contain them (small ones, or blocks of shared memory), call tasks, generators and actors with them,
-//! block, cancel, lose memory, and die. Workers and hosts of actors are started as they are needed. What the dead had
+//! block, view values, have them spilled, cancel, lose memory, and die. Workers and hosts of actors are started as they are needed. What the dead had
 //! written down is their estate, of which the others claim what they hold.
 //!
 //! The oracles are global and know nothing of tokens:
 //!
 //! - safety, after every step: an object that a living process holds is known to its living owner, and the
-//!   block of its value has not been freed; no block is freed twice; when a process is killed, what others hold of it
+//!   block of its value has not been freed; no block is freed twice; a block that somebody views, or that a task which
+//!   begins was told of, has not been freed; when a process is killed, what others hold of it
 //!   and has a value is written down, and so is every block of another process that it has to give back;
 //! - liveness, when everything has been delivered: whatever the driver waits for is there, what is in an estate is
 //!   claimed by all who hold it and read by all who want to; and when everything has been dropped, nothing is left
@@ -28,6 +29,7 @@ use skate_proto::msg::{ActorSpec, CallDef, Msg, Returns, Slot};
 use skate_proto::objects::{Bequest, Question, WaiterId};
 use skate_proto::owner::{Effect, Out, Owner, ToNode};
 use skate_proto::payload::{Blob, ErrorCode, Payload, Value};
+use skate_proto::spilling::Written;
 use skate_proto::streams::Next;
 
 const NODE: u64 = 100;
@@ -49,6 +51,7 @@ enum Packet {
     /// To the node, and its answer.
     Asked(Question),
     Bequests(Vec<(ObjectId, Option<Bequest>)>),
+    Written(Written),
 }
 
 /// An object of the dead, and who claims it.
@@ -70,6 +73,8 @@ struct Process {
     held: Vec<ObjectId>,
     streams: Vec<TaskId>,
     handles: Vec<ObjectId>,
+    /// Objects that it views, and the block that each view is on.
+    views: Vec<(ObjectId, SegmentId)>,
     running: Option<Running>,
     /// Definitions: a function, one that is not repeated, a generator, one that is held back.
     defs: [u32; 4],
@@ -103,6 +108,7 @@ impl Process {
             held: Vec::new(),
             streams: Vec::new(),
             handles: Vec::new(),
+            views: Vec::new(),
             running: None,
             defs,
             alive: true,
@@ -121,6 +127,7 @@ fn call(actor: Option<ActorId>) -> CallDef {
         retry_exceptions: false,
         backpressure: 0,
         actor,
+        recorded: true,
     }
 }
 
@@ -239,7 +246,7 @@ impl World {
                     Effect::Unrecord(id) => {
                         self.registers.entry(me).or_default().remove(&id);
                     }
-                    Effect::Notify { .. } | Effect::Unread(_) => {}
+                    Effect::Notify { .. } | Effect::Unread(_) | Effect::Unrun(_) => {}
                 }
             }
         }
@@ -268,6 +275,10 @@ impl World {
                 }
                 Packet::Granted(class, lease, worker) => {
                     owner.handle_lease_granted(class, lease, worker, NodeKey(NODE), 1, vec![], now, out)
+                }
+                Packet::Written(written) => owner.handle_written(NodeKey(NODE), written, out),
+                Packet::Core(Msg::Evict { objects }) => {
+                    owner.handle_evict(from, &objects, |object| executor.forget_place(object), out);
                 }
                 Packet::Actor(actor, state) => owner.handle_actor_state(actor, state, now, out),
                 Packet::Bequests(said) => owner.handle_bequests(said, now, out),
@@ -344,7 +355,8 @@ impl World {
             }
         }
         for (segment, _) in self.blocks.iter().filter(|(_, owner)| **owner == victim) {
-            let is_lent = self.lessees[segment] != victim && !objects.blocks_in(NodeKey(NODE), *segment).is_empty();
+            let is_lent = self.lessees.get(segment).is_some_and(|lessee| *lessee != victim)
+                && !objects.blocks_in(NodeKey(NODE), *segment).is_empty();
             let is_recorded = register.values().any(|b| b.location.is_some_and(|at| at.segment == *segment));
             assert!(is_recorded || !is_lent, "{segment:?} will not be given back");
         }
@@ -430,6 +442,20 @@ impl World {
                 record.stopping = true;
                 if record.host.is_none() {
                     self.end_actor(actor);
+                }
+            }
+            ToNode::Spill { owner, offered } => {
+                assert_eq!(owner, me, "all processes are on one node");
+                for offer in offered {
+                    self.next_segment += 1;
+                    let spill = SegmentId(SegmentId::SPILLED + self.next_segment);
+                    // Every fourth is not written: there is enough room by then, or none on the disk.
+                    let spill = (!self.next_segment.is_multiple_of(4)).then_some(spill);
+                    if let Some(spill) = spill {
+                        self.blocks.insert(spill, me);
+                    }
+                    let (object, serial, len) = (offer.object, offer.serial, offer.from.len);
+                    self.send(MANAGER, me, Packet::Written(Written { object, serial, spill, len }));
                 }
             }
             ToNode::ActorKill { .. } | ToNode::PeerLost { .. } => {}
@@ -645,6 +671,7 @@ impl World {
                 is_async: false,
                 groups: vec![],
                 detached: false,
+                recorded: true,
             };
             let deps: Vec<(Slot, ObjectId)> =
                 process.held.get(choice % 5).map(|id| (Slot::Position(0), *id)).into_iter().collect();
@@ -711,6 +738,29 @@ impl World {
         self.bury();
     }
 
+    /// A reader begins to view a value where it is, or ends to.
+    fn view(&mut self, me: ProcId, choice: usize) {
+        self.step(me, |process, _| {
+            if choice.is_multiple_of(2) && !process.views.is_empty() {
+                let (id, _) = process.views.swap_remove(choice % process.views.len());
+                process.owner.objects.end_view(id);
+                process.owner.release(id, &mut process.out);
+            } else if let Some(id) = pick(&process.held, choice)
+                && let Some(Value::Stored { location, .. }) = process.owner.objects.read(id).cloned()
+                && !location.is_spilled()
+            {
+                process.owner.objects.retain_view(id);
+                process.views.push((id, location.segment));
+            }
+        });
+    }
+
+    /// The node is short of memory, and asks a process.
+    fn spill(&mut self, me: ProcId, choice: usize) {
+        let bytes = if choice.is_multiple_of(3) { 1 } else { 256 };
+        self.step(me, |process, _| process.owner.make_room(NodeKey(NODE), bytes, &mut process.out));
+    }
+
     /// The memory of a stored value is lost, and a reader notices.
     fn lose(&mut self, me: ProcId, choice: usize) {
         let process = self.process(me);
@@ -746,9 +796,17 @@ impl World {
     /// A worker begins a task, goes on with it, or ends it and returns some of what it saw.
     fn work(&mut self, me: ProcId, choice: usize) -> bool {
         let Some(running) = &self.process(me).running else {
-            let Some(work) = self.process(me).executor.take("") else {
+            let Some(work) = self.process(me).executor.take("", 0) else {
                 return false;
             };
+            for (_, id, value) in &work.deps {
+                let Value::Stored { location, .. } = value else { continue };
+                if !self.process(me).executor.knows_place(*id) {
+                    continue; // it asks the owner
+                }
+                let there = self.blocks.contains_key(&location.segment) || self.lost.contains(&location.segment);
+                assert!(there || !self.is_alive(id.owner()), "{me:?} is to read {id} where it was freed");
+            }
             if work.kind == WorkKind::CreateActor {
                 // Its references are kept until the process ends.
                 self.process(me).executor.left(work.task);
@@ -854,6 +912,10 @@ impl World {
                     assert!(there || !current, "{me:?} holds {id}, whose block has been freed");
                 }
             }
+            for (id, segment) in process.views.iter().filter(|(id, _)| self.is_alive(id.owner())) {
+                let there = self.blocks.contains_key(segment) || self.lost.contains(segment);
+                assert!(there, "{me:?} views {id}, whose block has been freed");
+            }
         }
     }
 
@@ -915,6 +977,9 @@ impl World {
                     process.owner.release(ObjectId { task, index: 0 }, &mut process.out);
                 }
             });
+            while !self.process(me).views.is_empty() {
+                self.view(me, 0);
+            }
             while !self.process(me).held.is_empty() || !self.process(me).handles.is_empty() {
                 self.drop_one(me, 0);
             }
@@ -938,7 +1003,7 @@ fn keep(process: &mut Process, ids: &[ObjectId]) {
 
 type Act = fn(&mut World, ProcId, usize);
 
-const ACTS: [(u32, Act); 12] = [
+const ACTS: [(u32, Act); 14] = [
     (2, World::put),
     (4, World::submit),
     (3, World::drop_one),
@@ -951,6 +1016,8 @@ const ACTS: [(u32, Act); 12] = [
     (2, World::call),
     (1, World::cancel),
     (1, World::lose),
+    (2, World::view),
+    (2, World::spill),
     (1, |world, me, _| {
         world.block(me);
     }),
@@ -1041,6 +1108,7 @@ fn finish(mut world: World) {
             process.owner.statistics().into_iter().filter(|(name, count)| *count > 0 && EMPTY.contains(name)).collect();
         assert_eq!(left, [], "{id:?} is not empty");
         assert_eq!(process.executor.running_count(), 0, "{id:?} runs something");
+        assert_eq!(process.owner.spilling(), 0, "{id:?} waits for ever for a spill");
     }
     world.end_estates();
     assert!(world.blocks.is_empty(), "blocks were never freed: {:?}", world.blocks);

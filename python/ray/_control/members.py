@@ -14,6 +14,7 @@ while nodes may come back anything waits.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Final
 
 import msgspec
@@ -121,8 +122,8 @@ class MemberTable(Machine):
         self._announcing: dict[int, None] = {}
         """Nodes that have come back and have not said all."""
         self._held = Held()
-        self._since_return: list[tuple[int, int, str]] = []
-        """Deaths since the restart, to be told to those who come back: node, process and cause."""
+        self._since_return: deque[tuple[int, int, str]] = deque(maxlen=DEATHS_REMEMBERED)
+        """Deaths since a restart of the head, for who comes back later: on which node, process and cause."""
         self._deadlines: Deadlines[str] = Deadlines()
         self._events = {Tick: self._on_tick, NodeCame: self._on_node_came, NodeLost: self._on_node_lost}
         self._node_messages = {
@@ -238,7 +239,7 @@ class MemberTable(Machine):
                 self._emit(NodesApart(self.node_of(asker), member.node))
         self._emit(ProcessLeft(member.proc))
         self._take_again(self._held.release((member.proc,)), now)
-        if self._returning and len(self._since_return) < DEATHS_REMEMBERED:
+        if self._returning:
             self._since_return.append((member.node, member.proc, cause))
         if len(self._by_node) > 1 or member.node not in self._by_node:
             self._untold.setdefault(member.node, []).append((member.proc, cause))
@@ -250,6 +251,14 @@ class MemberTable(Machine):
     def _on_tick(self, event: Tick, now: float) -> None:
         if self._deadlines.due(now):
             self._tell_all()
+
+    def tell_ended(self, node: int, procs: tuple[int, ...]) -> None:
+        """A node has come back and serves these: that one has ended it may not have heard, or only a head before."""
+        unknown = "it ended while the head was away"
+        died = [(proc, self._deaths.get(proc)) for proc in procs if proc not in self._members]
+        dead = [(proc, gone.cause if gone is not None else unknown) for proc, gone in died]
+        if dead:
+            self._emit(ToNode(node, DeathsElsewhere(dead)))
 
     def _tell_all(self) -> None:
         untold, self._untold = self._untold, {}
@@ -271,6 +280,10 @@ class MemberTable(Machine):
         self._announcing.clear()
         self._since_return.clear()
         self._take_again(self._held.release_all(), now)
+
+    def holds_something_of(self, node: int) -> bool:
+        """Whether anything that this node has said still waits for others."""
+        return self._held.has_from(node)
 
     def _waits(self, event: FromNode, whom: int) -> bool:
         """Whether a message for this process or node is kept, because that may come back or has not said all."""

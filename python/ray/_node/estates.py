@@ -107,8 +107,8 @@ class Estates(Machine):
         self._blocks: dict[tuple[int, int], dict[int, int]] = {}
         """For each segment, by node and number, how many objects lie at which offset."""
         self._ended_jobs: dict[int, None] = {}
-        self._hurry_until = 0.0
-        """The store is short of room, and what nobody claims goes as soon as it may."""
+        self._linger_s = LINGER_S
+        """`GRACE_S` while somebody waits for room in the store."""
         self._deadlines: Deadlines[int] = Deadlines()
         self._events = {
             ProcessJoined: self._on_joined,
@@ -169,7 +169,7 @@ class Estates(Machine):
             if gone.intended and job in self._ended_jobs:
                 self._settle(event.proc, list(estate.items))
             else:
-                self._deadlines.set(event.proc, now + LINGER_S)
+                self._deadlines.set(event.proc, now + self._linger_s)
         self._emit(Departed(gone))
 
     def _has_room(self, deed_bytes: int) -> bool:
@@ -238,7 +238,7 @@ class Estates(Machine):
         if not item.claims:
             item.since = now
             if owner not in self._deadlines:
-                self._deadlines.set(owner, now + LINGER_S)
+                self._deadlines.set(owner, now + self._linger_s)
 
     # ------------------------------------------------------------------ what is over
 
@@ -247,18 +247,19 @@ class Estates(Machine):
             self._settle_unclaimed(owner, now)
 
     def _on_room_short(self, event: RoomShort, now: float) -> None:
-        self._hurry_until = now + 2 * GRACE_S
-        for owner in list(self._estates):
-            if owner in self._deadlines:
-                self._settle_unclaimed(owner, now)
+        before, self._linger_s = self._linger_s, GRACE_S if event.waits else LINGER_S
+        if self._linger_s < before:
+            for owner in list(self._estates):
+                if owner in self._deadlines:
+                    self._settle_unclaimed(owner, now)
 
     def _settle_unclaimed(self, owner: int, now: float) -> None:
-        linger_s = GRACE_S if now <= self._hurry_until else LINGER_S
+        linger_s = self._linger_s
         items = self._estates[owner].items
         self._settle(owner, [key for key, item in items.items() if not item.claims and item.since + linger_s <= now])
         if (since := min((item.since for item in items.values() if not item.claims), default=None)) is not None:
             # All of an estate is looked at, so not at once for each that is given up by itself.
-            at_once = now + (0.0 if now <= self._hurry_until else GRACE_S)
+            at_once = now if linger_s < LINGER_S else now + GRACE_S
             self._deadlines.set(owner, max(since + linger_s, at_once))
 
     def _settle(self, owner: int, keys: list[bytes]) -> None:

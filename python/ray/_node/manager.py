@@ -18,6 +18,7 @@ import msgspec
 
 from ray import _protocol as p
 from ray._control import messages
+from ray._control.demands import ACTORS, GROUPS
 from ray._control.machine import (
     Effect,
     Event,
@@ -32,7 +33,7 @@ from ray._control.machine import (
     Tick,
     earliest,
 )
-from ray._node import events, lease_records, requests
+from ray._node import events, lease_records, looks, requests
 from ray._node.config import MemorySettings
 from ray._node.estate_questions import EstateQuestions
 from ray._node.estates import Estates
@@ -45,6 +46,8 @@ from ray._node.pulls import PullTable
 from ray._node.relay import Relay
 from ray._node.resources import Ledger
 from ray._node.segments import SegmentTable
+from ray._node.spill_settings import SpillSettings
+from ray._node.spills import SpillTable
 from ray._node.workers import WorkerPool
 from ray._protocol import (
     ACTOR_DEAD,
@@ -102,6 +105,7 @@ class NodeFacts(msgspec.Struct, frozen=True):
     session_dir: str = ""
     labels: dict[str, str] = {}
     memory: MemorySettings = MemorySettings()
+    spilling: SpillSettings = SpillSettings()
     python: str = ""
     client: bool = False
 
@@ -189,12 +193,21 @@ class NodeManager:
         cpus = facts.resources.get("CPU", 0) // UNIT
         self.leases = LeaseTable(node=facts.node, ledger=ledger, new_id=new_id, validate=validate)
         self.pool = WorkerPool(new_id=new_id, idle_limit=max(cpus, 1), validate=validate)
-        self.segments = SegmentTable(node=facts.node, capacity=facts.object_store_memory, validate=validate)
         self.estates = Estates(node=facts.node, validate=validate)
         self.questions = EstateQuestions(validate=validate)
+        self.segments = SegmentTable(
+            node=facts.node,
+            capacity=facts.object_store_memory,
+            high_water_share=facts.spilling.high_water_share if facts.spilling.enabled else 0.0,
+            validate=validate,
+        )
         self.pulls = PullTable(node=facts.node, validate=validate)
+        self.spills = SpillTable(
+            node=facts.node, capacity=facts.object_store_memory, enabled=facts.spilling.enabled, validate=validate
+        )
         self.processes = ProcessTable(validate=validate)
         self.requests = requests.RequestTable(self)
+        self.looks = looks.LookTable(self)
         self.fence = Fence(validate=validate)
         self.relay = Relay()
         self.memory = MemoryWatch(
@@ -218,8 +231,10 @@ class NodeManager:
             self.segments,
             self.estates,
             self.pulls,
+            self.spills,
             self.processes,
             self.requests,
+            self.looks,
             self.fence,
             self.memory,
             self.questions,
@@ -232,7 +247,7 @@ class NodeManager:
             messages.FromMember: self._on_from_member,
             messages.PlaceActor: self._on_place_actor,
             messages.WithdrawActor: lambda m, now: self._queue.append(lease_records.ActorWithdrawn(m.actor)),
-            messages.PlaceLeases: lambda m, now: self._tell(self.leases, lease_records.LeasesPlaced(m), now),
+            messages.PlaceLeases: self._on_place_leases,
             messages.WithdrawLeases: lambda m, now: self._tell(self.leases, lease_records.GuestWithdrawn(m), now),
             messages.PlacedElsewhere: lambda m, now: self._tell(self.leases, lease_records.Elsewhere(m), now),
             messages.Hopeless: lambda m, now: self._tell(self.leases, lease_records.NowHopeless(m), now),
@@ -247,6 +262,7 @@ class NodeManager:
             messages.DeathsElsewhere: self._on_deaths_elsewhere,
             messages.GiveUpMember: lambda m, now: self._tell(self.processes, events.GivenUp(m.proc, m.by), now),
             messages.AskFree: self._on_ask_free,
+            messages.AskState: lambda m, now: self._queue.append(events.StateAsked(m)),
             messages.OwnersAsked: lambda m, now: self._queue.append(events.OwnersAsked(m.segment, m.procs)),
             messages.MayHaveMissed: lambda m, now: self._queue.append(events.MayHaveMissed(m.procs)),
             messages.AreYouAlive: self._on_are_you_alive,
@@ -308,9 +324,12 @@ class NodeManager:
             case Send():
                 self._on_send(event)
             case events.Forward():
-                self._on_send(Send(event.proc, event.message))
+                self._on_send(Send(event.proc, event.message, event.corr))
             case events.Company():
                 for machine in (self.processes, self.leases, self.segments):
+                    self._tell(machine, event, now)
+            case events.RoomShort():
+                for machine in (self.spills, self.estates):
                     self._tell(machine, event, now)
             case Notify():
                 self._to_control(messages.NoticeRaised(event.job, event.level, event.text))
@@ -413,17 +432,19 @@ class NodeManager:
 
     def _counts(self) -> dict[str, int]:
         counts: dict[str, int] = {}
-        for table in (
+        tables = (
             self.pool,
             self.leases,
             self.segments,
             self.estates,
             self.questions,
             self.pulls,
+            self.spills,
             self.processes,
             self.fence,
             self.memory,
-        ):
+        )
+        for table in tables:
             counts.update(table.statistics())
         return counts
 
@@ -459,7 +480,7 @@ class NodeManager:
         self._to_control(messages.MemberJoined(event.proc, event.role, event.pid, job))
         if event.role == ROLE_TOOL:
             return  # it asks and looks, but owns nothing
-        for machine in (self.segments, self.estates, self.leases, self.pool):
+        for machine in (self.segments, self.spills, self.estates, self.leases, self.pool):
             self._tell(machine, joined, now)
 
     def _on_core_left(self, event: CoreLeft, now: float) -> None:
@@ -507,8 +528,10 @@ class NodeManager:
             self.estates,
             self.questions,
             self.pulls,
+            self.spills,
             self.processes,
             self.requests,
+            self.looks,
         ):
             self._tell(machine, left, now)
 
@@ -529,9 +552,8 @@ class NodeManager:
                 self._subscribed.setdefault(frame.proc, {})[message.actor] = None
 
     def announcement(self) -> list[Message]:
-        """What is on this node."""
-        said: list[Message] = [msgspec.structs.replace(self.facts.hello(), returns=True)]
-        said += [messages.MemberJoined(x.proc, x.role, x.pid, x.job) for x in self.processes.all()]
+        """What is on this node, between `NodeHello` and `Announced`."""
+        said: list[Message] = [messages.MemberJoined(x.proc, x.role, x.pid, x.job) for x in self.processes.all()]
         for proc, hosted in self._hosted.items():
             if hosted.told:
                 said.append(
@@ -539,7 +561,12 @@ class NodeManager:
                 )
         for proc, actors in self._subscribed.items():
             said.append(messages.MemberSubscribes(proc, list(actors)))
-        return [*said, messages.Announced()]
+        return said
+
+    def owners_elsewhere(self) -> tuple[int, ...]:
+        """Processes of other nodes for which leases are or wait here."""
+        owners = [owner for owner in self.leases.owners() if owner not in (ACTORS, GROUPS)]
+        return tuple(owner for owner in owners if self.processes.get(owner) is None)
 
     def say_demands_again(self, now: float) -> list[Effect]:
         """What the control service knew of this node, and what may have been lost between members and this node."""
@@ -570,7 +597,8 @@ class NodeManager:
             self.nodes.pop(node, None)
             for machine in (self.pulls, self.questions):
                 self._tell(machine, events.PeerLeft(node), now)
-            self._tell(self.segments, ProcessLeft(node), now)  # with its estates, which may have held blocks here
+            for machine in (self.segments, self.spills):  # its estates may have held blocks here
+                self._tell(machine, ProcessLeft(node), now)
             self._lost_nodes[node] = reason
             if len(self._lost_nodes) > LOST_NODES_MAX:
                 del self._lost_nodes[next(iter(self._lost_nodes))]
@@ -623,6 +651,12 @@ class NodeManager:
     def _on_place_actor(self, message: messages.PlaceActor, now: float) -> None:
         self._queue.append(lease_records.ActorDemand(message))
 
+    def _on_place_leases(self, message: messages.PlaceLeases, now: float) -> None:
+        if self.processes.has_ended(message.owner):
+            # Its end and this order have crossed: the order counts as heard, and nothing is lent.
+            message = msgspec.structs.replace(message, count=0)
+        self._tell(self.leases, lease_records.LeasesPlaced(message), now)
+
     def _on_job_changed(self, message: messages.JobChanged, now: float) -> None:
         self.jobs[message.job] = JobFacts(message.job, message.driver, message.config)
         process = self.processes.get(message.driver)
@@ -645,7 +679,7 @@ class NodeManager:
     def _on_deaths_elsewhere(self, message: messages.DeathsElsewhere, now: float) -> None:
         self._tell(self.processes, DiedElsewhere(message.dead), now)
         for proc, _ in message.dead:
-            for machine in (self.leases, self.segments, self.estates):
+            for machine in (self.leases, self.segments, self.spills, self.estates):
                 self._tell(machine, ProcessLeft(proc), now)
 
     def _on_are_you_alive(self, message: messages.AreYouAlive, now: float) -> None:
