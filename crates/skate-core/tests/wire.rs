@@ -73,7 +73,7 @@ fn what_comes_from_the_node_is_understood() {
         ("Reply", "Reply { ok: false, body: [192] }"),
         ("LogLines", "LogLines { name: \"f\", pid: 1000, stream: 2, lines: [\"hi\"] }"),
         ("Notice", "Notice { level: \"warning\", text: \"hi\" }"),
-        ("LeaseFailed", "LeaseFailed { class: 7, reason: \"no\", group_removed: true }"),
+        ("LeaseFailed", "LeaseFailed { class: 7, reason: \"no\", code: GroupRemoved }"),
         ("NodeAddress", "NodeAddress { node: NodeKey(6), address: \"10.0.0.6:7\", cause: \"\" }"),
         ("Exit", "Exit"),
         ("Deaths", "Deaths([(5, \"gone\"), (6, \"no\")])"),

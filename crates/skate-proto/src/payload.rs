@@ -116,6 +116,7 @@ pub enum ErrorCode {
     Infeasible = 10,
     Other = 11,
     GroupRemoved = 12,
+    ActorUnschedulable = 13,
 }
 
 /// A value: inside the message, or in a segment of shared memory.

@@ -58,6 +58,8 @@ from ray._protocol import (
     ACTOR_RESTARTING,
     CAUSE_INIT_ERROR,
     CAUSE_TEXT,
+    CAUSE_UNSCHEDULABLE,
+    FAILED_UNSCHEDULABLE,
     ActorCreate,
     ActorExit,
     ActorFailed,
@@ -258,7 +260,10 @@ class ActorTable(Machine):
     def _on_unplaceable(self, event: Unplaceable, now: float) -> None:
         actor = self._actors.get(event.actor)
         if actor is not None and actor.state == "pending" and actor.incarnation == event.incarnation:
-            self._die(actor, f"{actor.class_name} could not be started: {event.reason}")
+            if event.code == FAILED_UNSCHEDULABLE:
+                self._die(actor, f"{actor.class_name} {event.reason}", kind=CAUSE_UNSCHEDULABLE)
+            else:
+                self._die(actor, f"{actor.class_name} could not be started: {event.reason}")
 
     def _on_ready(self, event: Received, message: ActorReady, now: float) -> None:
         actor = self._of(event.sender, message.actor, message.incarnation)

@@ -49,7 +49,7 @@ from ray._control.messages import WithdrawActor as WithdrawActorFromNode
 from ray._control.node_records import NodeCame, NodeFreed, NodeLost, NodeWentAway, fits
 from ray._control.shown import show, show_demand, show_part
 from ray._control.waits import Waits
-from ray._protocol import LeaseFailed
+from ray._protocol import FAILED_GROUP_REMOVED, FAILED_UNSCHEDULABLE, LeaseFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -313,6 +313,10 @@ class Placement(Machine):
             return
         if demand.strategy.kind == strategies.GROUP and self._waits_for_group(demand, now):
             return
+        if self._is_unschedulable(demand):
+            self._fail(demand, self._describe_hopeless(demand), FAILED_UNSCHEDULABLE)
+            self._withdraw(demand)
+            return
         only = self._nodes.living()[0]
         if self._nodes.is_alone and demand.strategy.allows(only):
             # The only node knows best: it queues, shares out fairly and tells people why something waits.
@@ -320,10 +324,6 @@ class Placement(Machine):
                 self._give(demand, only, demand.count, queue=True)
             return
         able = self._able(demand, now)
-        if not able and self._is_bound_to_lost(demand):
-            self._fail(demand, self._describe_hopeless(demand))
-            self._withdraw(demand)
-            return
         self._set_hopeless(demand, "" if able else self._describe_hopeless(demand), now)
         if not able:
             return
@@ -353,7 +353,7 @@ class Placement(Machine):
             demand.for_group = False
             return False
         if gone := self._groups.gone(group):
-            self._fail(demand, gone, group_removed=True)
+            self._fail(demand, gone, FAILED_GROUP_REMOVED)
             self._withdraw(demand)
             return True
         demand.for_group = bool(self._groups.why(group))
@@ -367,10 +367,15 @@ class Placement(Machine):
     def _is_able(self, demand: Demand, node: Node) -> bool:
         return demand.strategy.allows(node) and node.can_ever(demand.demand) and node.can_ever(demand.place)
 
-    def _is_bound_to_lost(self, demand: Demand) -> bool:
-        """Whether it may run on one node only, and that node will not come back: node ids are never used again."""
+    def _is_unschedulable(self, demand: Demand) -> bool:
+        """Whether it may run on one node only, and that never has as much, or will not come back: node ids are never
+        used again.
+        """
         strategy = demand.strategy
-        return strategy.kind == strategies.NODE and not strategy.soft and self._nodes.get(strategy.node) is None
+        if strategy.kind != strategies.NODE or strategy.soft or self._nodes.is_expected(strategy.node):
+            return False
+        node = self._nodes.get(strategy.node)
+        return node is None or not self._is_able(demand, node)
 
     def _choose(self, demand: Demand, able: list[Node], now: float) -> list[tuple[Node, int]]:
         """Nodes with room, and how many leases each gets."""
@@ -449,12 +454,12 @@ class Placement(Machine):
         elif reason:
             self._wait(demand, now)
 
-    def _fail(self, demand: Demand, reason: str, *, group_removed: bool = False) -> None:
+    def _fail(self, demand: Demand, reason: str, code: int) -> None:
         """It can never be met, and waiting does not help."""
         if demand.is_actor:
-            self._emit(Unplaceable(demand.actor, demand.incarnation, reason))
+            self._emit(Unplaceable(demand.actor, demand.incarnation, reason, code))
         else:
-            self._emit(Send(demand.owner, LeaseFailed(demand.class_id, reason, group_removed)))
+            self._emit(Send(demand.owner, LeaseFailed(demand.class_id, reason, code)))
 
     def _stand_in_line(self, demand: Demand, now: float) -> None:
         """Let nodes that could meet the demand share out to it what becomes free."""
@@ -542,7 +547,7 @@ class Placement(Machine):
 
     def _on_group_over(self, event: GroupOver, now: float) -> None:
         for demand in self._of_group(event.group):
-            self._fail(demand, event.reason, group_removed=True)
+            self._fail(demand, event.reason, FAILED_GROUP_REMOVED)
             self._withdraw(demand)
 
     def _of_group(self, group: bytes) -> list[Demand]:
@@ -580,6 +585,8 @@ class Placement(Machine):
             most = max(node.total.get(name, 0) for node in allowed)
             if units > most:
                 where = "this node has" if len(nodes) == 1 else "the most that one node has is"
+                if demand.strategy.kind == strategies.NODE and not demand.strategy.soft:
+                    where = f"{allowed[0]}, for which it asks, has"
                 return f"needs {show_part(name, units)}; {where} {show(name, most) if most else 'none'}"
         return f"needs {show_demand(asked)}, which no node has together"
 

@@ -18,7 +18,7 @@ from ray._control.group_requests import GroupRequests
 from ray._control.machine import Deadlines, FromNode, Machine, ProcessLeft, Received, Send, Tick, ToNode
 from ray._control.messages import AskFree, FreeIs, FromMember, JobChanged
 from ray._control.node_records import NodeLost
-from ray._protocol import KIND_REQUEST, Reply, Request, encode
+from ray._protocol import CAUSE_INIT_ERROR, KIND_REQUEST, Reply, Request, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -276,7 +276,9 @@ class ControlRequests(Requests):
             "node": actor.node,
             "pid": actor.pid,
             "job": actor.job,
-            "cause": actor.cause.decode(errors="replace") if actor.cause_kind == 0 else "__init__ raised",
+            "cause": "__init__ raised"
+            if actor.cause_kind == CAUSE_INIT_ERROR
+            else actor.cause.decode(errors="replace"),
         }
 
     # ------------------------------------------------------------------ reasons

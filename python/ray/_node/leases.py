@@ -85,6 +85,7 @@ from ray._node.resources import is_cpu
 from ray._protocol import (
     ACTOR_DEAD,
     CAUSE_TEXT,
+    FAILED_GROUP_REMOVED,
     ActorState,
     Blocked,
     LeaseDemand,
@@ -635,7 +636,7 @@ class LeaseTable(Machine):
         """What waits to run in a group that is gone is given up. Of actors the control service knows it already."""
         for want in [want for want in self._wants.values() if want.how.group == group]:
             if not want.guest:
-                self._emit(Send(want.owner, LeaseFailed(want.class_id, reason, group_removed=True)))
+                self._emit(Send(want.owner, LeaseFailed(want.class_id, reason, FAILED_GROUP_REMOVED)))
             want.count = want.here = want.elsewhere = 0
             self._cancel_surplus(want)
 
