@@ -19,8 +19,8 @@ from tests.node.simulated import NODE, actor_id, cpu, create, gpu
 class Groups(ClusterWorld):
     """A cluster with one driver, and short words for what it asks."""
 
-    def __init__(self, *resources: dict[str, float]) -> None:
-        super().__init__(*resources)
+    def __init__(self, *resources: dict[str, float], durable: bool = False) -> None:
+        super().__init__(*resources, durable=durable)
         self.me = self.driver()
         self.corr = 100
         self.serial = 0

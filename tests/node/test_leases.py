@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from ray import _protocol as p
+from ray._control import messages
 from ray._node import events, fairness, leases, processes, workers
 from tests.node.simulated import NODE, World, actor_id, cpu, create, gpu
 
@@ -684,3 +685,14 @@ def test_a_grant_on_its_way_counts_against_what_is_asked_for_meanwhile():
     world.send(driver, p.LeaseDemand(1, cpu(1), 2, granted=0))
     world.send(driver, p.LeaseDemand(1, cpu(1), 6, granted=1))
     assert len(world.take(driver, p.LeaseGranted)) == 7, "the second of two grants had not come when six were wanted"
+
+
+def test_an_order_for_an_owner_that_has_ended_meanwhile_is_for_nobody():
+    world = World({"CPU": 2})
+    owner, other = world.driver(), world.driver()
+    world.leave(owner)
+    order = messages.PlaceLeases(owner, 1, 2, 1, cpu(1), b"", b"", "f", 7, queue=True)
+    world.feed(events.FromControl(order))
+    assert world.node.leases.statistics()["leases"] == 0
+    world.send(other, p.LeaseDemand(1, cpu(2), 1))
+    assert len(world.take(other, p.LeaseGranted)) == 1

@@ -106,6 +106,8 @@ class ActorTable(Machine):
         self._grouped: dict[bytes, dict[bytes, Actor]] = {}
         """Actors that are not dead, by the placement group that they are in."""
         self.names = names.NameTable()
+        self._returning = False
+        """Owners of the time before a restart of the head may still come back."""
         self._events = {
             ProcessJoined: self._on_joined,
             ProcessLeft: self._on_left,
@@ -222,9 +224,12 @@ class ActorTable(Machine):
         if not actor.detached:
             self._owned.setdefault(actor.owner, {})[actor.id] = actor
         self._save(actor)
+        self._note_group(actor)
+        self._place(actor)
+
+    def _note_group(self, actor: Actor) -> None:
         if group := strategies.parse(actor.strategy).group:
             self._grouped.setdefault(group, {})[actor.id] = actor
-        self._place(actor)
 
     def _place(self, actor: Actor) -> None:
         actor.state = "pending"
@@ -470,6 +475,7 @@ class ActorTable(Machine):
 
     def restore(self, table: str, key: bytes, value: bytes) -> None:
         """Take over a record of the control service before. Actors must come before their lives."""
+        self._returning = True
         if table == NAMES_TABLE:
             self.names.restore(msgspec.msgpack.decode(value, type=names.Name))
         elif table == ACTORS_TABLE:
@@ -479,6 +485,7 @@ class ActorTable(Machine):
                 self._dead[actor.id] = None
                 return
             actor.state, actor.proc, actor.node, actor.doom = "missing", 0, 0, None
+            self._note_group(actor)
             if not actor.detached:
                 self._owned.setdefault(actor.owner, {})[actor.id] = actor
         elif (known := self._actors.get(key)) is not None and known.state != "dead":
@@ -518,6 +525,7 @@ class ActorTable(Machine):
 
     def give_up_missing(self) -> None:
         """Nodes have had their time to come back: what did not come with them has ended, or was never placed."""
+        self._returning = False
         self.give_up_unknown()
         for name in self.names.release_reservations_but(self._connected):
             self._save_name(name.name, name.namespace)
@@ -567,7 +575,7 @@ class ActorTable(Machine):
             elif actor.name and actor.state != "missing" and not (actor.doom and actor.doom.final):
                 taken = self.names.get(actor.name, actor.namespace)
                 self._require(taken and taken.actor == actor.id, f"{actor.id.hex()} has lost its name")
-            if not (actor.detached or actor.state in ("dead", "missing") or actor.doom):
+            if not (actor.detached or actor.state in ("dead", "missing") or actor.doom or self._returning):
                 self._require(actor.owner in self._connected, f"{actor.id.hex()} outlives its owner")
         for subscribers in self._subscribers.values():
             for proc in subscribers:

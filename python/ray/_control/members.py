@@ -41,6 +41,7 @@ from ray._control.messages import (
     MemberGone,
     MemberJoined,
     OwnersAsked,
+    OwnersServed,
     SegmentOrphaned,
     ToMember,
     ToOtherNode,
@@ -123,6 +124,8 @@ class MemberTable(Machine):
         self._held = Held()
         self._since_return: list[tuple[int, int, str]] = []
         """Deaths since the restart, to be told to those who come back: node, process and cause."""
+        self._served: dict[int, list[int]] = {}
+        """For whom nodes that have come back work, as long as it is not known who else does."""
         self._deadlines: Deadlines[str] = Deadlines()
         self._events = {Tick: self._on_tick, NodeCame: self._on_node_came, NodeLost: self._on_node_lost}
         self._node_messages = {
@@ -133,6 +136,7 @@ class MemberTable(Machine):
             ToOtherNode: self._on_to_other_node,
             WhoIs: self._on_who_is,
             SegmentOrphaned: self._on_orphaned,
+            OwnersServed: self._on_owners_served,
         }
 
     # ------------------------------------------------------------------ queries
@@ -156,6 +160,11 @@ class MemberTable(Machine):
         """A driver's job has its number."""
         member = msgspec.structs.replace(self._members[proc], job=job)
         self._members[proc] = self._by_node[member.node][proc] = member
+
+    @property
+    def anyone_announces(self) -> bool:
+        """Whether a node has come back after the restart and not said all that is on it."""
+        return bool(self._announcing)
 
     def next_deadline(self) -> float | None:
         return self._deadlines.next()
@@ -214,6 +223,7 @@ class MemberTable(Machine):
         self._unconfirmed.pop(event.node, None)
         self._announcing.pop(event.node, None)
         self._held.release((event.node,))
+        self._served.pop(event.node, None)
         for member in self._by_node.pop(event.node, {}).values():
             cause = f"its node was lost: {event.reason}"
             gone = MemberGone(member.proc, member.pid, f"the {member} is gone, because {cause}", (), 0, intended=False)
@@ -270,7 +280,27 @@ class MemberTable(Machine):
         self._returning = False
         self._announcing.clear()
         self._since_return.clear()
+        served, self._served = self._served, {}
+        for node, procs in served.items():
+            self._tell_who_has_gone(node, procs)
         self._take_again(self._held.release_all(), now)
+
+    def _on_owners_served(self, event: FromNode, message: OwnersServed, now: float) -> None:
+        if self._returning:
+            self._served[event.node] = message.procs
+        else:
+            self._tell_who_has_gone(event.node, message.procs)
+
+    def _tell_who_has_gone(self, node: int, procs: list[int]) -> None:
+        """The end of a process may have been missed, by its head or by this node."""
+        unheard = "it ended, or was lost with its node, while there was no connection to the head"
+        gone = [
+            (proc, self._deaths[proc].cause if proc in self._deaths else f"process {proc:016x} is gone: {unheard}")
+            for proc in procs
+            if proc not in self._members
+        ]
+        if gone and node in self._by_node:
+            self._emit(ToNode(node, DeathsElsewhere(gone)))
 
     def _waits(self, event: FromNode, whom: int) -> bool:
         """Whether a message for this process or node is kept, because that may come back or has not said all."""

@@ -69,6 +69,12 @@ class MemberSubscribes(Message, frozen=True):
     actors: list[bytes]
 
 
+class OwnersServed(Message, frozen=True):
+    """A node that returns lends, or lent, workers to these processes of other nodes. It is told which have gone."""
+
+    procs: list[int]
+
+
 class SegmentOrphaned(Message, frozen=True):
     """The lessee of this segment has died: members of other nodes are to be asked which blocks in it are theirs.
 
@@ -247,6 +253,29 @@ class BundlesRefused(Message, frozen=True):
     group: bytes
     attempt: int
     reason: str
+
+
+class BundlesHeld(Message, frozen=True):
+    """A node that returns holds what this attempt has set aside for a placement group; `offered`: that was committed.
+
+    What was not stays set aside until the control service commits or releases it. What only waited is given up.
+    """
+
+    group: bytes
+    attempt: int
+    offered: bool
+
+
+class GroupAwaited(Message, frozen=True):
+    """A member of a node that returns waits for this group to be created: the answer to its request `corr`.
+
+    `left_s` is for how long, at the most.
+    """
+
+    group: bytes
+    proc: int
+    corr: int
+    left_s: float | None
 
 
 # ---------------------------------------------------------------------------------------------
@@ -514,7 +543,10 @@ TO_CONTROL: Final[dict[int, type[Message]]] = {
     210: Announced,
     192: BundlesPrepared,
     193: BundlesRefused,
+    194: BundlesHeld,
+    195: GroupAwaited,
     211: SegmentOrphaned,
+    213: OwnersServed,
 }
 
 FROM_CONTROL: Final[dict[int, type[Message]]] = {
@@ -554,10 +586,15 @@ NEWS: Final = frozenset(
         ActorRefused,
         FreeIs,
         Alive,
+        BundlesPrepared,
+        BundlesRefused,
+        BundlesHeld,
+        GroupAwaited,
         ActorHosted,
         MemberSubscribes,
         Announced,
         SegmentOrphaned,
+        OwnersServed,
     )
 )
 """Messages to the control service that need not be repeated to a new one: it hears of the state anew."""

@@ -212,7 +212,7 @@ class ControlRequests(Requests):
         ] + [
             {"label": str(group), "count": 1, "demand": demand_of(group.missing.values()), "why": group.why}
             for group in self._service.groups.all()
-            if group.state in ("pending", "preparing")
+            if group.state not in ("created", "removed")
         ]
         if not self._service.nodes.is_alone:
             return waiting

@@ -111,7 +111,6 @@ CALM_S: Final = 0.1
 """After this time without anyone waiting, owners may keep idle leases again: classes that alternate do not cause two
 messages each time."""
 
-
 REPORT_S: Final = 0.01
 """What is free is told to the control service no more often than this, unless it is why something was refused."""
 
@@ -230,6 +229,9 @@ class LeaseTable(Machine):
         """Ask for every lease that is not known to be in use for good; the ids that were asked for, in order."""
         leases = [lease for lease in self._leases.values() if lease.held and lease.owner != ACTORS]
         return [lease.id for lease in leases if self._reclaim(lease) or lease.reclaimed]
+
+    def owners(self) -> list[int]:  # who may have demands or leases here
+        return list(self._jobs)
 
     def is_held(self, lease: int) -> bool:
         return lease in self._leases
@@ -549,8 +551,10 @@ class LeaseTable(Machine):
 
     def say_again(self, now: float) -> None:
         """A new control service knows of nothing: what the one before had placed may come, and is not counted on."""
-        for want in self._wants.values():
-            if not want.guest:
+        for want in list(self._wants.values()):
+            if want.owner == GROUPS:
+                self._remove(want)  # its placement group is planned anew
+            elif not want.guest:
                 want.elsewhere = want.here = want.heard = want.told_heard = 0
                 want.told = -1
         self._placed_serial = 0
@@ -772,10 +776,8 @@ class LeaseTable(Machine):
         for want in list(self._turns.get(event.proc, {}).values()):
             want.told = -1  # the control service hears of the owner's end itself
             self._remove(want)
-        for key in [key for key in self._limits if key[0] == event.proc]:
-            del self._limits[key]
-        for key in [key for key in self._granted if key[0] == event.proc]:
-            del self._granted[key]
+        self._limits = {key: limit for key, limit in self._limits.items() if key[0] != event.proc}
+        self._granted = {key: count for key, count in self._granted.items() if key[0] != event.proc}
         self._schedule(now)
 
     def _end(self, lease: Lease) -> None:
@@ -857,9 +859,9 @@ class LeaseTable(Machine):
         lacking = self.ledger.lacking(want.demand)
         if not lacking:
             return f"needs {show_demand(want.demand)}; waits its turn behind a larger demand that waited longer"
-        holders = [lease for lease in self._leases.values() if lease.allocation.holds(lacking[0]) > 0]
-        users = [f"{x.label or 'unnamed'} (pid {x.pid})" for x in holders]
-        return lease_words.lacking(want, lacking[0], self.ledger, [*users, *self.reservations.users(lacking[0])])
+        holders = [x for x in self._leases.values() if x.allocation.holds(lacking[0]) > 0]
+        users = [*(f"{x.label or 'unnamed'} (pid {x.pid})" for x in holders), *self.reservations.users(lacking[0])]
+        return lease_words.lacking(want, lacking[0], self.ledger, users)
 
     # ------------------------------------------------------------------ invariants
 

@@ -35,6 +35,7 @@ from ray._control.machine import (
 from ray._node import events, lease_records, requests
 from ray._node.config import MemorySettings
 from ray._node.fence import Fence
+from ray._node.group_questions import OP, GroupQuestions
 from ray._node.leases import LeaseTable
 from ray._node.memory import MemoryWatch
 from ray._node.memory_victims import Tenant
@@ -51,6 +52,7 @@ from ray._protocol import (
     KIND_ACTOR_STATE,
     KIND_LEASE_FAILED,
     KIND_LEASE_GRANTED,
+    KIND_REPLY,
     KINDS,
     ROLE_DRIVER,
     ROLE_TOOL,
@@ -203,6 +205,7 @@ class NodeManager:
         self._hosted: dict[int, Hosted] = {}
         self._subscribed: dict[int, dict[bytes, None]] = {}
         """Actors of whose changes members have asked to hear."""
+        self._questions = GroupQuestions()
         self._machines: tuple[Machine, ...] = (
             self.pool,
             self.leases,
@@ -221,7 +224,7 @@ class NodeManager:
             messages.FromMember: self._on_from_member,
             messages.PlaceActor: self._on_place_actor,
             messages.WithdrawActor: lambda m, now: self._queue.append(lease_records.ActorWithdrawn(m.actor)),
-            messages.PlaceLeases: lambda m, now: self._tell(self.leases, lease_records.LeasesPlaced(m), now),
+            messages.PlaceLeases: self._on_place_leases,
             messages.WithdrawLeases: lambda m, now: self._tell(self.leases, lease_records.GuestWithdrawn(m), now),
             messages.PlacedElsewhere: lambda m, now: self._tell(self.leases, lease_records.Elsewhere(m), now),
             messages.Hopeless: lambda m, now: self._tell(self.leases, lease_records.NowHopeless(m), now),
@@ -352,6 +355,8 @@ class NodeManager:
             case None:
                 self._breach(frame.proc, f"sent a frame of unknown kind {frame.kind}")
             case Request():
+                if message.op == OP and self.remembers:
+                    self._questions.ask(frame.proc, frame.corr, message.args, now)
                 self._on_request(frame, message)
             case LeaseReturn() | LeaseKept() | SegmentClaims() | BlocksFreed() if self._is_for_other(message.node):
                 self._to_control(self.relay.to_node(message.node, frame.proc, frame.kind, frame.corr, frame.body))
@@ -472,6 +477,7 @@ class NodeManager:
 
     def _process_left(self, proc: int, now: float) -> None:
         self._subscribed.pop(proc, None)
+        self._questions.left(proc)
         left = ProcessLeft(proc)
         for machine in (self.leases, self.segments, self.pulls, self.processes, self.requests):
             self._tell(machine, left, now)
@@ -492,7 +498,7 @@ class NodeManager:
                 assert isinstance(message, ActorSubscribe | ActorCreate)
                 self._subscribed.setdefault(frame.proc, {})[message.actor] = None
 
-    def announcement(self) -> list[Message]:
+    def announcement(self, now: float) -> list[Message]:
         """What is on this node."""
         said: list[Message] = [msgspec.structs.replace(self.facts.hello(), returns=True)]
         said += [messages.MemberJoined(x.proc, x.role, x.pid, x.job) for x in self.processes.all()]
@@ -503,6 +509,11 @@ class NodeManager:
                 )
         for proc, actors in self._subscribed.items():
             said.append(messages.MemberSubscribes(proc, list(actors)))
+        for held in self.leases.reservations.held():
+            said.append(messages.BundlesHeld(held.group, held.attempt, held.offered))
+        said += self._questions.announcement(now)
+        if guests := [proc for proc in self.leases.owners() if self.processes.get(proc) is None]:
+            said.append(messages.OwnersServed(guests))
         return [*said, messages.Announced()]
 
     def say_demands_again(self, now: float) -> list[Effect]:
@@ -558,6 +569,9 @@ class NodeManager:
             for proc in message.procs:
                 if proc in self._hosted:
                     self._hosted[proc].told = True
+        elif message.kind == KIND_REPLY:
+            for proc in message.procs:
+                self._questions.answered(proc, message.corr)
         elif message.kind == KIND_ACTOR_STATE and self.remembers:
             state = decode(message.kind, message.body)
             assert isinstance(state, ActorState)
@@ -570,6 +584,12 @@ class NodeManager:
         # The sender's own node has decoded it already.
         if not self.relay.is_repeated(message):
             self._queue.append(Received(message.proc, decode(message.kind, message.body), message.corr))
+
+    def _on_place_leases(self, message: messages.PlaceLeases, now: float) -> None:
+        if self.processes.has_ended(message.owner):
+            # The order was on its way when the owner ended. It was followed all the same: nothing of it is to come.
+            message = msgspec.structs.replace(message, count=0)
+        self._tell(self.leases, lease_records.LeasesPlaced(message), now)
 
     def _on_place_actor(self, message: messages.PlaceActor, now: float) -> None:
         self._queue.append(lease_records.ActorDemand(message))

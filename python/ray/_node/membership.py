@@ -357,7 +357,7 @@ class WorkerNode:
         out: list[Effect] = []
         out.append(events.KnowNode(node, address))
         out.append(Log(f"a head was found at {address}: node {node:016x}"))
-        out += [ToNode(node, message) for message in self.manager.announcement()]
+        out += [ToNode(node, message) for message in self.manager.announcement(now)]
         out += [ToNode(node, message) for message in said]
         for effect in self.manager.say_demands_again(now):
             if isinstance(effect, events.ToControl):

@@ -108,6 +108,10 @@ class ProcessTable(Machine):
     def get(self, proc: int) -> Process | None:
         return self._connected.get(proc)
 
+    def has_ended(self, proc: int) -> bool:
+        """Whether the end of a process is remembered, wherever it was."""
+        return proc in self._deaths
+
     def drivers(self, job: int = 0) -> list[int]:
         """The drivers of a job, or all of them."""
         return [
