@@ -31,7 +31,7 @@ LOOK_AGAIN_S = 0.01
 
 _ARGUMENTS = (
     "num_cpus", "num_gpus", "resources", "object_store_memory", "memory", "labels", "node_name", "node_ip_address",
-    "env_vars",
+    "env_vars", "object_spilling_directory",
 )  # fmt: skip
 _IGNORED = ("include_dashboard", "dashboard_port", "redis_port", "port", "num_redis_shards", "dashboard_host")
 
@@ -90,6 +90,7 @@ class Cluster:
         connect: Make this process a driver of the cluster, too.
         head_node_args: Arguments of `add_node` for the head.
         shutdown_at_exit: End all nodes when this process ends in order. (They end with it in any case.)
+        tls: Whether the nodes use TLS between them; by default what the environment variable `RAY_USE_TLS` says.
     """
 
     def __init__(
@@ -98,11 +99,14 @@ class Cluster:
         connect: bool = False,
         head_node_args: dict[str, Any] | None = None,
         shutdown_at_exit: bool = True,
+        *,
+        tls: bool | None = None,
     ) -> None:
         self.head_node: Node | None = None
         self.worker_nodes: set[Node] = set()
         self.connected = False
         self._token = os.urandom(32)
+        self._tls = tls
         if connect and not initialize_head:
             message = "Cluster(connect=True) needs initialize_head=True: there is nothing to connect to yet"
             raise RuntimeError(message)
@@ -140,13 +144,14 @@ class Cluster:
         Args:
             wait: Return only when the node is part of the cluster; a node that cannot be is an error at once.
             node_args: `num_cpus`, `num_gpus`, `resources`, `memory`, `object_store_memory`, `labels`, `node_name`,
-                `node_ip_address` and `env_vars`, as in `ray.init`; by default one CPU and 150 MB of object store.
+                `node_ip_address`, `env_vars` and `object_spilling_directory`, as in `ray.init`; by default one CPU and
+                150 MB of object store.
 
         Raises:
             TypeError: If an argument is unknown.
             RuntimeError: If the node does not start.
         """
-        from ray._runtime import nodes
+        from ray._runtime import joining, nodes
         from ray._runtime.labels import check_labels
         from ray._runtime.resources import node_resources
 
@@ -163,18 +168,21 @@ class Cluster:
             caller="Cluster.add_node()",
         )
         head = self.head_node
+        tls = joining.wants_tls() if self._tls is None else self._tls
         ip = node_args.get("node_ip_address") or HOST
         process = nodes.start(
             token=self._token,
             amounts=amounts,
             ip=ip,
-            head=nodes.HeadFacts(head._process.node, head.address) if head is not None else None,
+            head=nodes.HeadFacts(head._process.node, head.address, tls=tls) if head is not None else None,
             listen=f"{ip}:0",
             name=node_args.get("node_name") or "",
             labels=check_labels(node_args.get("labels"), "Cluster.add_node()"),
             env_vars=node_args.get("env_vars"),
+            spilling_directory=node_args.get("object_spilling_directory"),
             findable=True,
             private=True,
+            tls=tls,
         )
         node = Node(process, ip)
         if head is None:

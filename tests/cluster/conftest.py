@@ -6,7 +6,7 @@ import pytest
 @pytest.fixture
 def start_cluster(cluster_keeper, belongings):
     """A function that starts a head and further nodes, given as dictionaries of arguments, and makes this process a
-    driver; nothing of it is left after the test.
+    driver; `options` are the cluster's. Nothing of it is left after the test.
     """
     import ray
     from ray.cluster_utils import Cluster
@@ -15,8 +15,8 @@ def start_cluster(cluster_keeper, belongings):
     before = belongings.now()
     started = []
 
-    def start(*nodes, head=None):
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **(head or {})})
+    def start(*nodes, head=None, **options):
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **(head or {})}, **options)
         started.append(cluster)
         added = [cluster.add_node(**node) for node in nodes]
         ray.init(cluster.address, logging_level="ERROR", log_to_driver=False)

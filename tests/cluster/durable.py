@@ -25,8 +25,9 @@ def free_ports(count):
 class Durable:
     """A head that keeps records, without CPUs, and worker nodes beside it; this process is a driver on the first."""
 
-    def __init__(self, directory, records=None):
+    def __init__(self, directory, records=None, *, tls=False):
         self.token = os.urandom(32)
+        self.tls = tls
         self.records = records or f"sqlite://{directory}/records.db"
         self.addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
         self.heads = []
@@ -40,10 +41,10 @@ class Durable:
         )  # fmt: skip
 
     def start_head(self, place=0, **arguments):
-        self.heads.append(self.start(0, listen=self.addresses[place], records=self.records, **arguments))
+        self.heads.append(self.start(0, listen=self.addresses[place], records=self.records, tls=self.tls, **arguments))
 
     def add(self, cpus=2):
-        head = nodes.HeadFacts(self.heads[-1].node, ",".join(self.addresses))
+        head = nodes.HeadFacts(self.heads[-1].node, ",".join(self.addresses), tls=self.tls)
         self.workers.append(self.start(cpus, listen="127.0.0.1:0", head=head))
         return self.workers[-1]
 

@@ -8,6 +8,8 @@ import pytest
 from ray import _protocol as p
 from ray._control import messages
 from ray._node import events, fairness, leases, processes, workers
+from ray._node.lease_records import GuestWithdrawn, LeasesPlaced
+from ray._node.resources import Ledger
 from tests.node.simulated import NODE, World, actor_id, cpu, create, gpu
 
 
@@ -696,3 +698,23 @@ def test_an_order_for_an_owner_that_has_ended_meanwhile_is_for_nobody():
     assert world.node.leases.statistics()["leases"] == 0
     world.send(other, p.LeaseDemand(1, cpu(2), 1))
     assert len(world.take(other, p.LeaseGranted)) == 1
+
+
+def test_what_a_refused_guest_held_goes_to_the_next_at_once():
+    """Found by the simulation: it was passed over so often that what it lacked was kept for it, and is told to go."""
+    table = leases.LeaseTable(node=1, ledger=Ledger(cpu(4), ()), new_id=lambda: 1 << 30, validate=True)
+    table.handle(events.Company(alone=False), 0.0)
+
+    def place(owner: int, demand: dict[str, int], *, queue: bool) -> list[int]:
+        order = messages.PlaceLeases(owner, 1, 1, 1, demand, b"", b"", "f", 0, queue)
+        return started(table.handle(LeasesPlaced(order), 0.0))
+
+    def started(effects: list[object]) -> list[int]:
+        return [effect.ticket for effect in effects if isinstance(effect, events.WantWorker)]
+
+    assert place(7, cpu(2), queue=False)
+    assert not place(8, cpu(4), queue=True)
+    assert not place(8, cpu(4), queue=False)
+    table._wants[8, 1].passed_over = fairness.PATIENCE
+    assert not place(9, cpu(1), queue=True)
+    assert started(table.handle(GuestWithdrawn(messages.WithdrawLeases(8, 1)), 0.0))

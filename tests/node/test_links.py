@@ -25,11 +25,11 @@ HELLO = 200
 class Node:
     """A node process's transport without a node manager, and the events that it has seen."""
 
-    def __init__(self, directory: Path, listen: str | None, token: bytes = TOKEN) -> None:
+    def __init__(self, directory: Path, listen: str | None, token: bytes = TOKEN, *, tls: bool = False) -> None:
         self.key = _core.random_id()
         session = hashlib.sha256(token).digest()[:16]
         path = str(directory / f"{self.key:x}.sock")
-        self.core = _core.NodeCore(path=path, session=session, token=token, node=self.key, listen=listen)
+        self.core = _core.NodeCore(path=path, session=session, token=token, node=self.key, listen=listen, tls=tls)
         self.events: list[tuple[Any, ...]] = []
 
     def wait(self, kind: str, count: int = 1) -> list[tuple[Any, ...]]:
@@ -134,7 +134,7 @@ def test_addresses_and_keys_are_checked_at_the_call(nodes):
 
 def test_whoever_listens_is_discovered_and_does_not_notice(nodes):
     node = nodes[0]
-    assert _core.discover(node.address, TOKEN, 20.0) == (node.key, os.getpid(), sys.version_info.minor)
+    assert _core.discover(node.address, TOKEN, 20.0) == (node.key, os.getpid(), sys.version_info.minor, False)
     assert node.core.poll(0.0) == []
     with pytest.raises(PermissionError, match="the token is not this cluster's"):
         _core.discover(node.address, bytes(32), 20.0)
@@ -166,3 +166,30 @@ def test_a_signal_ends_the_wait_for_an_answer():
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, former)
+
+
+def test_nodes_with_tls_find_each_other_and_refuse_those_without(tmp_path):
+    secured = [Node(tmp_path, "127.0.0.1:0", tls=True) for _ in range(2)]
+    plain = Node(tmp_path, "127.0.0.1:0")
+    try:
+        assert _core.discover(secured[0].address, TOKEN, 20.0) == (
+            secured[0].key,
+            os.getpid(),
+            sys.version_info.minor,
+            True,
+        )
+        secured[0].core.set_node_address(secured[1].key, secured[1].address)
+        secured[0].core.send(secured[1].key, HELLO, 1, b"hello")
+        assert secured[1].wait("frame") == [(secured[0].key, HELLO, 1, b"hello")]
+        for one, other, words in [(plain, secured[0], "the cluster's nodes use TLS"), (secured[0], plain, "do not")]:
+            one.core.set_node_address(other.key, other.address)
+            one.core.send(other.key, HELLO, 1, b"hello")
+            ((key, why, ended),) = one.wait("left")
+            assert (key, ended) == (other.key, False)
+            assert words in why
+            wanted = one is secured[0]
+            with pytest.raises(ConnectionError, match="--tls"):
+                _core.discover(other.address, TOKEN, 20.0, wanted)
+    finally:
+        for node in (*secured, plain):
+            node.core.close()

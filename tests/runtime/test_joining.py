@@ -39,10 +39,10 @@ def running(monkeypatch):
 
 
 def test_another_minor_version_of_python_is_refused_with_both_versions(monkeypatch):
-    monkeypatch.setattr(_core, "discover", lambda *_: (7, 1, OURS + 1))
+    monkeypatch.setattr(_core, "discover", lambda *_: (7, 1, OURS + 1, False))
     with pytest.raises(ConnectionError, match=rf"runs Python 3\.{OURS + 1}, and this is Python 3\.{OURS}\."):
         joining.reach("127.0.0.1:6379", TOKEN)
-    monkeypatch.setattr(_core, "discover", lambda *_: (7, 1, OURS))
+    monkeypatch.setattr(_core, "discover", lambda *_: (7, 1, OURS, False))
     assert joining.reach("127.0.0.1:6379", TOKEN).node == 7
 
 
@@ -67,11 +67,11 @@ def test_localhost_finds_a_head_that_listens_at_another_address_of_this_machine(
 def test_a_host_that_is_a_name_becomes_the_address_that_answers(monkeypatch):
     asked = []
 
-    def discover(address: str, token: bytes, timeout_s: float) -> tuple[int, int, int]:
+    def discover(address: str, token: bytes, timeout_s: float, tls: bool | None) -> tuple[int, int, int, bool]:
         asked.append(address)
         if address.startswith("10.0.0.1"):
             raise ConnectionError("nobody there")
-        return 7, 1, OURS
+        return 7, 1, OURS, tls is True
 
     infos = [(2, 1, 6, "", (f"10.0.0.{last}", 6379)) for last in (1, 2, 3)]
     monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: infos)
@@ -80,10 +80,22 @@ def test_a_host_that_is_a_name_becomes_the_address_that_answers(monkeypatch):
     assert asked == ["10.0.0.1:6379", "10.0.0.2:6379"]
 
 
+def test_of_several_addresses_the_one_that_answers_is_first_and_the_others_follow(monkeypatch):
+    def discover(address: str, token: bytes, timeout_s: float, tls: bool | None) -> tuple[int, int, int, bool]:
+        if address != "10.0.0.2:6379":
+            raise ConnectionError("nobody there")
+        return 7, 1, OURS, True
+
+    monkeypatch.setattr(_core, "discover", discover)
+    head = joining.reach("10.0.0.1:6379,10.0.0.2:6379,10.0.0.3:6380", TOKEN)
+    assert (head.address, head.tls) == ("10.0.0.2:6379,10.0.0.1:6379,10.0.0.3:6380", True)
+    assert joining.reach("10.0.0.2:6379", TOKEN).address == "10.0.0.2:6379"
+
+
 def test_only_so_many_addresses_of_one_name_are_tried(monkeypatch):
     asked = []
 
-    def discover(address: str, token: bytes, timeout_s: float) -> tuple[int, int, int]:
+    def discover(address: str, token: bytes, timeout_s: float, tls: bool | None) -> tuple[int, int, int, bool]:
         asked.append(timeout_s)
         raise ConnectionError(f"nobody at {address}")
 
@@ -97,7 +109,7 @@ def test_only_so_many_addresses_of_one_name_are_tried(monkeypatch):
 
 
 def test_a_refusal_is_told_rather_than_that_another_address_does_not_answer(monkeypatch):
-    def discover(address: str, token: bytes, timeout_s: float) -> tuple[int, int, int]:
+    def discover(address: str, token: bytes, timeout_s: float, tls: bool | None) -> tuple[int, int, int, bool]:
         if address.startswith("10.0.0.2"):
             raise PermissionError("the token is not this cluster's")
         raise ConnectionError("nobody there")
@@ -124,3 +136,37 @@ def test_an_address_that_is_not_this_machines_is_announced_and_all_are_listened_
     assert (announced.ip, announced.listen) == ("198.51.100.7", "0.0.0.0")
     assert "not an address of this machine" in announced.why
     assert announce("127.9.9.9", None).listen == "127.9.9.9"
+
+
+def test_tls_is_learned_from_the_head_and_insisted_on_where_the_environment_says_so(monkeypatch):
+    asked = []
+
+    def discover(address: str, token: bytes, timeout_s: float, tls: bool | None) -> tuple[int, int, int, bool]:
+        asked.append(tls)
+        return 7, 1, OURS, True
+
+    monkeypatch.setattr(_core, "discover", discover)
+    monkeypatch.delenv(joining.TLS_VARIABLE, raising=False)
+    assert joining.reach("127.0.0.1:6379", TOKEN).tls
+    joining.reach("127.0.0.1:6379", TOKEN, needs_tls=True)
+    monkeypatch.setenv(joining.TLS_VARIABLE, "1")
+    joining.reach("127.0.0.1:6379", TOKEN)
+    assert asked == [None, True, True]
+
+
+def test_the_variable_for_tls_is_0_or_1(monkeypatch):
+    for value, wanted in [("", False), ("0", False), ("1", True), ("true", True)]:
+        monkeypatch.setenv(joining.TLS_VARIABLE, value)
+        assert joining.wants_tls() is wanted
+    monkeypatch.setenv(joining.TLS_VARIABLE, "yes please")
+    with pytest.raises(ValueError, match="RAY_USE_TLS='yes please'"):
+        joining.wants_tls()
+
+
+def test_a_driver_that_wants_tls_enters_no_node_without(monkeypatch, running):
+    monkeypatch.setenv(joining.TLS_VARIABLE, "1")
+    running.append(record())
+    with pytest.raises(ConnectionError, match="do not use TLS"):
+        joining.enter("127.1.2.3:6379")
+    running[:] = [record(tls=True)]
+    assert joining.enter("127.1.2.3:6379").node == 7

@@ -26,6 +26,15 @@ with ray.init(log_to_driver=False) as context:
     print(context["address"], ray.get([ray.remote(lambda x=x: x * x).remote() for x in range(4)]))
 """
 
+BLOCKS = """
+import numpy as np, ray
+with ray.init(log_to_driver=False):
+    block = np.arange(1 << 20)
+    total = ray.remote(lambda block: int(block.sum()))
+    twice = ray.remote(lambda block: block * 2)
+    print(ray.get(total.remote(ray.put(block))), int(ray.get(twice.remote(block)).sum()))
+"""
+
 
 def test_a_head_serves_and_says_how_to_join_connect_and_stop(user):
     text = user.succeed("start", "--head", f"--node-ip-address={user.ip}", "--num-cpus=1")
@@ -114,6 +123,50 @@ def test_nobody_joins_without_the_token(user, new_user):
     assert len(json.loads(user.run(NODES))) == 4
     assert other.succeed("stop") == "Stopped 3 nodes.\n"
     assert is_listening(address)
+    user.succeed("stop")
+
+
+@pytest.mark.parametrize("by_variable", [False, True])
+def test_tls_is_one_flag_of_the_head_and_who_joins_needs_only_the_token(user, new_user, by_variable):
+    flag, variables = ((), {"RAY_USE_TLS": "1"}) if by_variable else (("--tls",), {})
+    text = user.succeed(
+        "start", "--head", "--port=0", f"--node-ip-address={user.ip}", "--num-cpus=1", *flag, **variables
+    )
+    assert "Nodes use TLS 1.3 between them" in text
+    address, token = address_in(text), token_file_in(text).read_text().strip()
+    friend = new_user()
+    joined = friend.succeed(
+        "start", f"--address={address}", f"--node-ip-address={friend.ip}", "--num-cpus=1", RAY_AUTH_TOKEN=token
+    )
+    assert "Nodes use TLS 1.3 between them" in joined
+    assert friend.run(SQUARES) == f"{address} [0, 1, 4, 9]"
+    outsider = new_user()
+    entry = {"RAY_ADDRESS": address, "RAY_AUTH_TOKEN": token}
+    assert outsider.run(SQUARES, **entry) == f"{address} [0, 1, 4, 9]"
+    total = sum(range(1 << 20))
+    assert outsider.run(BLOCKS, **entry) == f"{total} {2 * total}"
+    for each in (friend, user):
+        each.succeed("stop")
+
+
+def test_a_head_with_tls_and_records_is_found_at_whichever_of_its_addresses_answers(user, tmp_path):
+    address = user.start_head("--tls", f"--state=sqlite://{tmp_path}/records.db")
+    nobody = f"{user.ip}:1"
+    joined = user.succeed("start", f"--address={nobody},{address}", "--num-cpus=1")
+    assert "Nodes use TLS 1.3 between them" in joined
+    assert user.run(SQUARES) == f"{address} [0, 1, 4, 9]"
+    assert user.succeed("stop") == "Stopped 2 nodes.\n"
+
+
+def test_who_insists_on_tls_joins_no_cluster_without(user, new_user):
+    address = user.start_head()
+    other = new_user()
+    token = {"RAY_AUTH_TOKEN": user.succeed("get-auth-token").strip()}
+    join = ("start", f"--address={address}", f"--node-ip-address={other.ip}")
+    for said in (other.fail(*join, "--tls", **token), other.fail(*join, RAY_USE_TLS="1", **token)):
+        assert "uses TLS, and the cluster's nodes do not" in said
+        assert address in said
+    assert "RAY_USE_TLS='maybe'" in other.fail(*join, RAY_USE_TLS="maybe", **token)
     user.succeed("stop")
 
 

@@ -1,5 +1,5 @@
 //! How fast blocks travel between two nodes over loopback TCP: ours, into memory that was touched before and into
-//! new memory, beside a plain loop of `sendfile` and `recv`, and a copy in memory.
+//! new memory, in clear and within TLS, beside a plain loop of `sendfile` and `recv`, and a copy in memory.
 //!
 //! ```text
 //! bulk [MiB] [rounds]
@@ -23,9 +23,11 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Instant;
 
+use rustix::time::{ClockId, Timespec, clock_gettime};
+
 use skate_core::sys::create_segment;
 use skate_core::transfer::{Bulk, Outcome, Pull, SILENCE_S_MAX, Source, parse_address};
-use skate_core::transport::{Address, CloseReason, Config, Frame, Handler, Listener, PeerInfo, Transport};
+use skate_core::transport::{Address, CloseReason, Config, Frame, Handler, Listener, PeerInfo, Stream, Transport};
 use skate_proto::handshake::Role;
 use skate_proto::ids::{ProcId, SegmentId};
 
@@ -38,19 +40,20 @@ impl Handler for Node {
     fn on_started(&self, transport: &Arc<Transport>) {
         let outcomes = self.outcomes.clone();
         let tell = move |outcome| drop(outcomes.send(outcome));
-        let _ = self.bulk.set(Bulk::new(&transport.me(), transport.credentials(), SILENCE_S_MAX, tell));
+        let _ =
+            self.bulk.set(Bulk::new(&transport.me(), transport.credentials(), transport.tls(), SILENCE_S_MAX, tell));
     }
     fn on_frame(&self, _: ProcId, _: Frame<'_>, _: Option<OwnedFd>) {}
     fn on_batch_end(&self) {}
     fn on_joined(&self, _: PeerInfo) {}
     fn on_closed(&self, _: ProcId, _: CloseReason) {}
     fn on_fd_ready(&self, _: u64) {}
-    fn on_bulk(&self, _: PeerInfo, socket: OwnedFd) {
-        self.bulk.wait().accept(socket);
+    fn on_bulk(&self, _: PeerInfo, stream: Stream) {
+        self.bulk.wait().accept(stream);
     }
 }
 
-fn node(proc: u64, listen: &str) -> (Arc<Transport>, Arc<Node>, Address, mpsc::Receiver<Outcome>) {
+fn node(proc: u64, listen: &str, tls: bool) -> (Arc<Transport>, Arc<Node>, Address, mpsc::Receiver<Outcome>) {
     let listener = Listener::bind_tcp(listen.parse().expect("ip:port")).expect("a port");
     let address = listener.local_address().expect("bound");
     let (outcomes, ended) = mpsc::channel();
@@ -63,6 +66,7 @@ fn node(proc: u64, listen: &str) -> (Arc<Transport>, Arc<Node>, Address, mpsc::R
         token: [2; 32],
         node: ProcId(proc),
         node_address: address.clone(),
+        tls,
         listeners: vec![listener],
         io_thread: true,
     };
@@ -70,9 +74,20 @@ fn node(proc: u64, listen: &str) -> (Arc<Transport>, Arc<Node>, Address, mpsc::R
     (transport, handler, address, ended)
 }
 
-fn report(what: &str, len: u64, begun: Instant) {
-    let seconds = begun.elapsed().as_secs_f64();
-    println!("{what:<44} {:6.2} GB/s", len as f64 / seconds / 1e9);
+/// When something began, by the clock and by the processor time of this process: of both nodes, where both are in it.
+struct Begun(Instant, Timespec);
+
+impl Begun {
+    fn now() -> Self {
+        Self(Instant::now(), clock_gettime(ClockId::ProcessCPUTime))
+    }
+
+    fn report(&self, what: &str, len: u64) {
+        let (seconds, used) = (self.0.elapsed().as_secs_f64(), clock_gettime(ClockId::ProcessCPUTime));
+        let used = (used.tv_sec - self.1.tv_sec) as f64 + (used.tv_nsec - self.1.tv_nsec) as f64 / 1e9;
+        let gigabytes = len as f64 / 1e9;
+        println!("{what:<44} {:6.2} GB/s {:6.2} s of processors per GB", gigabytes / seconds, used / gigabytes);
+    }
 }
 
 fn filled(len: u64) -> std::fs::File {
@@ -85,7 +100,7 @@ fn filled(len: u64) -> std::fs::File {
 fn take_part(words: &[String]) -> Option<()> {
     let [mode, key, listen, mib, rest @ ..] = words else { return None };
     let len = mib.parse::<u64>().ok()? << 20;
-    let (transport, node, _, ended) = node(key.parse().ok()?, listen);
+    let (transport, node, _, ended) = node(key.parse().ok()?, listen, false);
     let file = filled(len);
     match (mode.as_str(), rest) {
         ("serve", []) => node.bulk.wait().offer(SegmentId(1), file.into(), len, len),
@@ -102,12 +117,12 @@ fn take_part(words: &[String]) -> Option<()> {
             // Once all are ready, a line of input is the start, so that many may start together.
             println!("ready");
             std::io::stdin().read_line(&mut String::new()).ok()?;
-            let begun = Instant::now();
+            let begun = Begun::now();
             let (sources, segment) = (vec![source], SegmentId(9));
             node.bulk.wait().pull(Pull { ticket: 1, sources, len, segment, fd: file.into(), offset: 0 });
             let outcome = ended.recv().ok()?;
             assert_eq!(outcome.error, "");
-            report(&format!("node {key}, {:.3} s", begun.elapsed().as_secs_f64()), len, begun);
+            begun.report(&format!("node {key}, {:.3} s", begun.0.elapsed().as_secs_f64()), len);
         }
         _ => return None,
     }
@@ -115,6 +130,40 @@ fn take_part(words: &[String]) -> Option<()> {
     transport.shutdown();
     node.bulk.wait().shutdown();
     Some(())
+}
+
+/// Two nodes, one of which has a block.
+struct Pair {
+    nodes: [(Arc<Transport>, Arc<Node>); 2],
+    source: Source,
+    ended: mpsc::Receiver<Outcome>,
+}
+
+impl Pair {
+    fn new(tls: bool, block: &std::fs::File, len: u64) -> Self {
+        let (a_transport, a, address, _) = node(11, "127.0.0.1:0", tls);
+        let (b_transport, b, _, ended) = node(12, "127.0.0.1:0", tls);
+        a.bulk.wait().offer(SegmentId(1), block.try_clone().expect("a descriptor").into(), len, len);
+        let source = Source { node: ProcId(11), address, segment: SegmentId(1), offset: 0 };
+        Self { nodes: [(a_transport, a), (b_transport, b)], source, ended }
+    }
+
+    fn pull(&self, ticket: u64, what: &str, into: &std::fs::File, len: u64) {
+        let fd = into.try_clone().expect("a descriptor").into();
+        let begun = Begun::now();
+        let pull = Pull { ticket, sources: vec![self.source.clone()], len, segment: SegmentId(9), fd, offset: 0 };
+        self.nodes[1].1.bulk.wait().pull(pull);
+        let outcome = self.ended.recv().expect("an outcome");
+        assert_eq!(outcome.error, "");
+        begun.report(what, len);
+    }
+
+    fn shutdown(self) {
+        for (transport, node) in self.nodes {
+            transport.shutdown();
+            node.bulk.wait().shutdown();
+        }
+    }
 }
 
 fn main() {
@@ -127,19 +176,11 @@ fn main() {
     let bytes = vec![7_u8; len as usize];
     let new = || std::fs::File::from(create_segment("new", len).expect("memory"));
     let (source_file, warm) = (filled(len), filled(len));
-    let (a_transport, a, address, _a_ended) = node(11, "127.0.0.1:0");
-    let (b_transport, b, _, ended) = node(12, "127.0.0.1:0");
-    a.bulk.wait().offer(SegmentId(1), source_file.try_clone().expect("a descriptor").into(), len, len);
-    let source = Source { node: ProcId(11), address, segment: SegmentId(1), offset: 0 };
+    let clusters = [false, true].map(|tls| Pair::new(tls, &source_file, len));
     for round in 0..rounds {
-        for (what, file) in [("pull, warm destination", &warm), ("pull, new destination", &new())] {
-            let fd = file.try_clone().expect("a descriptor").into();
-            let begun = Instant::now();
-            let pull = Pull { ticket: round, sources: vec![source.clone()], len, segment: SegmentId(9), fd, offset: 0 };
-            b.bulk.wait().pull(pull);
-            let outcome = ended.recv().expect("an outcome");
-            assert_eq!(outcome.error, "");
-            report(what, len, begun);
+        for (pair, how) in clusters.iter().zip(["in clear", "within TLS"]) {
+            pair.pull(round, &format!("pull {how}, warm destination"), &warm, len);
+            pair.pull(round, &format!("pull {how}, new destination"), &new(), len);
         }
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("bound");
@@ -153,18 +194,15 @@ fn main() {
             }
         });
         let (mut stream, _) = listener.accept().expect("a connection");
-        let begun = Instant::now();
+        let begun = Begun::now();
         let mut buffer = vec![0; 1 << 20];
         while stream.read(&mut buffer).expect("bytes") > 0 {}
-        report("sendfile into recv, nothing kept", len, begun);
+        begun.report("sendfile into recv, nothing kept", len);
         let _ = sender.join();
         let mut copy = bytes.clone();
-        let begun = Instant::now();
+        let begun = Begun::now();
         copy.copy_from_slice(&bytes);
-        report("copy in memory, one thread", len, begun);
+        begun.report("copy in memory, one thread", len);
     }
-    for (transport, node) in [(a_transport, a), (b_transport, b)] {
-        transport.shutdown();
-        node.bulk.wait().shutdown();
-    }
+    clusters.into_iter().for_each(Pair::shutdown);
 }

@@ -1,5 +1,5 @@
 //! Measures the transport between two processes that found each other through a third: on one node, where that is a
-//! Unix socket, and then on two, between which it is TCP over the loopback device.
+//! Unix socket, and then on two, between which it is TCP over the loopback device, in clear and within TLS.
 //!
 //! `cargo run --release -p skate-core --example pingpong [seconds]`
 //!
@@ -31,6 +31,7 @@ const PING: u8 = 10;
 const ONE_WAY: u8 = 11;
 const COUNT: u8 = 12;
 const ECHO_QUEUED: u8 = 13;
+const LARGE_BYTES: usize = 1 << 20;
 
 #[derive(Default)]
 struct Counter {
@@ -67,7 +68,7 @@ impl Handler for Counter {
     fn on_fd_ready(&self, _token: u64) {}
 }
 
-fn config(me: ProcId, role: Role, node: ProcId, path: &Path, listeners: Vec<Listener>) -> Config {
+fn config(me: ProcId, role: Role, node: ProcId, path: &Path, tls: bool, listeners: Vec<Listener>) -> Config {
     Config {
         me,
         role,
@@ -76,6 +77,7 @@ fn config(me: ProcId, role: Role, node: ProcId, path: &Path, listeners: Vec<List
         token: [2; 32],
         node,
         node_address: Address::Unix(path.to_owned()),
+        tls,
         listeners,
         io_thread: true,
     }
@@ -93,9 +95,9 @@ fn in_child(run: impl FnOnce()) -> libc::pid_t {
     }
 }
 
-fn node(me: ProcId, path: &Path, listeners: Vec<Listener>) {
+fn node(me: ProcId, path: &Path, tls: bool, listeners: Vec<Listener>) {
     let handler = Arc::new(Counter::default());
-    let transport = Transport::start(config(me, Role::Node, me, path, listeners), handler.clone()).unwrap();
+    let transport = Transport::start(config(me, Role::Node, me, path, tls, listeners), handler.clone()).unwrap();
     while handler.asked.load(Ordering::Acquire) != u64::MAX {
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -104,7 +106,7 @@ fn node(me: ProcId, path: &Path, listeners: Vec<Listener>) {
 
 fn worker(me: ProcId, node: ProcId, path: &Path) {
     let handler = Arc::new(Counter::default());
-    let transport = Transport::start(config(me, Role::Worker, node, path, vec![]), handler.clone()).unwrap();
+    let transport = Transport::start(config(me, Role::Worker, node, path, false, vec![]), handler.clone()).unwrap();
     let (mut answered, mut asked) = (0, 0);
     loop {
         let done =
@@ -162,12 +164,12 @@ fn call(transport: &Transport, handler: &Counter, worker: ProcId, corr: u64) {
 }
 
 /// A node and a worker of it, each a process. The listeners are closed here.
-fn start_node(directory: &Path, me: ProcId, member: ProcId) -> ([libc::pid_t; 2], PathBuf, Address) {
+fn start_node(directory: &Path, me: ProcId, member: ProcId, tls: bool) -> ([libc::pid_t; 2], PathBuf, Address) {
     let path = directory.join(format!("{}.sock", me.0));
     let tcp = Listener::bind_tcp("127.0.0.1:0".parse().expect("an address")).unwrap();
     let address = tcp.local_address().unwrap();
     let mut listeners = Some(vec![Listener::bind_unix(&path).unwrap(), tcp]);
-    let node_pid = in_child(|| node(me, &path, listeners.take().unwrap()));
+    let node_pid = in_child(|| node(me, &path, tls, listeners.take().unwrap()));
     drop(listeners);
     let worker_pid = in_child(|| worker(member, me, &path));
     ([worker_pid, node_pid], path, address)
@@ -178,25 +180,36 @@ fn main() {
     let directory = std::env::temp_dir().join(format!("skate-pingpong-{}", std::process::id()));
     std::fs::create_dir_all(&directory).unwrap();
     println!("bare socket, round trips      {:8.0} /s", bare_round_trips(seconds));
-    let (pids, path, _) = start_node(&directory, NODE, WORKER);
-    let (far_pids, _, far_address) = start_node(&directory, FAR_NODE, FAR_WORKER);
+    for tls in [false, true] {
+        measure_cluster(&directory, seconds, tls);
+    }
+    let _ = std::fs::remove_dir_all(&directory);
+}
+
+fn measure_cluster(directory: &Path, seconds: f64, tls: bool) {
+    let directory = directory.join(if tls { "tls" } else { "clear" });
+    std::fs::create_dir_all(&directory).unwrap();
+    let (pids, path, _) = start_node(&directory, NODE, WORKER, tls);
+    let (far_pids, _, far_address) = start_node(&directory, FAR_NODE, FAR_WORKER, tls);
 
     let handler = Arc::new(Counter::default());
-    let transport = Transport::start(config(DRIVER, Role::Driver, NODE, &path, vec![]), handler.clone()).unwrap();
+    let transport =
+        Transport::start(config(DRIVER, Role::Driver, NODE, &path, false, vec![]), handler.clone()).unwrap();
     transport.route(FAR_WORKER, FAR_NODE);
     transport.set_address(FAR_NODE, far_address);
     std::thread::sleep(Duration::from_millis(50));
     let mut corr = 0;
-    for (kind, target) in [("Unix socket, one node", WORKER), ("TCP, two nodes", FAR_WORKER)] {
+    let kinds = [("Unix socket, one node", WORKER), ("TCP, two nodes", FAR_WORKER)];
+    let within_tls = [("TCP within TLS, two nodes", FAR_WORKER)];
+    for (kind, target) in if tls { &within_tls[..] } else { &kinds } {
         println!("{kind}:");
-        measure(&transport, &handler, target, seconds, &mut corr);
+        measure(&transport, &handler, *target, seconds, &mut corr);
     }
     transport.shutdown();
     for pid in pids.into_iter().chain(far_pids) {
         // SAFETY: waits for a child of this process, which has been told to end.
         unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
     }
-    let _ = std::fs::remove_dir_all(&directory);
 }
 
 fn measure(transport: &Transport, handler: &Counter, worker: ProcId, seconds: f64, corr: &mut u64) {
@@ -263,4 +276,19 @@ fn measure(transport: &Transport, handler: &Counter, worker: ProcId, seconds: f6
     transport.drive(&|| handler.frames.load(Ordering::Acquire) >= before + sent, None);
     let took = begin.elapsed().as_secs_f64();
     println!("queued frames, there and back {:8.0} /s", sent as f64 / took);
+
+    let body = vec![7; LARGE_BYTES];
+    let (mut total, before) = (0u64, handler.asked.load(Ordering::Acquire));
+    let begin = Instant::now();
+    while begin.elapsed().as_secs_f64() < seconds {
+        while transport.backlog(worker) > 8 << 20 {
+            transport.drive(&|| transport.backlog(worker) <= 4 << 20, None);
+        }
+        transport.send(worker, ONE_WAY, 0, &[&body], SendMode::Now);
+        total += 1;
+    }
+    transport.send(worker, COUNT, before + total, &[], SendMode::Now);
+    transport.drive(&|| handler.asked.load(Ordering::Acquire) == before + total, None);
+    let bytes = (total * LARGE_BYTES as u64) as f64;
+    println!("frames of 1 MiB, one way      {:8.2} GB/s", bytes / begin.elapsed().as_secs_f64() / 1e9);
 }

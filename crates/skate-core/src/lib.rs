@@ -5,6 +5,8 @@
 pub mod core;
 pub mod node_wire;
 pub mod parsers;
+pub mod spill;
+pub mod stacks;
 pub mod store;
 pub mod sys;
 pub mod transfer;

@@ -5,7 +5,7 @@
 
 use skate_proto::frame::{Assembler, Header, Split, split};
 use skate_proto::handshake::{
-    Acceptor, Connector, Credentials, Identity, PREFACE_LEN, PROTOCOL_VERSION, Preface, Role, Step,
+    Acceptor, BINDING_LEN, Connector, Credentials, Identity, PREFACE_LEN, PROTOCOL_VERSION, Preface, Role, Step,
 };
 use skate_proto::ids::ProcId;
 use skate_proto::msg::{ActorSpec, Msg};
@@ -91,11 +91,15 @@ fn identity(proc: u64, role: Role) -> Identity {
 pub fn handshake(bytes: &[u8]) {
     let credentials = Credentials { session: [3; 16], token: [4; 32] };
     let node = identity(1, Role::Node);
-    let right = Preface { version: PROTOCOL_VERSION, session: credentials.session, target: node.proc }.encode();
-    let said = bytes.first_chunk::<PREFACE_LEN>().copied().unwrap_or(right);
-    for preface in [right, said] {
+    let right = Preface { version: PROTOCOL_VERSION, session: credentials.session, target: node.proc, tls: false };
+    let right = [right, Preface { tls: true, ..right }].map(|preface| preface.encode());
+    let said = bytes.first_chunk::<PREFACE_LEN>().copied().unwrap_or(right[0]);
+    for preface in [right[0], right[1], said] {
         match Acceptor::new(&node, &credentials, &preface, [5; 32]) {
             Ok(mut acceptor) => {
+                if acceptor.awaits_tls() {
+                    acceptor.bind([7; BINDING_LEN]);
+                }
                 let mut rest = bytes;
                 while let Some((message, after)) = rest.split_at_checked(acceptor.wants()) {
                     rest = after;
@@ -123,6 +127,11 @@ pub fn handshake(bytes: &[u8]) {
             }
         }
     }
+}
+
+/// Records of TLS, for either end, before it is established and after.
+pub fn records(bytes: &[u8]) {
+    crate::transport::tls::bear(bytes);
 }
 
 /// Messages between cores, and what actors are made of.

@@ -80,6 +80,16 @@ proptest! {
     }
 
     #[test]
+    fn no_bytes_are_heard_by_either_end_of_tls(
+        kind in 19_u8..26,
+        bytes in prop::collection::vec(any::<u8>(), 0..400),
+        is_record: bool,
+    ) {
+        let header = [kind, 3, 3, (bytes.len() >> 8) as u8, bytes.len() as u8];
+        parsers::records(&if is_record { [&header[..], &bytes].concat() } else { bytes });
+    }
+
+    #[test]
     fn no_bytes_break_the_decoding_of_messages(bytes in prop_oneof![damaged_message(), prop::collection::vec(any::<u8>(), 0..200)]) {
         parsers::message(&bytes);
     }

@@ -127,7 +127,7 @@ fn another_version_is_answered_with_ours() {
     let _shared = ALONE.read();
     let cluster = Cluster::new();
     let mut stream = UnixStream::connect(cluster.path()).unwrap();
-    let preface = Preface { version: 900, session: [1; 16], target: NODE };
+    let preface = Preface { version: 900, session: [1; 16], target: NODE, tls: false };
     stream.write_all(&preface.encode()).unwrap();
     let mut answer = [0; ANSWER_LEN];
     stream.read_exact(&mut answer).unwrap();
@@ -151,7 +151,8 @@ fn garbage_ends_only_the_connection_on_which_it_came() {
     }
     // A good preface for another process, then rubbish end to end.
     let mut stream = UnixStream::connect(cluster.path()).unwrap();
-    let preface = Preface { version: skate_proto::handshake::PROTOCOL_VERSION, session: [1; 16], target: B };
+    let preface =
+        Preface { version: skate_proto::handshake::PROTOCOL_VERSION, session: [1; 16], target: B, tls: false };
     stream.write_all(&preface.encode()).unwrap();
     stream.write_all(&[0xaa; 500]).unwrap();
     let mut rest = Vec::new();

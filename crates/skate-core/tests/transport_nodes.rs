@@ -335,7 +335,9 @@ fn a_port_is_found_again_although_connections_of_its_former_owner_linger() {
 const TOKEN: [u8; 32] = [2; 32];
 
 fn ask(address: &str, token: [u8; 32]) -> Result<PeerInfo, DiscoverError> {
-    discover(address, token, 12, Instant::now() + Duration::from_secs(20))
+    let found = discover(address, token, 12, None, Instant::now() + Duration::from_secs(20))?;
+    assert!(!found.tls);
+    Ok(found.node)
 }
 
 /// A node of a cluster whose session follows from its token.
@@ -386,7 +388,7 @@ fn discovering_says_what_is_wrong_with_the_address() {
     assert!(unknown.to_string().contains("no-such-host.invalid:1 is not known"), "{unknown}");
     let silent = Listening::new();
     let deadline = Instant::now() + Duration::from_millis(50);
-    let timeout = discover(&silent.address.to_string(), TOKEN, 12, deadline).unwrap_err();
+    let timeout = discover(&silent.address.to_string(), TOKEN, 12, None, deadline).unwrap_err();
     assert!(matches!(timeout, DiscoverError::Timeout { .. }), "{timeout}");
     assert!(timeout.to_string().contains(&silent.address.to_string()));
 }

@@ -14,6 +14,12 @@
 //! the preface is in it, so that a session or target changed on the way is noticed. Comparison takes
 //! constant time.
 //!
+//! Over TLS the preface, which the node must read, and a refusal of it travel in clear, and everything else within.
+//! Both say so in the preface, and both proofs also cover a value that only the two ends of this very TLS
+//! connection can compute (its exporter, RFC 9266), so that whoever ends TLS in the middle is noticed even if it has
+//! a certificate. Whether the other side is to use TLS is not negotiated: it is compared, and a difference refused.
+//! A node tells its members in its challenge, so that they need no switch of their own.
+//!
 //! A target is a process, or [`WHO_LISTENS`]: whoever knows an address and the token, and not yet which node
 //! is there, learns it from the challenge, whose proof covers it.
 //!
@@ -30,7 +36,7 @@ use crate::digest;
 use crate::ids::ProcId;
 
 /// Version of everything on the wire. Processes of different versions refuse each other.
-pub const PROTOCOL_VERSION: u16 = 2;
+pub const PROTOCOL_VERSION: u16 = 3;
 const MAGIC: [u8; 4] = *b"SKAT";
 /// The target that stands for the node that listens at the address. No process has this id.
 pub const WHO_LISTENS: ProcId = ProcId(0);
@@ -41,11 +47,19 @@ pub const HELLO_LEN: usize = 48;
 pub const ANSWER_LEN: usize = 84;
 pub const PROOF_LEN: usize = 32;
 pub const WELCOME_LEN: usize = 4;
+/// Bytes of the value that binds proofs to a TLS connection.
+pub const BINDING_LEN: usize = 32;
 
 const NONCE_LEN: usize = 32;
 const IDENTITY_LEN: usize = 16;
 const TAG_CHALLENGE: u8 = 1;
 const TAG_REFUSED: u8 = 2;
+/// In the preface: TLS follows. The other bits have no meaning yet.
+const FLAG_TLS: u8 = 1;
+/// In the challenge: connections between the nodes of this cluster are TLS.
+const FLAG_NODES_USE_TLS: u8 = 1;
+/// What the key of [`Credentials::certificate_seed`] is for, which keeps it apart from every proof.
+const CERTIFICATE_SEED: &[u8] = b"skate certificate authority\0\x01";
 const WELCOME: [u8; WELCOME_LEN] = *b"SKOK";
 
 /// Bytes that one side sends in one step.
@@ -121,6 +135,16 @@ impl Credentials {
     pub fn of_cluster(token: [u8; 32]) -> Self {
         Self { session: digest::short(&token), token }
     }
+
+    /// The private key of the cluster's certificate authority: who knows the token can make certificates, and nobody
+    /// has to hand them out. This is HKDF-Expand of one block (RFC 5869, section 2.3); a token is random already, so
+    /// that nothing has to be extracted (section 3.3).
+    #[must_use]
+    pub fn certificate_seed(&self) -> [u8; 32] {
+        let mut mac = keyed(self);
+        mac.update(CERTIFICATE_SEED);
+        mac.finalize().into_bytes().into()
+    }
 }
 
 impl std::fmt::Debug for Credentials {
@@ -138,6 +162,14 @@ pub enum RefusalCode {
     Session = 2,
     UnknownTarget = 3,
     Busy = 4,
+    TlsMissing = 5,
+    TlsUnexpected = 6,
+}
+
+/// Whether what a connector hears first is a refusal. TLS never begins like one: its records have types from 20 on.
+#[must_use]
+pub fn is_refusal(first: u8) -> bool {
+    first == TAG_REFUSED
 }
 
 impl RefusalCode {
@@ -147,6 +179,8 @@ impl RefusalCode {
             2 => Self::Session,
             3 => Self::UnknownTarget,
             4 => Self::Busy,
+            5 => Self::TlsMissing,
+            6 => Self::TlsUnexpected,
             _ => return None,
         })
     }
@@ -174,6 +208,14 @@ pub enum HandshakeError {
     Busy,
     #[error("the peer could not prove that it knows the cluster token; start both sides with the same token")]
     WrongProof,
+    #[error(
+        "the cluster's nodes use TLS, and the process that connected does not: it is of another cluster, or was started without --tls or RAY_USE_TLS=1"
+    )]
+    TlsMissing,
+    #[error(
+        "the process that connected uses TLS, and the cluster's nodes do not: start the head with --tls or RAY_USE_TLS=1, or leave both out here"
+    )]
+    TlsUnexpected,
     #[error("a handshake message has an impossible {0}")]
     Malformed(&'static str),
 }
@@ -187,6 +229,8 @@ impl HandshakeError {
             Self::Session => RefusalCode::Session,
             Self::UnknownTarget { .. } | Self::WrongTarget { .. } => RefusalCode::UnknownTarget,
             Self::Busy => RefusalCode::Busy,
+            Self::TlsMissing => RefusalCode::TlsMissing,
+            Self::TlsUnexpected => RefusalCode::TlsUnexpected,
             Self::NotOurs | Self::WrongProof | Self::Malformed(_) => return None,
         };
         let mut out = [0; ANSWER_LEN];
@@ -203,6 +247,8 @@ pub struct Preface {
     pub version: u16,
     pub session: [u8; 16],
     pub target: ProcId,
+    /// Whether TLS follows.
+    pub tls: bool,
 }
 
 impl Preface {
@@ -211,6 +257,7 @@ impl Preface {
         let mut out = [0; PREFACE_LEN];
         out[..4].copy_from_slice(&MAGIC);
         out[4..6].copy_from_slice(&self.version.to_le_bytes());
+        out[6] = if self.tls { FLAG_TLS } else { 0 };
         out[8..24].copy_from_slice(&self.session);
         out[24..].copy_from_slice(&self.target.0.to_le_bytes());
         out
@@ -223,7 +270,8 @@ impl Preface {
         }
         let mut session = [0; 16];
         session.copy_from_slice(&bytes[8..24]);
-        Ok(Self { version: u16::from_le_bytes([bytes[4], bytes[5]]), session, target: ProcId(u64_at(bytes, 24)) })
+        let version = u16::from_le_bytes([bytes[4], bytes[5]]);
+        Ok(Self { version, session, target: ProcId(u64_at(bytes, 24)), tls: bytes[6] & FLAG_TLS != 0 })
     }
 
     /// Whether its sender may be heard in `session`.
@@ -235,6 +283,15 @@ impl Preface {
             return Err(HandshakeError::Session);
         }
         Ok(())
+    }
+
+    /// Whether its sender wants TLS exactly if it is `expected`: nothing is ever taken in clear that should not be.
+    pub fn check_tls(&self, expected: bool) -> Result<(), HandshakeError> {
+        match (self.tls, expected) {
+            (false, true) => Err(HandshakeError::TlsMissing),
+            (true, false) => Err(HandshakeError::TlsUnexpected),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -254,21 +311,67 @@ pub struct Connector {
     target: ProcId,
     preface: [u8; PREFACE_LEN],
     hello: [u8; HELLO_LEN],
+    binding: Binding,
     /// Known once the acceptor's proof was right.
     peer: Option<Identity>,
+    nodes_use_tls: bool,
 }
 
 impl Connector {
     /// Begins; the bytes are to be sent at once. `nonce` must be random and never used before.
     #[must_use]
     pub fn new(me: &Identity, credentials: &Credentials, target: ProcId, nonce: [u8; NONCE_LEN]) -> (Self, Message) {
-        let preface = Preface { version: PROTOCOL_VERSION, session: credentials.session, target }.encode();
+        Self::begin(me, credentials, target, nonce, false)
+    }
+
+    /// The same over TLS: of the bytes the first [`PREFACE_LEN`] are to be sent in clear, at once, and the others within
+    /// TLS, after [`Self::bind`].
+    #[must_use]
+    pub fn over_tls(
+        me: &Identity,
+        credentials: &Credentials,
+        target: ProcId,
+        nonce: [u8; NONCE_LEN],
+    ) -> (Self, Message) {
+        Self::begin(me, credentials, target, nonce, true)
+    }
+
+    fn begin(
+        me: &Identity,
+        credentials: &Credentials,
+        target: ProcId,
+        nonce: [u8; NONCE_LEN],
+        tls: bool,
+    ) -> (Self, Message) {
+        let preface = Preface { version: PROTOCOL_VERSION, session: credentials.session, target, tls }.encode();
         let mut hello = [0; HELLO_LEN];
         hello[..NONCE_LEN].copy_from_slice(&nonce);
         hello[NONCE_LEN..].copy_from_slice(&me.encode());
         let first = preface.iter().chain(&hello).copied().collect();
-        let new = Self { credentials: credentials.clone(), target, preface, hello, peer: None };
+        let binding = Binding::new(tls);
+        let credentials = credentials.clone();
+        let new = Self { credentials, target, preface, hello, binding, peer: None, nodes_use_tls: false };
         (new, first)
+    }
+
+    /// TLS is established: proofs are bound to it from now on.
+    ///
+    /// # Panics
+    /// If it is not to be used, or bound already.
+    pub fn bind(&mut self, value: [u8; BINDING_LEN]) {
+        self.binding.set(value);
+    }
+
+    /// Whether the handshake travels within TLS, which is not established yet.
+    #[must_use]
+    pub fn awaits_tls(&self) -> bool {
+        matches!(self.binding, Binding::Awaited)
+    }
+
+    /// What is to be said within TLS, first of all.
+    #[must_use]
+    pub fn hello(&self) -> [u8; HELLO_LEN] {
+        self.hello
     }
 
     /// Length of the message that comes next.
@@ -283,10 +386,17 @@ impl Connector {
         self.peer
     }
 
+    /// Whether connections between the nodes of the other side's cluster are TLS. Known together with [`Self::peer`];
+    /// only nodes say so.
+    #[must_use]
+    pub fn nodes_use_tls(&self) -> bool {
+        self.nodes_use_tls
+    }
+
     /// Takes the message of `wants()` bytes.
     ///
     /// # Panics
-    /// If `bytes` has another length.
+    /// If `bytes` has another length, or if it is to be heard within TLS, and [`Self::bind`] was not called.
     pub fn handle(&mut self, bytes: &[u8]) -> Result<Step, HandshakeError> {
         assert_eq!(bytes.len(), self.wants());
         match (self.peer, <&[u8; ANSWER_LEN]>::try_from(bytes)) {
@@ -303,7 +413,7 @@ impl Connector {
             _ => return Err(HandshakeError::Malformed("answer")),
         }
         let (challenge, proof) = answer.split_at(ANSWER_LEN - PROOF_LEN);
-        let said = [&self.preface[..], &self.hello, challenge];
+        let said = [&self.preface[..], &self.hello, challenge, self.binding.value()];
         if !is_proof(&self.credentials, Side::Acceptor, &said, proof) {
             return Err(HandshakeError::WrongProof);
         }
@@ -315,7 +425,8 @@ impl Connector {
             return Err(HandshakeError::WrongTarget { wanted: self.target, reached: peer.proc });
         }
         self.peer = Some(peer);
-        let said = [&self.preface[..], &self.hello, answer];
+        self.nodes_use_tls = peer.role == Role::Node && challenge[1] & FLAG_NODES_USE_TLS != 0;
+        let said = [&self.preface[..], &self.hello, answer, self.binding.value()];
         Ok(Step::Send(prove(&self.credentials, Side::Connector, &said).as_slice().into()))
     }
 
@@ -327,6 +438,8 @@ impl Connector {
             Some(RefusalCode::Session) => HandshakeError::Session,
             Some(RefusalCode::UnknownTarget) => HandshakeError::UnknownTarget { target: self.target },
             Some(RefusalCode::Busy) => HandshakeError::Busy,
+            Some(RefusalCode::TlsMissing) => HandshakeError::TlsMissing,
+            Some(RefusalCode::TlsUnexpected) => HandshakeError::TlsUnexpected,
             None => HandshakeError::Malformed("refusal"),
         }
     }
@@ -339,6 +452,8 @@ pub struct Acceptor {
     credentials: Credentials,
     nonce: [u8; NONCE_LEN],
     preface: [u8; PREFACE_LEN],
+    binding: Binding,
+    nodes_use_tls: bool,
     /// The connector's hello and our challenge to it.
     asked: Option<([u8; HELLO_LEN], [u8; ANSWER_LEN])>,
 }
@@ -358,8 +473,29 @@ impl Acceptor {
         if !is_meant {
             return Err(HandshakeError::WrongTarget { wanted: read.target, reached: me.proc });
         }
-        let credentials = credentials.clone();
-        Ok(Self { me: *me, credentials, nonce, preface: *preface, asked: None })
+        let (credentials, binding) = (credentials.clone(), Binding::new(read.tls));
+        Ok(Self { me: *me, credentials, nonce, preface: *preface, binding, nodes_use_tls: false, asked: None })
+    }
+
+    /// Makes a node say in its challenge whether connections between the nodes of its cluster are TLS.
+    #[must_use]
+    pub fn telling(mut self, nodes_use_tls: bool) -> Self {
+        self.nodes_use_tls = nodes_use_tls;
+        self
+    }
+
+    /// Whether the rest of the handshake travels within TLS, which is not established yet.
+    #[must_use]
+    pub fn awaits_tls(&self) -> bool {
+        matches!(self.binding, Binding::Awaited)
+    }
+
+    /// TLS is established: proofs are bound to it from now on.
+    ///
+    /// # Panics
+    /// If the preface does not announce it, or it is bound already.
+    pub fn bind(&mut self, value: [u8; BINDING_LEN]) {
+        self.binding.set(value);
     }
 
     /// Length of the message that comes next.
@@ -371,7 +507,7 @@ impl Acceptor {
     /// Takes the message of `wants()` bytes.
     ///
     /// # Panics
-    /// If `bytes` has another length.
+    /// If `bytes` has another length, or if it is to be heard within TLS, and [`Self::bind`] was not called.
     pub fn handle(&mut self, bytes: &[u8]) -> Result<Step, HandshakeError> {
         assert_eq!(bytes.len(), self.wants());
         match &self.asked {
@@ -384,7 +520,7 @@ impl Acceptor {
                 Ok(Step::Send(answer.as_slice().into()))
             }
             Some((hello, answer)) => {
-                let said = [&self.preface[..], hello, answer];
+                let said = [&self.preface[..], hello, answer, self.binding.value()];
                 if !is_proof(&self.credentials, Side::Connector, &said, bytes) {
                     return Err(HandshakeError::WrongProof);
                 }
@@ -397,10 +533,11 @@ impl Acceptor {
         let mut out = [0; ANSWER_LEN];
         let unproven = ANSWER_LEN - PROOF_LEN;
         out[0] = TAG_CHALLENGE;
+        out[1] = if self.nodes_use_tls { FLAG_NODES_USE_TLS } else { 0 };
         out[2..4].copy_from_slice(&PROTOCOL_VERSION.to_le_bytes());
         out[4..4 + NONCE_LEN].copy_from_slice(&self.nonce);
         out[4 + NONCE_LEN..unproven].copy_from_slice(&self.me.encode());
-        let said = [&self.preface[..], hello, &out[..unproven]];
+        let said = [&self.preface[..], hello, &out[..unproven], self.binding.value()];
         let proof = prove(&self.credentials, Side::Acceptor, &said);
         out[unproven..].copy_from_slice(&proof);
         out
@@ -413,15 +550,48 @@ fn identity_in(hello: &[u8; HELLO_LEN]) -> Result<Identity, HandshakeError> {
     Identity::decode(&identity)
 }
 
+/// What ties the proofs to the TLS connection in which they travel.
+#[derive(Debug)]
+enum Binding {
+    InClear,
+    /// Not established yet.
+    Awaited,
+    Bound([u8; BINDING_LEN]),
+}
+
+impl Binding {
+    fn new(tls: bool) -> Self {
+        if tls { Self::Awaited } else { Self::InClear }
+    }
+
+    fn set(&mut self, value: [u8; BINDING_LEN]) {
+        assert!(matches!(self, Self::Awaited), "a handshake over TLS is bound to it once");
+        *self = Self::Bound(value);
+    }
+
+    /// What goes into a proof. Of a fixed length in either case, and the preface, before it, says which.
+    fn value(&self) -> &[u8] {
+        match self {
+            Self::InClear => &[],
+            Self::Awaited => panic!("a handshake over TLS is bound to it before a proof is made"),
+            Self::Bound(value) => value,
+        }
+    }
+}
+
 #[derive(Copy, Clone)]
 enum Side {
     Connector,
     Acceptor,
 }
 
-fn mac(credentials: &Credentials, side: Side, said: &[&[u8]; 3]) -> Hmac<Sha256> {
+fn keyed(credentials: &Credentials) -> Hmac<Sha256> {
     // An HMAC takes a key of any length, so this cannot fail.
-    let mut mac = Hmac::<Sha256>::new_from_slice(&credentials.token).expect("any key length");
+    Hmac::<Sha256>::new_from_slice(&credentials.token).expect("any key length")
+}
+
+fn mac(credentials: &Credentials, side: Side, said: &[&[u8]; 4]) -> Hmac<Sha256> {
+    let mut mac = keyed(credentials);
     mac.update(match side {
         Side::Connector => b"skate connector\0",
         Side::Acceptor => b"skate acceptor\0\0",
@@ -430,12 +600,12 @@ fn mac(credentials: &Credentials, side: Side, said: &[&[u8]; 3]) -> Hmac<Sha256>
     mac
 }
 
-fn prove(credentials: &Credentials, side: Side, said: &[&[u8]; 3]) -> [u8; PROOF_LEN] {
+fn prove(credentials: &Credentials, side: Side, said: &[&[u8]; 4]) -> [u8; PROOF_LEN] {
     mac(credentials, side, said).finalize().into_bytes().into()
 }
 
 /// Compares in constant time, as `verify_slice` promises.
-fn is_proof(credentials: &Credentials, side: Side, said: &[&[u8]; 3], proof: &[u8]) -> bool {
+fn is_proof(credentials: &Credentials, side: Side, said: &[&[u8]; 4], proof: &[u8]) -> bool {
     mac(credentials, side, said).verify_slice(proof).is_ok()
 }
 
@@ -465,17 +635,35 @@ mod tests {
         Identity { proc: ProcId(proc), role, pid: 4000 + proc as u32, python_minor: 12 }
     }
 
+    /// What the two ends of a handshake that runs over TLS know of it.
+    type Bindings = Option<([u8; BINDING_LEN], [u8; BINDING_LEN])>;
+
     /// Runs a handshake in which `tamper` may change each message on its way.
     fn shake(
+        connector_token: u8,
+        acceptor_token: u8,
+        tamper: impl FnMut(usize, &mut Message),
+    ) -> Result<(Identity, Identity), HandshakeError> {
+        shake_over(None, connector_token, acceptor_token, tamper)
+    }
+
+    fn shake_over(
+        bindings: Bindings,
         connector_token: u8,
         acceptor_token: u8,
         mut tamper: impl FnMut(usize, &mut Message),
     ) -> Result<(Identity, Identity), HandshakeError> {
         let (a, b) = (identity(1, Role::Driver), identity(2, Role::Worker));
-        let (mut connector, mut first) = Connector::new(&a, &credentials(connector_token), b.proc, [1; 32]);
+        let begin = if bindings.is_some() { Connector::over_tls } else { Connector::new };
+        let (mut connector, mut first) = begin(&a, &credentials(connector_token), b.proc, [1; 32]);
         tamper(0, &mut first);
         let (preface, hello) = first.split_first_chunk::<PREFACE_LEN>().unwrap();
+        Preface::decode(preface)?.check_tls(bindings.is_some())?;
         let mut acceptor = Acceptor::new(&b, &credentials(acceptor_token), preface, [2; 32])?;
+        if let Some((at_connector, at_acceptor)) = bindings {
+            connector.bind(at_connector);
+            acceptor.bind(at_acceptor);
+        }
         let Step::Send(mut challenge) = acceptor.handle(hello)? else { panic!() };
         tamper(1, &mut challenge);
         let Step::Send(mut proof) = connector.handle(&challenge)? else { panic!() };
@@ -512,7 +700,7 @@ mod tests {
     #[test]
     fn a_mismatch_of_versions_names_both() {
         let (mut connector, _) = Connector::new(&identity(1, Role::Tool), &credentials(9), ProcId(2), [1; 32]);
-        let preface = Preface { version: 77, session: [7; 16], target: ProcId(2) };
+        let preface = Preface { version: 77, session: [7; 16], target: ProcId(2), tls: false };
         let error = preface.check(&[7; 16]).unwrap_err();
         assert_eq!(error, HandshakeError::Version { ours: PROTOCOL_VERSION, theirs: 77 });
         let mut refusal = error.refusal().unwrap();
@@ -559,10 +747,64 @@ mod tests {
         let (preface, hello) = first.split_first_chunk::<PREFACE_LEN>().unwrap();
         // A worker with the token that answers although it is not meant: its proof is right, its role is not.
         let worker = identity(8, Role::Worker);
-        let mut acceptor = Acceptor { me: worker, credentials, nonce: [2; 32], preface: *preface, asked: None };
+        let mut acceptor = Acceptor {
+            me: worker,
+            credentials,
+            nonce: [2; 32],
+            preface: *preface,
+            binding: Binding::InClear,
+            nodes_use_tls: false,
+            asked: None,
+        };
         let Step::Send(challenge) = acceptor.handle(hello).unwrap() else { panic!() };
         let heard = connector.handle(&challenge);
         assert_eq!(heard, Err(HandshakeError::WrongTarget { wanted: WHO_LISTENS, reached: ProcId(8) }));
+    }
+
+    #[test]
+    fn proofs_are_bound_to_the_tls_connection_in_which_they_travel() {
+        let one = [5; BINDING_LEN];
+        assert!(shake_over(Some((one, one)), 9, 9, |_, _| {}).is_ok());
+        // Somebody ends TLS in the middle, and passes on what the two sides say.
+        let outcome = shake_over(Some((one, [6; BINDING_LEN])), 9, 9, |_, _| {});
+        assert_eq!(outcome, Err(HandshakeError::WrongProof));
+    }
+
+    #[test]
+    fn tls_is_compared_and_refused_in_words_on_both_sides() {
+        for (tls, expected) in [(false, HandshakeError::TlsMissing), (true, HandshakeError::TlsUnexpected)] {
+            let preface = Preface { version: PROTOCOL_VERSION, session: [7; 16], target: ProcId(2), tls };
+            assert_eq!(preface.check_tls(tls), Ok(()));
+            assert_eq!(preface.check_tls(!tls), Err(expected));
+            let refusal = expected.refusal().unwrap();
+            assert!(is_refusal(refusal[0]) && expected.to_string().contains("--tls"));
+            let begin = if tls { Connector::over_tls } else { Connector::new };
+            let (mut connector, _) = begin(&identity(1, Role::Tool), &credentials(9), ProcId(2), [1; 32]);
+            assert_eq!(connector.handle(&refusal), Err(expected), "also before TLS is established");
+        }
+    }
+
+    #[test]
+    fn a_node_tells_its_members_whether_nodes_use_tls_and_nobody_else_does() {
+        for (role, tls) in [(Role::Node, true), (Role::Node, false), (Role::Worker, true)] {
+            let there = identity(2, role);
+            let (mut connector, first) =
+                Connector::new(&identity(1, Role::Worker), &credentials(9), there.proc, [1; 32]);
+            let (preface, hello) = first.split_first_chunk::<PREFACE_LEN>().unwrap();
+            let mut acceptor = Acceptor::new(&there, &credentials(9), preface, [2; 32]).unwrap().telling(tls);
+            let Step::Send(challenge) = acceptor.handle(hello).unwrap() else { panic!() };
+            connector.handle(&challenge).unwrap();
+            assert_eq!(connector.nodes_use_tls(), tls && role == Role::Node);
+        }
+    }
+
+    #[test]
+    fn the_key_of_the_authority_follows_from_the_token_alone_and_is_no_proof() {
+        // As computed by another implementation: HMAC-SHA256 of the label under 32 bytes of 9.
+        let seed = credentials(9).certificate_seed();
+        assert_eq!(seed[..4], [0xe9, 0xa3, 0x39, 0xbd]);
+        assert_eq!(seed, Credentials::of_cluster([9; 32]).certificate_seed());
+        assert_ne!(seed, credentials(8).certificate_seed());
     }
 
     #[test]
@@ -584,7 +826,7 @@ mod tests {
             let mut changed = false;
             let outcome = shake(9, 9, |n, bytes| {
                 if n == message {
-                    // Two bytes of the preface and one of an answer have no meaning yet, yet are proven.
+                    // Some bits of the preface and of an answer have no meaning yet, yet are proven.
                     let at = byte.index(bytes.len());
                     bytes[at] ^= 1 << bit;
                     changed = true;
@@ -598,27 +840,31 @@ mod tests {
         fn garbage_never_panics(
             preface in prop::array::uniform32(any::<u8>()),
             magic: bool,
+            tls: bool,
             answer in prop::collection::vec(any::<u8>(), ANSWER_LEN),
             hello in prop::collection::vec(any::<u8>(), HELLO_LEN),
             proof in prop::collection::vec(any::<u8>(), PROOF_LEN),
         ) {
             let mut preface = preface;
             if magic {
-                preface = Preface { version: PROTOCOL_VERSION, session: [7; 16], target: ProcId(2) }.encode();
+                preface = Preface { version: PROTOCOL_VERSION, session: [7; 16], target: ProcId(2), tls }.encode();
             }
             let me = identity(2, Role::Worker);
-            if let Ok(mut acceptor) = Acceptor::new(&me, &credentials(9), &preface, [0; 32])
-                && acceptor.handle(&hello).is_ok()
-            {
-                prop_assert_eq!(acceptor.handle(&proof), Err(HandshakeError::WrongProof));
+            if let Ok(mut acceptor) = Acceptor::new(&me, &credentials(9), &preface, [0; 32]) {
+                if acceptor.awaits_tls() {
+                    acceptor.bind([3; BINDING_LEN]);
+                }
+                if acceptor.handle(&hello).is_ok() {
+                    prop_assert_eq!(acceptor.handle(&proof), Err(HandshakeError::WrongProof));
+                }
             }
             let (mut connector, _) = Connector::new(&me, &credentials(9), ProcId(1), [1; 32]);
             prop_assert!(connector.handle(&answer).is_err());
         }
 
         #[test]
-        fn prefaces_round_trip(version: u16, session: [u8; 16], target: u64) {
-            let preface = Preface { version, session, target: ProcId(target) };
+        fn prefaces_round_trip(version: u16, session: [u8; 16], target: u64, tls: bool) {
+            let preface = Preface { version, session, target: ProcId(target), tls };
             prop_assert_eq!(Preface::decode(&preface.encode()).unwrap(), preface);
         }
     }

@@ -7,16 +7,19 @@
 
 pub mod actors;
 pub mod alloc;
+pub mod describe;
 pub mod digest;
 pub mod executor;
 pub mod frame;
 pub mod handshake;
 pub mod ids;
 pub mod leases;
+pub mod locality;
 pub mod location;
 pub mod msg;
 pub mod objects;
 pub mod owner;
 pub mod payload;
+pub mod spilling;
 pub mod streams;
 pub mod tasks;

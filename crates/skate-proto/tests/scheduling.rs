@@ -443,7 +443,7 @@ fn unused_definitions_are_forgotten_and_so_are_their_functions_at_workers() {
                 Effect::Send { msg: Msg::Forget { ids }, .. } => executor.handle_forget(ME, &ids),
                 Effect::Send { msg: Msg::Push(push), .. } => {
                     executor.handle_push(ME, push, &mut Out::default());
-                    assert!(executor.take("").unwrap().blob.is_some(), "work comes with its function");
+                    assert!(executor.take("", 0).unwrap().blob.is_some(), "work comes with its function");
                 }
                 _ => {}
             }
@@ -626,6 +626,7 @@ fn an_actor_that_nobody_can_reach_any_more_when_its_arguments_come_is_not_made()
         is_async: false,
         groups: vec![],
         detached: false,
+        recorded: true,
     };
     let deps = vec![(Slot::Position(0), ObjectId { task: made, index: 0 })];
     bench.owner.create_actor(creation, Payload::plain(b""), deps, bench.now, &mut bench.out);
@@ -648,7 +649,7 @@ fn whoever_was_told_that_a_worker_is_blocked_is_told_when_it_is_not() {
         let push = Push { task, def: 0, attempt: 0, args: Payload::plain(b""), deps: vec![], gpu_ids: vec![] };
         executor.handle_push(owner, push, &mut out);
     }
-    executor.take("").unwrap();
+    executor.take("", 0).unwrap();
     executor.block(&mut out);
     out.effects.clear();
     executor.unblock(&mut out);

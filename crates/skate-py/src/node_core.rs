@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -10,9 +11,12 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
 use skate_core::core::CoreError;
+use skate_core::spill::format::OBJECT_LEN;
+use skate_core::spill::{self, Piece, SpillError, Spiller};
 use skate_core::transfer::{Bulk, Failure, Outcome, Pull, SILENCE_S_MAX, Source, parse_address};
 use skate_core::transport::{
-    Address, CloseReason, Config, DiscoverError, Driven, Frame, Handler, Listener, PeerInfo, SendMode, Transport,
+    Address, CloseReason, Config, DiscoverError, Driven, Frame, Handler, Listener, PeerInfo, SendMode, Stream,
+    Transport,
 };
 use skate_proto::handshake::Role;
 use skate_proto::ids::{ProcId, SegmentId};
@@ -26,6 +30,7 @@ enum Event {
     Left { proc: u64, reason: String, ended: bool },
     Fd(u64),
     Pulled(Outcome),
+    Spilled(&'static str, spill::Outcome),
 }
 
 #[derive(Default)]
@@ -48,11 +53,23 @@ struct Queue {
     events: Arc<Events>,
     /// Set when the transport has started.
     bulk: OnceLock<Bulk>,
+    spiller: OnceLock<Spiller>,
 }
 
 impl Queue {
     fn add(&self, event: Event) {
         self.events.add(event);
+    }
+
+    /// Started by its first use, which most sessions never come to.
+    fn spiller(&self) -> &Spiller {
+        self.spiller.get_or_init(|| {
+            let (written, restored) = (self.events.clone(), self.events.clone());
+            Spiller::new(
+                move |outcome| written.add(Event::Spilled("written", outcome)),
+                move |outcome| restored.add(Event::Spilled("restored", outcome)),
+            )
+        })
     }
 
     fn bulk(&self) -> &Bulk {
@@ -69,7 +86,7 @@ impl Handler for Queue {
         *self.events.transport.lock() = Some(transport.clone());
         let events = self.events.clone();
         let tell = move |outcome| events.add(Event::Pulled(outcome));
-        let bulk = Bulk::new(&transport.me(), transport.credentials(), SILENCE_S_MAX, tell);
+        let bulk = Bulk::new(&transport.me(), transport.credentials(), transport.tls(), SILENCE_S_MAX, tell);
         assert!(self.bulk.set(bulk).is_ok(), "a transport starts once");
     }
 
@@ -84,8 +101,8 @@ impl Handler for Queue {
         self.add(Event::Left { proc: peer.0, reason: reason.to_string(), ended });
     }
 
-    fn on_bulk(&self, _peer: PeerInfo, socket: OwnedFd) {
-        self.bulk().accept(socket);
+    fn on_bulk(&self, _peer: PeerInfo, stream: Stream) {
+        self.bulk().accept(stream);
     }
 
     fn on_fd_ready(&self, token: u64) {
@@ -122,16 +139,25 @@ fn listen_at(listen: &str) -> PyResult<Listener> {
     Err(failed(last).into())
 }
 
-/// Asks the node that listens at `address` who it is: its key, its pid, and the minor version of its Python 3.
+/// Asks the node that listens at `address` who it is: its key, its pid, the minor version of its Python 3, and whether
+/// the nodes of its cluster use TLS.
 #[pyfunction]
-pub(crate) fn discover(py: Python<'_>, address: &str, token: [u8; 32], timeout_s: f64) -> PyResult<(u64, u32, u8)> {
+#[pyo3(signature = (address, token, timeout_s, tls = None))]
+pub(crate) fn discover(
+    py: Python<'_>,
+    address: &str,
+    token: [u8; 32],
+    timeout_s: f64,
+    tls: Option<bool>,
+) -> PyResult<(u64, u32, u8, bool)> {
     let until = deadline(Some(timeout_s))?.expect("a timeout was given");
     let minor = py.version_info().minor;
-    let node = waiting(py, || match skate_core::transport::discover(address, token, minor, until) {
+    let found = waiting(py, || match skate_core::transport::discover(address, token, minor, tls, until) {
         Err(DiscoverError::Interrupted) => Err(CoreError::Interrupted),
         outcome => outcome.map_err(CoreError::Discover),
     })?;
-    Ok((node.proc.0, node.pid, node.python_minor))
+    let node = found.node;
+    Ok((node.proc.0, node.pid, node.python_minor, found.tls))
 }
 
 impl NodeCore {
@@ -158,7 +184,7 @@ impl NodeCore {
 #[pymethods]
 impl NodeCore {
     #[new]
-    #[pyo3(signature = (*, path, session, token, node, listen = None))]
+    #[pyo3(signature = (*, path, session, token, node, listen = None, tls = false))]
     fn new(
         py: Python<'_>,
         path: String,
@@ -166,6 +192,7 @@ impl NodeCore {
         token: [u8; 32],
         node: u64,
         listen: Option<&str>,
+        tls: bool,
     ) -> PyResult<Self> {
         let queue = Arc::new(Queue::default());
         let node = ProcId(node);
@@ -181,6 +208,7 @@ impl NodeCore {
             token,
             node,
             node_address: Address::Unix(path.clone().into()),
+            tls,
             listeners,
             io_thread: true,
         };
@@ -217,6 +245,15 @@ impl NodeCore {
                     let failure = |f: Failure| (f.node.0, f.refused, f.error);
                     let failures: Vec<_> = failures.into_iter().map(failure).collect();
                     ("pulled", ticket, error, failures, bytes).into_pyobject(py)?.into_any()
+                }
+                Event::Spilled(what, spill::Outcome { ticket, result }) => {
+                    let (kind, error) = match result {
+                        Ok(()) => ("", String::new()),
+                        Err(error @ SpillError::Full(_)) => ("full", error.to_string()),
+                        Err(error @ SpillError::Damaged(_)) => ("damaged", error.to_string()),
+                        Err(error) => ("io", error.to_string()),
+                    };
+                    (what, ticket, kind, error).into_pyobject(py)?.into_any()
                 }
             };
             list.append(item)?;
@@ -318,11 +355,56 @@ impl NodeCore {
         self.queue.bulk().cancel(ticket);
     }
 
+    /// Begins to write a spill file. Its end is an event ("written", ticket, kind, error), in which an empty kind is
+    /// success. `pieces` are (object, segment's descriptor or -1, path of another file, offset, length, place in the
+    /// file), in order of their places.
+    fn write_spill(
+        &self,
+        ticket: u64,
+        path: PathBuf,
+        pieces: Vec<(Vec<u8>, i32, PathBuf, u64, u64, u64)>,
+        capacity_share: f64,
+    ) -> PyResult<()> {
+        let mut segments: HashMap<i32, Arc<OwnedFd>> = HashMap::new();
+        let mut read = |(object, fd, from, offset, len, at): (Vec<u8>, i32, PathBuf, u64, u64, u64)| {
+            let source = if fd < 0 {
+                spill::Source::Record { path: from, at: offset }
+            } else if let Some(segment) = segments.get(&fd) {
+                spill::Source::Block { segment: segment.clone(), offset }
+            } else {
+                // SAFETY: as for `send_fd`.
+                let segment = Arc::new(unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()?);
+                segments.insert(fd, segment.clone());
+                spill::Source::Block { segment, offset }
+            };
+            Ok(Piece { object: object_id(&object)?, source, len, at })
+        };
+        let pieces = pieces.into_iter().map(&mut read).collect::<PyResult<_>>()?;
+        self.queue.spiller().write(spill::Write { ticket, path, pieces, capacity_share });
+        Ok(())
+    }
+
+    /// Begins to read a spilled value into a segment of this node. Its end is an event ("restored", ticket, kind, error).
+    fn read_spill(&self, ticket: u64, path: PathBuf, name: &[u8], at: u64, length: u64, fd: i32) -> PyResult<()> {
+        // SAFETY: as for `send_fd`.
+        let segment = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()?;
+        let object = object_id(name)?;
+        self.queue.spiller().read(spill::Read { ticket, path, object, at, len: length, segment });
+        Ok(())
+    }
+
     fn close(&self, py: Python<'_>) {
         py.detach(|| {
             self.transport.shutdown();
             self.queue.bulk().shutdown();
+            if let Some(spiller) = self.queue.spiller.get() {
+                spiller.shutdown();
+            }
         });
         *self.queue.events.transport.lock() = None;
     }
+}
+
+fn object_id(bytes: &[u8]) -> PyResult<[u8; OBJECT_LEN]> {
+    bytes.try_into().map_err(|_| PyValueError::new_err(format!("an object's id has {OBJECT_LEN} bytes")))
 }

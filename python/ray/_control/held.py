@@ -6,6 +6,7 @@ went in among those who come back together.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -22,25 +23,30 @@ class Held:
 
     def __init__(self) -> None:
         self._held: dict[int, list[tuple[int, FromNode]]] = {}
-        self._count = 0
-        self._serial = 0
+        self._from: Counter[int] = Counter()
+        self._serial = self._released = 0
 
     def __len__(self) -> int:
-        return self._count
+        return self._serial - self._released
+
+    def has_from(self, node: int) -> bool:
+        """Whether anything is kept that this node has said."""
+        return self._from[node] > 0
 
     def hold(self, whom: int, event: FromNode) -> bool:
         """Keep it until `release` is told of this process or node. False if there is no room."""
-        if self._count >= HELD_MAX:
+        if self._serial - self._released >= HELD_MAX:
             return False
         self._serial += 1
-        self._count += 1
+        self._from[event.node] += 1
         self._held.setdefault(whom, []).append((self._serial, event))
         return True
 
     def release(self, whom: Iterable[int]) -> list[FromNode]:
         """What was kept for these, in order."""
         found = [entry for key in whom for entry in self._held.pop(key, ())]
-        self._count -= len(found)
+        self._released += len(found)
+        self._from.subtract(event.node for _, event in found)
         return [event for _, event in sorted(found, key=lambda entry: entry[0])]
 
     def release_all(self) -> list[FromNode]:

@@ -14,6 +14,7 @@ while nodes may come back anything waits.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Final
 
 import msgspec
@@ -41,7 +42,6 @@ from ray._control.messages import (
     MemberGone,
     MemberJoined,
     OwnersAsked,
-    OwnersServed,
     SegmentOrphaned,
     ToMember,
     ToOtherNode,
@@ -122,10 +122,8 @@ class MemberTable(Machine):
         self._announcing: dict[int, None] = {}
         """Nodes that have come back and have not said all."""
         self._held = Held()
-        self._since_return: list[tuple[int, int, str]] = []
-        """Deaths since the restart, to be told to those who come back: node, process and cause."""
-        self._served: dict[int, list[int]] = {}
-        """For whom nodes that have come back work, as long as it is not known who else does."""
+        self._since_return: deque[tuple[int, int, str]] = deque(maxlen=DEATHS_REMEMBERED)
+        """Deaths since a restart of the head, for who comes back later: on which node, process and cause."""
         self._deadlines: Deadlines[str] = Deadlines()
         self._events = {Tick: self._on_tick, NodeCame: self._on_node_came, NodeLost: self._on_node_lost}
         self._node_messages = {
@@ -136,7 +134,6 @@ class MemberTable(Machine):
             ToOtherNode: self._on_to_other_node,
             WhoIs: self._on_who_is,
             SegmentOrphaned: self._on_orphaned,
-            OwnersServed: self._on_owners_served,
         }
 
     # ------------------------------------------------------------------ queries
@@ -223,7 +220,6 @@ class MemberTable(Machine):
         self._unconfirmed.pop(event.node, None)
         self._announcing.pop(event.node, None)
         self._held.release((event.node,))
-        self._served.pop(event.node, None)
         for member in self._by_node.pop(event.node, {}).values():
             cause = f"its node was lost: {event.reason}"
             gone = MemberGone(member.proc, member.pid, f"the {member} is gone, because {cause}", (), 0, intended=False)
@@ -248,7 +244,7 @@ class MemberTable(Machine):
                 self._emit(NodesApart(self.node_of(asker), member.node))
         self._emit(ProcessLeft(member.proc))
         self._take_again(self._held.release((member.proc,)), now)
-        if self._returning and len(self._since_return) < DEATHS_REMEMBERED:
+        if self._returning:
             self._since_return.append((member.node, member.proc, cause))
         if len(self._by_node) > 1 or member.node not in self._by_node:
             self._untold.setdefault(member.node, []).append((member.proc, cause))
@@ -260,6 +256,14 @@ class MemberTable(Machine):
     def _on_tick(self, event: Tick, now: float) -> None:
         if self._deadlines.due(now):
             self._tell_all()
+
+    def tell_ended(self, node: int, procs: tuple[int, ...]) -> None:
+        """A node has come back and serves these: that one has ended it may not have heard, or only a head before."""
+        unknown = "it ended while the head was away"
+        died = [(proc, self._deaths.get(proc)) for proc in procs if proc not in self._members]
+        dead = [(proc, gone.cause if gone is not None else unknown) for proc, gone in died]
+        if dead:
+            self._emit(ToNode(node, DeathsElsewhere(dead)))
 
     def _tell_all(self) -> None:
         untold, self._untold = self._untold, {}
@@ -280,27 +284,11 @@ class MemberTable(Machine):
         self._returning = False
         self._announcing.clear()
         self._since_return.clear()
-        served, self._served = self._served, {}
-        for node, procs in served.items():
-            self._tell_who_has_gone(node, procs)
         self._take_again(self._held.release_all(), now)
 
-    def _on_owners_served(self, event: FromNode, message: OwnersServed, now: float) -> None:
-        if self._returning:
-            self._served[event.node] = message.procs
-        else:
-            self._tell_who_has_gone(event.node, message.procs)
-
-    def _tell_who_has_gone(self, node: int, procs: list[int]) -> None:
-        """The end of a process may have been missed, by its head or by this node."""
-        unheard = "it ended, or was lost with its node, while there was no connection to the head"
-        gone = [
-            (proc, self._deaths[proc].cause if proc in self._deaths else f"process {proc:016x} is gone: {unheard}")
-            for proc in procs
-            if proc not in self._members
-        ]
-        if gone and node in self._by_node:
-            self._emit(ToNode(node, DeathsElsewhere(gone)))
+    def holds_something_of(self, node: int) -> bool:
+        """Whether anything that this node has said still waits for others."""
+        return self._held.has_from(node)
 
     def _waits(self, event: FromNode, whom: int) -> bool:
         """Whether a message for this process or node is kept, because that may come back or has not said all."""

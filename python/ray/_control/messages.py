@@ -50,6 +50,9 @@ class NodeHello(Message, frozen=True):
     client: bool = False
     returns: bool = False
     """It has been part of the cluster and lost its head. What is on it follows, up to `Announced`."""
+    head: int = 0
+    heard: int = 0
+    """The head that it had before it lost it, and how many of that one's messages (`REPEATED`) it has had."""
 
 
 class ActorHosted(Message, frozen=True):
@@ -69,12 +72,6 @@ class MemberSubscribes(Message, frozen=True):
     actors: list[bytes]
 
 
-class OwnersServed(Message, frozen=True):
-    """A node that returns lends, or lent, workers to these processes of other nodes. It is told which have gone."""
-
-    procs: list[int]
-
-
 class SegmentOrphaned(Message, frozen=True):
     """The lessee of this segment has died: members of other nodes are to be asked which blocks in it are theirs.
 
@@ -86,7 +83,14 @@ class SegmentOrphaned(Message, frozen=True):
 
 
 class Announced(Message, frozen=True):
-    """The node that returns has said all; what it had said before and was not heard follows."""
+    """The node that returns has said all; what it had said before and does not know to be heard follows.
+
+    `first` is how many of its messages were heard, as it knows. A control service that heard more leaves those out.
+    `owners` are processes of other nodes for which leases are or wait there. Of those that have ended it is told.
+    """
+
+    first: int = 0
+    owners: tuple[int, ...] = ()
 
 
 class MemberJoined(Message, frozen=True):
@@ -234,10 +238,30 @@ class FreeIs(Message, frozen=True):
     free: dict[str, int]
 
 
+class MemberRows(msgspec.Struct, frozen=True, array_like=True):
+    """What one member has told; `rows` is a msgpack list. Process 0 is the node itself."""
+
+    proc: int
+    role: int
+    pid: int
+    job: int
+    total: int
+    rows: bytes
+
+
+class StateIs(Message, frozen=True):
+    """Answer to `AskState`. `silent` are the pids of members that have not answered in time."""
+
+    ticket: int
+    members: list[MemberRows]
+    silent: list[int]
+
+
 class Alive(Message, frozen=True):
-    """Answer to `AreYouAlive`."""
+    """Answer to `AreYouAlive`. `heard` is how many of the head's messages (`REPEATED`) the node has had."""
 
     serial: int
+    heard: int = 0
 
 
 class BundlesPrepared(Message, frozen=True):
@@ -298,7 +322,7 @@ class Nodes(Message, frozen=True):
 
 
 class Heard(Message, frozen=True):
-    """This many of the node's messages since its last `Announced` or `NodeHello` need not be said again.
+    """This many of the node's messages, counted from its first `NodeHello`, need not be said again.
 
     Those that say how things are just now (`NEWS`) are not counted.
     """
@@ -508,6 +532,18 @@ class AskFree(Message, frozen=True):
     ticket: int
 
 
+class AskState(Message, frozen=True):
+    """Somebody wants to see `what` there is on the node and what its members own: see `ray._node.looks`.
+
+    Answered by `StateIs` after `timeout_s` at the latest.
+    """
+
+    ticket: int
+    what: str
+    limit: int
+    timeout_s: float
+
+
 class AreYouAlive(Message, frozen=True):
     """To be answered at once by `Alive`. `heard` is the last question whose answer has come; 0 if none has."""
 
@@ -546,7 +582,7 @@ TO_CONTROL: Final[dict[int, type[Message]]] = {
     194: BundlesHeld,
     195: GroupAwaited,
     211: SegmentOrphaned,
-    213: OwnersServed,
+    212: StateIs,
 }
 
 FROM_CONTROL: Final[dict[int, type[Message]]] = {
@@ -569,6 +605,7 @@ FROM_CONTROL: Final[dict[int, type[Message]]] = {
     176: AskFree,
     177: AreYouAlive,
     178: Leave,
+    184: AskState,
     179: Heard,
     200: PrepareBundles,
     201: CommitBundles,
@@ -590,14 +627,34 @@ NEWS: Final = frozenset(
         BundlesRefused,
         BundlesHeld,
         GroupAwaited,
+        StateIs,
         ActorHosted,
         MemberSubscribes,
         Announced,
         SegmentOrphaned,
-        OwnersServed,
     )
 )
 """Messages to the control service that need not be repeated to a new one: it hears of the state anew."""
+
+REPEATED: Final = frozenset(
+    (
+        Deliver,
+        FromMember,
+        StopMember,
+        MemberExits,
+        MemberBroke,
+        JobGone,
+        DeathsElsewhere,
+        GiveUpMember,
+        AskFree,
+        PrepareBundles,
+        CommitBundles,
+        ReleaseBundles,
+        OwnersAsked,
+    )
+)
+"""Messages of the control service that are said again to a node whose connection broke before it had them. The others
+say how things are, and are said anew to who comes back; what had been placed there is placed anew."""
 
 KINDS: Final[dict[type[Message], int]] = {
     message: kind for table in (TO_CONTROL, FROM_CONTROL) for kind, message in table.items()

@@ -95,6 +95,7 @@ def _run(config: NodeConfig) -> str:
         token=config.token,
         node=config.node,
         listen=config.listen or None,
+        tls=config.tls,
     )
     return _serve(config, core, forks, signals, memfd, random_id, records, known)
 
@@ -124,6 +125,7 @@ def _serve(
             resources=config.resources,
             gpu_ids=tuple(config.gpu_ids),
             object_store_memory=config.object_store_memory,
+            spilling=config.spilling,
             hostname=config.hostname,
             host=config.address,
             address=_announced(config, core),

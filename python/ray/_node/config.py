@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from ray._node.spill_settings import SpillSettings
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -51,6 +53,8 @@ class NodeConfig(msgspec.Struct, frozen=True):
     """Where other nodes reach this one, without the port."""
     listen: str = ""
     """What to listen on for other nodes, "host:port"; port 0 is any. Empty for a cluster of one node."""
+    tls: bool = False
+    """Whether nodes of the cluster use TLS between them; the same for all, and learned by members from their node."""
     findable: bool = False
     """Whether drivers and further nodes of this user may find it on this machine; `private`: only by its address."""
     private: bool = False
@@ -76,6 +80,7 @@ class NodeConfig(msgspec.Struct, frozen=True):
     driver_pid: int = 0
     """The process to die with; 0 for a node that stands alone."""
     memory: MemorySettings = MemorySettings()
+    spilling: SpillSettings = SpillSettings()
 
     @property
     def socket_path(self) -> str:

@@ -108,10 +108,6 @@ class ProcessTable(Machine):
     def get(self, proc: int) -> Process | None:
         return self._connected.get(proc)
 
-    def has_ended(self, proc: int) -> bool:
-        """Whether the end of a process is remembered, wherever it was."""
-        return proc in self._deaths
-
     def drivers(self, job: int = 0) -> list[int]:
         """The drivers of a job, or all of them."""
         return [
@@ -127,6 +123,10 @@ class ProcessTable(Machine):
     def connected(self) -> list[int]:
         """Every connected core."""
         return list(self._connected)
+
+    def has_ended(self, proc: int) -> bool:
+        """Whether its end is remembered, wherever it was."""
+        return proc in self._deaths
 
     def statistics(self) -> dict[str, int]:
         return {"connected": len(self._connected), "deaths_remembered": len(self._deaths)}

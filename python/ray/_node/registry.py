@@ -44,6 +44,8 @@ class Record(msgspec.Struct, frozen=True):
     driver_pid: int = 0
     python: str = ""
     """Version of its interpreter; empty if it was written by a release that did not say."""
+    tls: bool = False
+    """Whether the nodes of its cluster use TLS between them."""
 
     @property
     def path(self) -> str:
@@ -72,6 +74,7 @@ def write(config: NodeConfig, address: str, pid: int, started: float) -> str:
         private=config.private,
         driver_pid=config.driver_pid,
         python=python_version(),
+        tls=config.tls,
     )
     where = config.nodes_dir or f"{os.path.dirname(config.session_dir)}/nodes"
     os.makedirs(where, mode=0o700, exist_ok=True)

@@ -22,10 +22,12 @@ class Seeker:
 
     Args:
         token: The cluster's.
+        tls: Whether its nodes use TLS: a head that does otherwise is none of this cluster's.
     """
 
-    def __init__(self, token: bytes) -> None:
+    def __init__(self, token: bytes, *, tls: bool = False) -> None:
         self._token = token
+        self._tls = tls
         self._asked: queue.SimpleQueue[tuple[str, ...] | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._reading, self._writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -67,7 +69,7 @@ class Seeker:
         refused = True
         for address in addresses:
             try:
-                node, _, _ = discover(address, self._token, ASK_S)
+                node, _, _, _ = discover(address, self._token, ASK_S, self._tls)
             except ConnectionRefusedError as error:
                 whys.append(str(error))
             except (OSError, ValueError) as error:

@@ -20,9 +20,12 @@ if TYPE_CHECKING:
     from ray._node.registry import Record
     from ray._runtime.nodes import HeadFacts
 
-__all__ = ["Place", "choose", "choose_running", "discover", "enter", "find", "own_ip", "primary_ip", "reach"]
+__all__ = [
+    "Place", "choose", "choose_running", "discover", "enter", "find", "own_ip", "primary_ip", "reach", "wants_tls",
+]  # fmt: skip
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
+TLS_VARIABLE = "RAY_USE_TLS"
 DISCOVER_S = 10.0  # how long a head may take to answer
 CANDIDATES_MAX = 8  # addresses of one host name that are tried; further ones are left out
 ELSEWHERE = ("198.51.100.1", "2001:db8::1")  # reserved for documentation: any route to others leads there
@@ -53,6 +56,21 @@ class Place(msgspec.Struct):
     head_address: str
     ip: str
     process: Any = None
+
+
+def wants_tls() -> bool:
+    """Whether the environment asks for TLS between nodes: of a head that it has it, of others that they join no other.
+
+    Raises:
+        ValueError: If the variable is neither 0 nor 1.
+    """
+    value = os.environ.get(TLS_VARIABLE, "").strip().lower()
+    if value in ("", "0", "false"):
+        return False
+    if value in ("1", "true"):
+        return True
+    message = f"{TLS_VARIABLE}={value!r} is neither 0 nor 1"
+    raise ValueError(message)
 
 
 def choose(address: str | None) -> str:
@@ -170,21 +188,37 @@ def enter(address: str) -> Place:
     record = find(address)
     if record is not None:
         _check_python(record.python, address)
+        if wants_tls() and not record.tls:
+            message = (
+                f"the nodes of the cluster at {address} do not use TLS, which {TLS_VARIABLE} asks for: start its head "
+                f"with --tls, or leave {TLS_VARIABLE} out here"
+            )
+            raise RefusedError(message)
         ip = record.address.rpartition(":")[0].strip("[]") or "127.0.0.1"
         return Place(record.node, record.socket, record.session_dir, record.token, record.head_address, ip)
     return _start_client(address)
 
 
-def discover(address: str, token: bytes, timeout_s: float = DISCOVER_S) -> int:
-    """The key of the node that listens at `address`.
+def discover(address: str, token: bytes, timeout_s: float = DISCOVER_S, *, needs_tls: bool = False) -> HeadFacts:
+    """The node that listens at `address`, which is a number.
+
+    Whether there is TLS is learned from it. Nobody in the middle can pretend that there is none: a node of a cluster
+    with TLS proves itself within TLS only.
+
+    Args:
+        address: "ip:port".
+        token: The cluster's.
+        timeout_s: How long it may take to answer.
+        needs_tls: Refuse a cluster whose nodes do not use TLS.
 
     Raises:
         ConnectionError: If it does not answer, or is not of this version, or the token is not its cluster's.
     """
     from ray import _core
+    from ray._runtime.nodes import HeadFacts
 
     try:
-        node, _, minor = _core.discover(address, token, timeout_s)
+        node, _, minor, tls = _core.discover(address, token, timeout_s, needs_tls or None)
     except PermissionError as error:
         message = f"{error}. {TOKEN_REMEDY}"
         raise RefusedError(message) from None
@@ -192,7 +226,7 @@ def discover(address: str, token: bytes, timeout_s: float = DISCOVER_S) -> int:
         message = f"the cluster at {address} cannot be joined: {error}"
         raise ConnectionError(message) from None
     _check_python(f"3.{minor}", address)
-    return node
+    return HeadFacts(node, address, tls=tls)
 
 
 def _check_python(theirs: str, address: str) -> None:
@@ -212,25 +246,26 @@ def _check_python(theirs: str, address: str) -> None:
         raise RefusedError(message)
 
 
-def reach(address: str, token: bytes) -> HeadFacts:
+def reach(address: str, token: bytes, *, needs_tls: bool = False) -> HeadFacts:
     """The head at `address`, whose host may be a name; its own is a number, as the transport needs it.
 
     Of several addresses, with commas between them, the one that answers is the first of the result, and the others
-    follow: that is where the next head may be found.
+    follow: that is where the next head may be found. With `needs_tls` a cluster whose nodes do not use TLS is refused;
+    so it is if the environment asks for TLS.
 
     Raises:
         ConnectionError: If it does not answer, or is not of this version, or the token is not its cluster's.
     """
-    from ray._runtime.nodes import HeadFacts
-
+    needs_tls = needs_tls or wants_tls()
     candidates = [candidate for each in address.split(",") for candidate in _candidates(each)]
     several = "," in address
     first: ConnectionError | None = None
     for candidate in candidates:
         try:
-            node = discover(candidate, token, DISCOVER_S / len(candidates))
-            others = [other for other in candidates if other != candidate] if several else []
-            return HeadFacts(node, ",".join([candidate, *others]))
+            head = discover(candidate, token, DISCOVER_S / len(candidates), needs_tls=needs_tls)
+            if several:
+                head.address = ",".join([candidate, *(other for other in candidates if other != candidate)])
+            return head
         except RefusedError:
             raise
         except ConnectionError as error:  # another of its addresses may be the one

@@ -23,11 +23,13 @@ class HeadFacts:
     Attributes:
         node: Its key.
         address: Where it is reached, "host:port".
+        tls: Whether the nodes of its cluster use TLS between them.
     """
 
-    def __init__(self, node: int, address: str) -> None:
+    def __init__(self, node: int, address: str, *, tls: bool = False) -> None:
         self.node = node
         self.address = address
+        self.tls = tls
 
 
 def start(
@@ -47,6 +49,9 @@ def start(
     records: str = "",
     standby: bool = False,
     temp_dir: str = "",
+    tls: bool = False,
+    spilling_directory: str | None = None,
+    system_config: dict[str, object] | None = None,
 ) -> NodeProcess:
     """Starts a node and waits until it serves.
 
@@ -66,14 +71,19 @@ def start(
         records: Where a head keeps what must outlive it, such as "sqlite:///path"; empty: nowhere.
         standby: Whether a head waits, before it serves, until no other one leads with these records.
         temp_dir: Where its session directory lies, instead of among this user's others.
+        tls: Whether a head wants TLS between the nodes of its cluster; who joins does as its head.
+        spilling_directory: Where it spills values to; None: as the environment says, or into the session directory.
+        system_config: Ray's name for settings that are otherwise variables of the environment; those of spilling.
 
     Raises:
-        ValueError: If no node can be like that, or the environment wants a memory watch that makes no sense.
+        ValueError: If no node can be like that, or the environment wants a memory watch or spilling that makes no
+            sense.
         RuntimeError: If it does not start, with its own words and the end of its log.
     """
     from ray import _core
     from ray._node import launch
     from ray._node.config import NodeConfig, read_memory_settings, session_of
+    from ray._node.spill_settings import as_environment, read_spill_settings
     from ray._runtime.resources import gpu_ids
 
     nodes_dir = ""
@@ -104,6 +114,7 @@ def start(
         name=name,
         address=ip,
         listen=listen,
+        tls=head.tls if head is not None else tls,
         findable=findable,
         private=private,
         nodes_dir=nodes_dir,
@@ -113,6 +124,7 @@ def start(
         head_node=head.node if head is not None else 0,
         head_address=head.address if head is not None else "",
         memory=read_memory_settings(os.environ),
+        spilling=read_spill_settings(spilling_directory, {**os.environ, **as_environment(system_config or {})}),
     )
     return launch.start_local_node(config, stays=stays, temp_dir=temp_dir)
 

@@ -97,8 +97,10 @@ def accepts_obsolete(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--labels-file", metavar="FILE", help="The same, as a mapping in a file of JSON or YAML.")
 @click.option("--node-name", help="A name for people; the host's by default.")
 @click.option("--temp-dir", metavar="DIR", help="Where the node's logs and its socket lie.")
+@click.option("--object-spilling-directory", metavar="DIR", help="For values that leave a full object store.")
 @click.option("--token", metavar="HEX", help="The cluster's token. Process lists show it; --token-file does not.")
 @click.option("--token-file", metavar="FILE", help="A file with the cluster's token.")
+@click.option("--tls", is_flag=True, help="Encrypt what nodes say to each other; without it a joiner does as the head.")
 @click.option(
     "--state",
     metavar="URL",
@@ -117,6 +119,9 @@ def start(**asked: Any) -> None:
     Who connects to a cluster has to prove its token. It is looked for in --token, --token-file, RAY_AUTH_TOKEN, the
     file that RAY_AUTH_TOKEN_PATH names, and ~/.ray/auth_token; without any, a head makes one for its cluster, and
     says where it is. Further nodes on the head's machine find it by themselves.
+
+    With --tls (or RAY_USE_TLS=1) a head makes a cluster whose nodes use TLS 1.3 between them. Certificates follow from
+    the token, so there is nothing else to hand out. A joiner with --tls joins no other cluster.
     """
     from ray.scripts import starting
 

@@ -51,11 +51,13 @@ class Asked(msgspec.Struct, kw_only=True):
     labels_file: str | None = None
     node_name: str | None = None
     temp_dir: str | None = None
+    object_spilling_directory: str | None = None
     token: str | None = None
     token_file: str | None = None
     state: str | None = None
     standby: bool = False
     block: bool = False
+    tls: bool = False
 
 
 class Announced(msgspec.Struct):
@@ -120,6 +122,7 @@ def _start_head(asked: Asked) -> tuple[NodeProcess, str]:
         token_file=path,
         token_source=source,
         any_port=asked.port == 0,
+        tls=asked.tls or joining.wants_tls(),
     )
 
 
@@ -137,7 +140,7 @@ def _start_joiner(asked: Asked) -> tuple[NodeProcess, str]:
             f"{tokens.PATH_VARIABLE}"
         )
         raise ConnectionError(message)
-    head = joining.reach(address, token)
+    head = joining.reach(address, token, needs_tls=asked.tls)
     announced = announce(asked.node_ip_address, head.address)
     port = asked.port or 0
     try:
@@ -150,6 +153,7 @@ def _start_joiner(asked: Asked) -> tuple[NodeProcess, str]:
         head_address=head.address,
         why=announced.why,
         is_everywhere=announced.listen != announced.ip,
+        tls=head.tls,
     )
 
 
@@ -167,6 +171,8 @@ def _start(asked: Asked, token: bytes, head: nodes.HeadFacts | None, announced: 
         standby=asked.standby,
         findable=True,
         temp_dir=os.path.abspath(asked.temp_dir) if asked.temp_dir else "",
+        tls=asked.tls or joining.wants_tls(),
+        spilling_directory=asked.object_spilling_directory,
     )
 
 

@@ -13,6 +13,7 @@ __all__ = ["head_started", "joined", "table"]
 
 CLOSED = "It listens there and on no other address, and takes nobody who does not have the token."
 OPEN = "It listens on every address of this machine, and takes nobody who does not have the token."
+TLS = "Nodes use TLS 1.3 between them, with certificates that follow from the token."
 LOOPBACK = "Only this machine can join and connect: the address leads to no other."
 
 
@@ -25,6 +26,7 @@ def head_started(
     token_file: str,
     token_source: str,
     any_port: bool,
+    tls: bool = False,
 ) -> str:
     """Of a head.
 
@@ -36,6 +38,7 @@ def head_started(
         token_file: Where its token is.
         token_source: Where the token was found; empty if it was made for this cluster.
         any_port: Whether the system chose the port.
+        tls: Whether nodes use TLS between them.
     """
     address = node.tcp_address
     host = address.rpartition(":")[0]
@@ -45,6 +48,7 @@ def head_started(
         ("", why),
         ("", OPEN if is_everywhere else CLOSED),
         *([("", "The system chose the port.")] if any_port else []),
+        *([("", TLS)] if tls else []),
         *([("", LOOPBACK)] if is_local else []),
         ("token", token_file),
         ("", f"It is that of {token_source}." if token_source else "It was made for this cluster."),
@@ -74,12 +78,15 @@ def head_started(
     return "\n".join(lines)
 
 
-def joined(node: NodeProcess, *, node_id: str, head_address: str, why: str, is_everywhere: bool) -> str:
+def joined(
+    node: NodeProcess, *, node_id: str, head_address: str, why: str, is_everywhere: bool, tls: bool = False
+) -> str:
     """Of a node that has joined a cluster; see `head_started`."""
     facts = [
         ("address", node.tcp_address),
         ("", why),
         ("", OPEN if is_everywhere else CLOSED),
+        *([("", TLS)] if tls else []),
         ("logs", f"{node.session_dir}/logs"),
     ]
     lines = [

@@ -78,7 +78,10 @@ class Channel:
 
 
 class NodeCore:
-    def __init__(self, *, path: str, session: bytes, token: bytes, node: int, listen: str | None = None) -> None:
+    def __init__(
+        self, *, path: str, session: bytes, token: bytes, node: int, listen: str | None = None, tls: bool = False
+    ) -> None:
+        assert listen is None, "only the real one speaks with other nodes"
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(path)
         self._listener.listen(128)

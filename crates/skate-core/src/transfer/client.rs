@@ -10,29 +10,21 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::num::NonZero;
-use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
 use parking_lot::{Condvar, Mutex};
-use rustix::io::Errno;
-use rustix::net::Shutdown;
-use rustix::pipe::{PipeFlags, SpliceFlags};
 use thiserror::Error;
 
-use skate_proto::handshake::{Credentials, Identity};
-
-use super::connect::{ConnectError, Idle, connect, read_exact, socket_for, write_all};
+use super::connect::{ConnectError, Dialer, Idle, socket_for};
 use super::offers::{Offer, Offers};
 use super::server::Server;
+use super::sink::{MoveError, Sink};
 use super::wire::{ANSWER_LEN, Refusal, Request, decode_answer};
 use super::{Failure, IDLE_S, Outcome, PULLERS_MAX, Pull, RANGE_BYTES_MAX, STREAM_BYTES_MIN, STREAMS_MAX};
-use crate::transport::spawn_without_signals;
-
-/// What is moved at once: as much as a pipe may hold without privileges.
-const PIPE_BYTES: usize = 1 << 20;
+use crate::transport::{Stream, spawn_without_signals};
 
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -64,6 +56,15 @@ impl From<io::Error> for PullError {
     }
 }
 
+impl From<MoveError> for PullError {
+    fn from(error: MoveError) -> Self {
+        match error {
+            MoveError::Source(error) => error.into(),
+            MoveError::Destination(error) => Self::Destination(error),
+        }
+    }
+}
+
 /// A part of a block: from, to.
 type Span = (u64, u64);
 
@@ -77,8 +78,8 @@ struct Running {
 struct Progress {
     /// In order, so that the block grows from its start.
     missing: VecDeque<Span>,
-    /// What streams fetch just now, and the socket on which each does.
-    fetching: HashMap<usize, (Span, Arc<OwnedFd>), RandomState>,
+    /// What streams fetch just now, and the connection on which each does.
+    fetching: HashMap<usize, (Span, Arc<Stream>), RandomState>,
     /// By position among the sources.
     failed: Vec<(usize, Failure)>,
     /// Why no source could help.
@@ -118,8 +119,7 @@ struct Queue {
 }
 
 struct Shared {
-    me: Identity,
-    credentials: Credentials,
+    dialer: Dialer,
     /// A source that sends nothing for so long has failed.
     silence: Duration,
     offers: Arc<Offers>,
@@ -136,16 +136,14 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) fn new(
-        me: Identity,
-        credentials: Credentials,
+        dialer: Dialer,
         silence: Duration,
         offers: Arc<Offers>,
         server: Arc<Server>,
         tell: Box<dyn Fn(Outcome) + Send + Sync>,
     ) -> Self {
         let shared = Shared {
-            me,
-            credentials,
+            dialer,
             silence,
             offers,
             server,
@@ -227,7 +225,7 @@ impl Progress {
     fn interrupt(&self) {
         #[expect(clippy::iter_over_hash_type, reason = "all are shut, in whatever order")]
         for (_, socket) in self.fetching.values() {
-            let _ = rustix::net::shutdown(socket, Shutdown::Both);
+            socket.shut();
         }
     }
 }
@@ -272,7 +270,7 @@ impl Shared {
 
     fn run_stream(&self, running: &Arc<Running>, stream: usize) {
         let count = running.pull.sources.len();
-        let mut connection: Option<(usize, Arc<OwnedFd>, bool)> = None;
+        let mut connection: Option<(usize, Arc<Stream>, bool)> = None;
         loop {
             let (span, source) = {
                 let mut progress = running.progress.lock();
@@ -306,7 +304,7 @@ impl Shared {
         stream: usize,
         source: usize,
         span: Span,
-        connection: &mut Option<(usize, Arc<OwnedFd>, bool)>,
+        connection: &mut Option<(usize, Arc<Stream>, bool)>,
     ) {
         let from = &running.pull.sources[source];
         let (socket, was_used, is_new) = match connection.take() {
@@ -325,7 +323,7 @@ impl Shared {
             }
             drop(progress);
             if is_new {
-                connect(&socket, from, &self.me, &self.credentials, self.silence)?;
+                self.dialer.connect(&socket, from, self.silence)?;
             }
             self.read_range(running, stream, source, span, &socket)?;
             Ok(socket)
@@ -364,22 +362,22 @@ impl Shared {
         stream: usize,
         source: usize,
         (start, end): Span,
-        socket: &OwnedFd,
+        socket: &Stream,
     ) -> Result<(), PullError> {
         let Pull { sources, fd, offset, len, .. } = &running.pull;
         let from = &sources[source];
         // A peer's claim: an offset with which it does not add up is refused by the source, not wrapped here.
         let at = from.offset.checked_add(start).ok_or(Refusal::OutOfBounds)?;
-        write_all(socket, &Request::Range { segment: from.segment, offset: at, len: end - start }.encode())?;
+        socket.write_all(&Request::Range { segment: from.segment, offset: at, len: end - start }.encode())?;
         let mut answer = [0; ANSWER_LEN];
-        read_exact(socket, &mut answer)?;
+        socket.read_exact(&mut answer)?;
         if decode_answer(&answer).ok_or(PullError::Malformed)?? != end - start {
             return Err(PullError::Malformed);
         }
-        let pipe = Pipe::new().map_err(PullError::Destination)?;
+        let sink = Sink::of(socket).map_err(PullError::Destination)?;
         let mut next = start;
         while next < end {
-            let moved = pipe.move_bytes(socket, fd, offset + next, end - next)?;
+            let moved = sink.move_bytes(socket, fd, offset + next, end - next)?;
             next += moved;
             let filled = {
                 let mut progress = running.progress.lock();
@@ -402,8 +400,8 @@ impl Shared {
     }
 
     /// Says that everything was taken, and keeps the connection for what comes next.
-    fn leave(&self, running: &Running, source: usize, socket: Arc<OwnedFd>) {
-        if write_all(&socket, &Request::Taken.encode()).is_ok() {
+    fn leave(&self, running: &Running, source: usize, socket: Arc<Stream>) {
+        if socket.write_all(&Request::Taken.encode()).is_ok() {
             self.kept.keep(running.pull.sources[source].node, socket);
         }
     }
@@ -455,45 +453,6 @@ fn spans(len: u64) -> impl Iterator<Item = Span> {
         let start = n * RANGE_BYTES_MAX;
         (start, (start + RANGE_BYTES_MAX).min(len))
     })
-}
-
-/// Between a socket and a file, so that bytes go from one to the other inside the kernel.
-struct Pipe {
-    reading: OwnedFd,
-    writing: OwnedFd,
-}
-
-impl Pipe {
-    fn new() -> io::Result<Self> {
-        let (reading, writing) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-        // A smaller one only takes more turns.
-        let _ = rustix::pipe::fcntl_setpipe_size(&writing, PIPE_BYTES);
-        Ok(Self { reading, writing })
-    }
-
-    /// Moves what is there, at least a byte and at most `len`, to the file's offset `at`.
-    fn move_bytes(&self, socket: &OwnedFd, file: &OwnedFd, at: u64, len: u64) -> Result<u64, PullError> {
-        let most = len.min(PIPE_BYTES as u64) as usize;
-        let taken = loop {
-            match rustix::pipe::splice(socket.as_fd(), None, self.writing.as_fd(), None, most, SpliceFlags::MOVE) {
-                Ok(0) => return Err(PullError::Closed),
-                Ok(taken) => break taken,
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(io::Error::from(error).into()),
-            }
-        };
-        let (mut left, mut to) = (taken, at);
-        while left > 0 {
-            match rustix::pipe::splice(self.reading.as_fd(), None, file.as_fd(), Some(&mut to), left, SpliceFlags::MOVE)
-            {
-                Ok(0) => return Err(PullError::Destination(io::ErrorKind::WriteZero.into())),
-                Ok(written) => left -= written,
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(PullError::Destination(error.into())),
-            }
-        }
-        Ok(taken as u64)
-    }
 }
 
 #[cfg(test)]

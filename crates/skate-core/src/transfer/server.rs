@@ -12,7 +12,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -21,25 +21,25 @@ use foldhash::fast::RandomState;
 use parking_lot::{Condvar, Mutex};
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::io::Errno;
-use rustix::net::Shutdown;
+use rustix::io::retry_on_intr;
 
-use super::connect::{read_exact, set_blocking, write_all};
 use super::offers::{Offer, Offers, UnderWay};
 use super::wire::{REQUEST_LEN, Refusal, Request, encode_answer};
 use super::{CONNECTIONS_MAX, IDLE_S, SENDERS_MAX};
-use crate::transport::spawn_without_signals;
+use crate::transport::{Stream, spawn_without_signals};
 
 /// One `sendfile` sends at most this much. Larger ones make the receiver slower (by a third from 4 MiB on, in processor
 /// time): what waits for it grows, and is cold when it comes.
 const SEND_BYTES: u64 = 256 << 10;
+/// Read, encrypted and written at once within TLS: what a channel takes in one piece.
+const ENCRYPT_BYTES: u64 = 64 << 10;
 /// Epoll data of the descriptor that ends the watcher's wait. Connections count up from 0.
 const KICK: u64 = u64::MAX;
 
 /// A connection of a pulling node.
 struct Connection {
     id: u64,
-    socket: Arc<OwnedFd>,
+    stream: Arc<Stream>,
     /// The last range, until the client has said that it took it.
     sent: Option<UnderWay>,
     server: Weak<Shared>,
@@ -101,7 +101,7 @@ struct Shared {
     queue: Mutex<Queue>,
     changed: Condvar,
     watcher: Mutex<Option<Watcher>>,
-    open: Mutex<HashMap<u64, Arc<OwnedFd>, RandomState>>,
+    open: Mutex<HashMap<u64, Arc<Stream>, RandomState>>,
 }
 
 struct Watcher {
@@ -129,15 +129,15 @@ impl Server {
 
     /// Takes a connection whose peer is proven. Without a descriptor or thread to serve it, it is closed: the client
     /// sees that, and asks elsewhere.
-    pub(super) fn accept(&self, socket: OwnedFd) {
+    pub(super) fn accept(&self, stream: Stream) {
         let shared = &self.shared;
         // A peer whose machine is gone closes nothing.
-        let _ = rustix::net::sockopt::set_socket_keepalive(&socket, true);
+        let _ = rustix::net::sockopt::set_socket_keepalive(&stream, true);
         let mut queue = shared.queue.lock();
-        if queue.closing || set_blocking(&socket, shared.silence).is_err() || shared.watch().is_err() {
+        if queue.closing || stream.set_patience(shared.silence).is_err() || shared.watch().is_err() {
             return;
         }
-        let socket = Arc::new(socket);
+        let stream = Arc::new(stream);
         let full = shared.open.lock().len() >= CONNECTIONS_MAX;
         let idle_longest = if full {
             if queue.waiting.is_empty() {
@@ -149,8 +149,8 @@ impl Server {
         };
         let id = queue.next_id;
         queue.next_id += 1;
-        shared.open.lock().insert(id, Arc::clone(&socket));
-        let connection = Connection { id, socket, sent: None, server: Arc::downgrade(shared) };
+        shared.open.lock().insert(id, Arc::clone(&stream));
+        let connection = Connection { id, stream, sent: None, server: Arc::downgrade(shared) };
         shared.wait_for_request(&mut queue, connection, true);
         drop(queue);
         drop(idle_longest);
@@ -170,8 +170,8 @@ impl Server {
         };
         self.shared.changed.notify_all();
         #[expect(clippy::iter_over_hash_type, reason = "all are shut, in whatever order")]
-        for socket in self.shared.open.lock().values() {
-            let _ = rustix::net::shutdown(socket, Shutdown::Both);
+        for stream in self.shared.open.lock().values() {
+            stream.shut();
         }
         drop((jobs, waiting));
         // Not joined under its lock, which a sender may want.
@@ -234,9 +234,9 @@ impl Shared {
         let flags = EventFlags::IN | EventFlags::ONESHOT;
         let data = EventData::new_u64(connection.id);
         let watched = if is_new {
-            epoll::add(&*watcher.epoll, connection.socket.as_fd(), data, flags)
+            epoll::add(&*watcher.epoll, &*connection.stream, data, flags)
         } else {
-            epoll::modify(&*watcher.epoll, connection.socket.as_fd(), data, flags)
+            epoll::modify(&*watcher.epoll, &*connection.stream, data, flags)
         };
         if watched.is_ok() {
             queue.waiting.push(connection);
@@ -276,7 +276,12 @@ impl Shared {
                 if let Some(connection) = done
                     && !queue.closing
                 {
-                    self.wait_for_request(&mut queue, connection, false);
+                    if connection.stream.has_unread() {
+                        // Its next request is here already, and its socket would be silent about it.
+                        queue.jobs.push_back(Job { connection, range: None });
+                    } else {
+                        self.wait_for_request(&mut queue, connection, false);
+                    }
                 }
                 continue;
             }
@@ -295,7 +300,7 @@ impl Shared {
     fn serve(&self, mut job: Job) -> Option<Connection> {
         if job.range.is_none() {
             let mut bytes = [0; REQUEST_LEN];
-            let read = read_exact(&job.connection.socket, &mut bytes);
+            let read = job.connection.stream.read_exact(&mut bytes);
             // Whatever it says, it has read the last range, and if it has gone it will not read it.
             let has_gone = |error: &io::Error| error.kind() != io::ErrorKind::WouldBlock;
             if read.as_ref().err().is_none_or(has_gone) {
@@ -307,8 +312,8 @@ impl Shared {
                 Request::Range { segment, offset, len } => (segment, offset, len),
             };
             let answer = self.find(segment, offset, len);
-            write_all(&job.connection.socket, &encode_answer(answer.as_ref().map(|_| len).map_err(|error| *error)))
-                .ok()?;
+            let said = encode_answer(answer.as_ref().map(|_| len).map_err(|error| *error));
+            job.connection.stream.write_all(&said).ok()?;
             let Ok((offer, under_way)) = answer else {
                 return Some(job.connection);
             };
@@ -335,6 +340,7 @@ impl Shared {
 
 /// Sends what is there of a range.
 fn send(mut job: Job) -> Option<Connection> {
+    let mut buffer = Vec::new();
     loop {
         let Some(range) = &mut job.range else {
             return Some(job.connection);
@@ -345,10 +351,9 @@ fn send(mut job: Job) -> Option<Connection> {
         } else if range.offer.is_withdrawn() {
             return None;
         } else if range.next < there {
-            let len = (there - range.next).min(SEND_BYTES) as usize;
-            match rustix::fs::sendfile(&job.connection.socket, &range.offer.fd, Some(&mut range.next), len) {
-                Ok(1..) | Err(Errno::INTR) => {}
-                Err(Errno::PIPE | Errno::CONNRESET) => {
+            match send_some(&job.connection.stream, &range.offer.fd, &mut range.next, there, &mut buffer) {
+                Ok(1..) => {}
+                Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
                     job.connection.take_back();
                     return None;
                 }
@@ -360,4 +365,17 @@ fn send(mut job: Job) -> Option<Connection> {
             job = offer.park(job, at)?;
         }
     }
+}
+
+/// Sends a piece of a file, from `next` on and not beyond `end`: inside the kernel if the connection is in clear.
+fn send_some(stream: &Stream, file: &OwnedFd, next: &mut u64, end: u64, buffer: &mut Vec<u8>) -> io::Result<usize> {
+    if stream.is_secured() {
+        buffer.resize((end - *next).min(ENCRYPT_BYTES) as usize, 0);
+        let len = retry_on_intr(|| rustix::io::pread(file, &mut **buffer, *next))?;
+        stream.write_all(&buffer[..len])?;
+        *next += len as u64;
+        return Ok(len);
+    }
+    let len = (end - *next).min(SEND_BYTES) as usize;
+    Ok(retry_on_intr(|| rustix::fs::sendfile(stream, file, Some(next), len))?)
 }

@@ -14,6 +14,10 @@
 //! [`Handler::on_unknown_node`] and answered by [`Transport::set_address`] or [`Transport::forget_node`]. A
 //! node connects to other nodes, and never to a process that is not one. Descriptors never leave the machine.
 //!
+//! Connections between nodes are TLS if the cluster wants it ([`Config::tls`], which its members learn from their node):
+//! after the preface, between the two processes, whichever node passes the descriptor on; see `tls`. It is nowhere else
+//! than in a [`Socket`](socket::Socket), which encrypts what is sent, and in `reactor::secured`, which reads.
+//!
 //! Writing is described in `connection`, waiting in `drive`, forks in `fork`.
 //!
 //! Locks, in the order in which they may be taken: the reactor (for as long as a thread drives), peers,
@@ -31,7 +35,9 @@ mod reactor;
 mod routes;
 mod slots;
 mod socket;
+mod stream;
 mod thread;
+pub(crate) mod tls;
 
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -59,11 +65,13 @@ use reactor::{Joining, Reactor};
 use routes::{Routes, Way};
 
 pub use connection::BACKLOG_BYTES_MAX;
-pub use discover::{DiscoverError, discover};
+pub use discover::{DiscoverError, Found, discover};
 pub use drive::Driven;
 pub(crate) use reactor::nonce;
 pub use socket::{Address, Listener};
+pub use stream::Stream;
 pub(crate) use thread::{block_signals, spawn_without_signals};
+pub use tls::{NodeTls, TlsError};
 
 /// Who a peer is.
 pub type PeerInfo = Identity;
@@ -102,9 +110,9 @@ pub trait Handler: Send + Sync + 'static {
     /// The next frame to it starts a new connection.
     fn on_closed(&self, peer: ProcId, reason: CloseReason);
     /// A peer connected to this process for bytes rather than frames ([`Role::Bulk`]) and proved the token. The
-    /// socket does not block, and is the handler's; a process that expects none closes it.
-    fn on_bulk(&self, peer: PeerInfo, socket: OwnedFd) {
-        let _ = (peer, socket);
+    /// stream is the handler's, and does not wait yet ([`Stream::set_patience`]); a process that expects none closes it.
+    fn on_bulk(&self, peer: PeerInfo, stream: Stream) {
+        let _ = (peer, stream);
     }
     /// A process on this node is wanted, and nobody has said yet where the node listens. To be answered by
     /// [`Transport::set_address`] or [`Transport::forget_node`], now or later; asked once until then. Connections
@@ -142,6 +150,8 @@ pub enum CloseReason {
     NodeGone(String),
     #[error("the handshake failed: {0}")]
     Handshake(#[source] HandshakeError),
+    #[error("the connection is not secure: {0}")]
+    Tls(#[from] TlsError),
     #[error("the handshake was not finished within 5 s")]
     HandshakeTimeout,
     #[error("the peer broke the protocol: {0}")]
@@ -185,6 +195,8 @@ pub struct Config {
     pub token: [u8; 32],
     pub node: ProcId,
     pub node_address: Address,
+    /// Whether connections between nodes are TLS. For the node only: it tells its members.
+    pub tls: bool,
     /// For the node only.
     pub listeners: Vec<Listener>,
     /// Without it frames are only read, and queued ones only written, while a thread drives.
@@ -260,6 +272,8 @@ pub struct Transport {
     dirty: Mutex<Vec<Arc<Connection>>>,
     commands: Mutex<Vec<Command>>,
     foreign: Mutex<Foreign>,
+    nodes_use_tls: AtomicBool,
+    tls: Arc<NodeTls>,
     io_thread: Mutex<Option<JoinHandle<()>>>,
     /// The handler knows that the descriptors are gone.
     loss_told: AtomicBool,
@@ -275,9 +289,10 @@ impl Transport {
         let reactor = Reactor::new(Arc::clone(&poller), listeners).map_err(system("to watch a listener"))?;
         let me =
             Identity { proc: config.me, role: config.role, pid: std::process::id(), python_minor: config.python_minor };
+        let credentials = Credentials { session: config.session, token: config.token };
         let transport = Arc::new(Self {
             me,
-            credentials: Credentials { session: config.session, token: config.token },
+            credentials: credentials.clone(),
             node: config.node,
             node_address: config.node_address,
             handler,
@@ -289,6 +304,8 @@ impl Transport {
             dirty: Mutex::default(),
             commands: Mutex::default(),
             foreign: Mutex::default(),
+            nodes_use_tls: AtomicBool::new(config.tls),
+            tls: Arc::new(NodeTls::new(credentials)),
             io_thread: Mutex::default(),
             loss_told: AtomicBool::new(false),
         });
@@ -324,6 +341,19 @@ impl Transport {
     #[must_use]
     pub fn credentials(&self) -> &Credentials {
         &self.credentials
+    }
+
+    /// Whether connections between the nodes of the cluster are TLS.
+    #[must_use]
+    pub fn nodes_use_tls(&self) -> bool {
+        // Known before the first connection with another node is made or accepted, by the thread that does either.
+        self.nodes_use_tls.load(Ordering::Relaxed)
+    }
+
+    /// What secures connections with other nodes that are made outside of the reactor; `None` if they are in clear.
+    #[must_use]
+    pub fn tls(&self) -> Option<Arc<NodeTls>> {
+        self.nodes_use_tls().then(|| Arc::clone(&self.tls))
     }
 
     /// Sends a frame whose body is the concatenation of `body`, after all that were sent to `to` before.

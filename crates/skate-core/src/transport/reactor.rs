@@ -7,12 +7,14 @@
 //! list, a command in the queue, and a notice at the gate.
 
 mod connecting;
+mod secured;
 
 use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::EventFlags;
@@ -64,6 +66,9 @@ pub(super) struct Reactor {
     events: Events,
     eagerness: Eagerness,
     buffer: Vec<u8>,
+    /// What was read of a secured connection, and what it says. Empty until there is one.
+    records: Vec<u8>,
+    plain: Vec<u8>,
     slots: Slots,
     listeners: Vec<PrivateFd>,
     accepting: Accepting,
@@ -102,6 +107,8 @@ impl Reactor {
             events: Events::new(),
             eagerness: Eagerness::default(),
             buffer: vec![0; READ_BYTES],
+            records: Vec::new(),
+            plain: Vec::new(),
             slots: Slots::default(),
             listeners,
             accepting: Accepting::Always,
@@ -252,6 +259,7 @@ impl Reactor {
             return;
         };
         match slot.phase {
+            _ if slot.socket.channel().is_some() => self.on_records(t, index),
             Phase::Open { peer, .. } => {
                 if let Err(reason) = self.read_frames(t, index, peer) {
                     self.close_peer(t, peer, reason);
@@ -283,6 +291,9 @@ impl Reactor {
         let Some(slot) = self.slots.at(index) else {
             return Ok(false);
         };
+        if slot.socket.channel().is_some() {
+            return self.read_secured(t, index);
+        }
         let mut passed = Vec::new();
         let read = read_once(t, slot, peer, &mut self.buffer, &mut passed);
         for (preface, fd) in passed {
@@ -474,9 +485,9 @@ impl Reactor {
         };
         let target = preface.target;
         if target == t.me.proc || target == WHO_LISTENS || self.listeners.is_empty() {
-            return match Acceptor::new(&t.me, &t.credentials, bytes, nonce()) {
+            return match self.accept_peer(t, index, bytes, &preface) {
                 Ok(machine) => self.slots.set_phase(index, Phase::Accepting(machine, Message::default())),
-                Err(error) => self.fail(t, index, CloseReason::Handshake(error)),
+                Err(reason) => self.fail(t, index, reason),
             };
         }
         // Another node is a peer as well, and nobody's way to it leads through this one.
@@ -494,6 +505,23 @@ impl Reactor {
         let sent = connection.send_now(&header.encode(), &[bytes], Some(slot.socket.as_fd()));
         t.see_to(&connection, sent);
         self.admit();
+    }
+
+    /// Begins our side of a handshake, secured if our node's cluster wants it and the peer is not on our own node.
+    fn accept_peer(
+        &mut self,
+        t: &Transport,
+        index: u32,
+        bytes: &[u8; PREFACE_LEN],
+        preface: &Preface,
+    ) -> Result<Acceptor, CloseReason> {
+        let socket = self.slots.at(index).map(|slot| Arc::clone(&slot.socket)).ok_or(CloseReason::Closed)?;
+        preface.check_tls(socket.is_tcp() && t.nodes_use_tls()).map_err(CloseReason::Handshake)?;
+        let machine = Acceptor::new(&t.me, &t.credentials, bytes, nonce()).map_err(CloseReason::Handshake)?;
+        if preface.tls {
+            socket.secure(t.tls.get()?.accept()?);
+        }
+        Ok(machine.telling(t.nodes_use_tls()))
     }
 
     /// Writes a handshake message, which always fits into the empty buffer of a new socket.
@@ -517,8 +545,11 @@ impl Reactor {
         let Some(slot) = self.slots.at(index) else {
             return;
         };
-        if let Phase::Greeting(_, _, connection) = &slot.phase {
+        if let Phase::Greeting(machine, _, connection) = &slot.phase {
             let connection = Arc::clone(connection);
+            if peer.proc == t.node && self.joining.is_some() {
+                t.nodes_use_tls.store(machine.nodes_use_tls(), Ordering::Relaxed);
+            }
             let phase = Phase::Open { peer: peer.proc, inbound: false, connection: Arc::clone(&connection) };
             self.slots.set_phase(index, phase);
             if let Some(entry) = t.peers.write().get_mut(&peer.proc) {
@@ -558,11 +589,10 @@ impl Reactor {
             return;
         };
         self.poller.delete(&*slot.socket);
-        // The copy leaves the care of `PrivateFd`: who takes it out of the transport sees to forks, too.
-        match slot.socket.as_fd().try_clone_to_owned() {
-            Ok(fd) => {
+        match slot.socket.to_stream() {
+            Ok(stream) => {
                 self.told = true;
-                t.handler.on_bulk(peer, fd);
+                t.handler.on_bulk(peer, stream);
             }
             Err(_) => self.warn(t, "no descriptor is left for a bulk connection; raise the limit (ulimit -n)"),
         }
@@ -599,18 +629,24 @@ impl Reactor {
         if let Some(peer) = slot.phase.peer() {
             return self.close_peer(t, peer, reason);
         }
-        let CloseReason::Handshake(error) = &reason else {
-            return self.remove(index);
-        };
-        if let Some(answer) = error.refusal() {
-            let socket = Arc::clone(&slot.socket);
-            if socket.send(&[IoSlice::new(&answer)], None).is_ok() {
-                socket.shut_write();
-                return self.slots.set_phase(index, Phase::Draining);
+        let socket = Arc::clone(&slot.socket);
+        let text = match &reason {
+            CloseReason::Handshake(error) => {
+                if let HandshakeError::TlsMissing | HandshakeError::TlsUnexpected = error {
+                    self.warn(t, &format!("a connection was refused: {error}"));
+                }
+                if let Some(answer) = error.refusal()
+                    && socket.send_in_clear(&[IoSlice::new(&answer)]).is_ok()
+                {
+                    socket.shut_write();
+                    return self.slots.set_phase(index, Phase::Draining);
+                }
+                error.to_string()
             }
-        }
-        let text = format!("a connection was closed before its handshake: {error}");
-        self.warn(t, &text);
+            CloseReason::Tls(error) => error.to_string(),
+            _ => return self.remove(index),
+        };
+        self.warn(t, &format!("a connection was closed before its handshake: {text}"));
         self.remove(index);
     }
 

@@ -72,6 +72,11 @@ impl Message {
         &mut self.bytes[self.filled..]
     }
 
+    /// Whether some of it is there.
+    pub(super) fn has_begun(&self) -> bool {
+        self.filled > 0
+    }
+
     /// The message, when it is complete.
     pub(super) fn advance(&mut self, len: usize) -> Option<Vec<u8>> {
         self.filled += len;

@@ -1,7 +1,8 @@
 //! Sockets: addresses, listening, connecting, gathered writes, reads that may bring descriptors.
 //!
 //! Within a machine they are Unix sockets, between machines TCP, which carries no descriptors. Both ends of a TCP
-//! connection are set up alike, so a cut is noticed by either, whether it waits or writes.
+//! connection are set up alike, so a cut is noticed by either, whether it waits or writes. A TCP connection may be
+//! secured: then what is sent is encrypted on its way, and what is received has to be given to its [`Channel`].
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -9,6 +10,7 @@ use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -18,6 +20,8 @@ use rustix::net::{
 };
 
 use super::fork::PrivateFd;
+use super::stream::Stream;
+use super::tls::{Channel, Taken, TlsError};
 
 /// Connections that the kernel keeps for us until they are accepted.
 const BACKLOG: i32 = 4096;
@@ -122,6 +126,7 @@ pub(super) fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
 pub(super) struct Socket {
     fd: PrivateFd,
     is_tcp: bool,
+    channel: OnceLock<Arc<Channel>>,
 }
 
 pub(super) enum Connecting {
@@ -136,7 +141,7 @@ impl Socket {
     pub(super) fn new(fd: OwnedFd) -> Self {
         let domain = sockopt::socket_domain(&fd);
         let is_tcp = matches!(domain, Ok(AddressFamily::INET | AddressFamily::INET6));
-        Self { fd: PrivateFd::new(fd), is_tcp }
+        Self { fd: PrivateFd::new(fd), is_tcp, channel: OnceLock::new() }
     }
 
     pub(super) fn connect(address: &Address) -> io::Result<Connecting> {
@@ -168,6 +173,29 @@ impl Socket {
         self.is_tcp
     }
 
+    /// From now on everything is said within TLS.
+    pub(super) fn secure(&self, channel: Channel) {
+        assert!(self.is_tcp, "what stays on a machine is not encrypted");
+        let first = self.channel.set(Arc::new(channel));
+        assert!(first.is_ok(), "a connection is secured once");
+    }
+
+    pub(super) fn channel(&self) -> Option<&Channel> {
+        self.channel.get().map(Arc::as_ref)
+    }
+
+    /// The same connection for a thread that waits. It leaves the care of [`PrivateFd`]: who takes it out of the
+    /// transport sees to forks, too.
+    pub(super) fn to_stream(&self) -> io::Result<Stream> {
+        Ok(Stream::proven(self.fd.as_fd().try_clone_to_owned()?, self.channel.get().cloned()))
+    }
+
+    /// Decrypts what was received, as [`Channel::take`] says.
+    pub(super) fn decrypt(&self, incoming: &mut &[u8], plain: &mut Vec<u8>) -> Result<Taken, TlsError> {
+        let channel = self.channel.get().expect("only what is secured is decrypted");
+        channel.take(incoming, plain, |parts| self.send_in_clear(parts))
+    }
+
     /// Sets the options of a TCP connection: frames do not wait for each other's acknowledgements, and a cut is
     /// noticed. The kernel knows all of them; without them the connection would still serve.
     pub(super) fn tune(&self) {
@@ -185,18 +213,29 @@ impl Socket {
         Ok(sockopt::socket_error(&self.fd)??)
     }
 
-    /// Writes what fits. With a descriptor, it goes along if at least one byte does.
+    /// Writes what fits. With a descriptor, it goes along if at least one byte does. On a secured connection the bytes
+    /// that were not written have to be offered again, before others.
     pub(super) fn send(&self, parts: &[IoSlice<'_>], fd: Option<BorrowedFd<'_>>) -> rustix::io::Result<usize> {
-        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
         let Some(fd) = fd else {
-            return rustix::net::sendmsg(&self.fd, parts, &mut SendAncillaryBuffer::default(), flags);
+            return match self.channel.get() {
+                None => self.send_in_clear(parts),
+                Some(channel) => channel.send(parts, |records| self.send_in_clear(records)),
+            };
         };
+        assert!(self.channel.get().is_none(), "no descriptor leaves the machine");
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         let fds = [fd];
         let pushed = control.push(SendAncillaryMessage::ScmRights(&fds));
         assert!(pushed, "the space is for one descriptor");
         rustix::net::sendmsg(&self.fd, parts, &mut control, flags)
+    }
+
+    /// Writes as it is, for what is said before TLS, and for its records.
+    pub(super) fn send_in_clear(&self, parts: &[IoSlice<'_>]) -> rustix::io::Result<usize> {
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        rustix::net::sendmsg(&self.fd, parts, &mut SendAncillaryBuffer::default(), flags)
     }
 
     /// Reads once. Descriptors that came along are appended to `fds`; `None` stands for one that was sent
@@ -223,10 +262,17 @@ impl Socket {
         Ok(message.bytes)
     }
 
-    /// Reads bytes that have no descriptors, as all do before the handshake is over.
+    /// Reads bytes that have no descriptors, as all do before the handshake is over, and records do.
     pub(super) fn receive_plain(&self, buffer: &mut [u8]) -> rustix::io::Result<usize> {
         let (bytes, _) = rustix::net::recv(&self.fd, buffer, RecvFlags::DONTWAIT)?;
         Ok(bytes)
+    }
+
+    /// The first byte that will be read.
+    pub(super) fn peek(&self) -> rustix::io::Result<Option<u8>> {
+        let mut first = [0];
+        let (len, _) = rustix::net::recv(&self.fd, &mut first, RecvFlags::DONTWAIT | RecvFlags::PEEK)?;
+        Ok((len > 0).then_some(first[0]))
     }
 
     /// Ends both directions, also for copies of the descriptor that are in use on other threads.

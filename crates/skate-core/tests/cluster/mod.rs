@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each of the tests that include it uses a part")]
 
+pub(crate) mod wire;
+
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -34,6 +36,7 @@ pub(crate) struct Recorder {
     pub(crate) ready: Mutex<Vec<u64>>,
     pub(crate) unknown: Mutex<Vec<ProcId>>,
     pub(crate) warnings: AtomicUsize,
+    pub(crate) warned: Mutex<Vec<String>>,
 }
 
 pub(crate) const ECHO: u8 = 40;
@@ -73,7 +76,8 @@ impl Handler for Recorder {
     fn on_fd_ready(&self, token: u64) {
         self.ready.lock().push(token);
     }
-    fn on_warning(&self, _text: &str) {
+    fn on_warning(&self, text: &str) {
+        self.warned.lock().push(text.to_owned());
         self.warnings.fetch_add(1, Ordering::Release);
     }
 }
@@ -129,6 +133,7 @@ pub(crate) fn config(me: ProcId, role: Role, address: Address, listeners: Vec<Li
         token: [2; 32],
         node: NODE,
         node_address: address,
+        tls: false,
         listeners,
         io_thread: true,
     }
@@ -147,6 +152,15 @@ impl Cluster {
 
     /// A node of a cluster of several.
     pub(crate) fn of(node: ProcId) -> Self {
+        Self::with(node, |_| {})
+    }
+
+    /// The same in a cluster whose nodes use TLS.
+    pub(crate) fn secured(node: ProcId) -> Self {
+        Self::with(node, |config| config.tls = true)
+    }
+
+    pub(crate) fn with(node: ProcId, change: impl FnOnce(&mut Config)) -> Self {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let directory = std::env::temp_dir().join(format!("skate-test-{}-{number}", std::process::id()));
@@ -157,6 +171,7 @@ impl Cluster {
         let address = tcp.local_address().unwrap();
         let mut config = config(node, Role::Node, Address::Unix(path), vec![listener, tcp]);
         config.node = node;
+        change(&mut config);
         Self { directory, address, node: start(config).unwrap() }
     }
 

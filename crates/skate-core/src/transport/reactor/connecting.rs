@@ -137,6 +137,9 @@ impl Reactor {
             return self.fail(t, index, reason);
         }
         let _ = self.poller.modify(&*socket, source, EventFlags::IN);
+        if socket.is_tcp() && t.nodes_use_tls() {
+            return self.greet_secured(t, index, connection, &socket);
+        }
         let (machine, first) = Connector::new(&t.me, &t.credentials, connection.peer, nonce());
         self.slots.set_phase(index, Phase::Greeting(machine, Message::default(), connection));
         self.say(t, index, &first);
