@@ -36,6 +36,7 @@ from ray._control.machine import (
 from ray._node import events, lease_records, looks, requests
 from ray._node.config import MemorySettings
 from ray._node.fence import Fence
+from ray._node.group_questions import OP, GroupQuestions
 from ray._node.leases import LeaseTable
 from ray._node.memory import MemoryWatch
 from ray._node.memory_victims import Tenant
@@ -54,6 +55,7 @@ from ray._protocol import (
     KIND_ACTOR_STATE,
     KIND_LEASE_FAILED,
     KIND_LEASE_GRANTED,
+    KIND_REPLY,
     KINDS,
     ROLE_DRIVER,
     ROLE_TOOL,
@@ -216,6 +218,7 @@ class NodeManager:
         self._hosted: dict[int, Hosted] = {}
         self._subscribed: dict[int, dict[bytes, None]] = {}
         """Actors of whose changes members have asked to hear."""
+        self._questions = GroupQuestions()
         self._machines: tuple[Machine, ...] = (
             self.pool,
             self.leases,
@@ -368,6 +371,8 @@ class NodeManager:
             case None:
                 self._breach(frame.proc, f"sent a frame of unknown kind {frame.kind}")
             case Request():
+                if message.op == OP and self.remembers:
+                    self._questions.ask(frame.proc, frame.corr, message.args, now)
                 self._on_request(frame, message)
             case LeaseReturn() | LeaseKept() | SegmentClaims() | BlocksFreed() if self._is_for_other(message.node):
                 self._to_control(self.relay.to_node(message.node, frame.proc, frame.kind, frame.corr, frame.body))
@@ -498,6 +503,7 @@ class NodeManager:
 
     def _process_left(self, proc: int, now: float) -> None:
         self._subscribed.pop(proc, None)
+        self._questions.left(proc)
         left = ProcessLeft(proc)
         machines = (self.leases, self.segments, self.pulls, self.spills, self.processes, self.requests, self.looks)
         for machine in machines:
@@ -519,7 +525,7 @@ class NodeManager:
                 assert isinstance(message, ActorSubscribe | ActorCreate)
                 self._subscribed.setdefault(frame.proc, {})[message.actor] = None
 
-    def announcement(self) -> list[Message]:
+    def announcement(self, now: float) -> list[Message]:
         """What is on this node, between `NodeHello` and `Announced`."""
         said: list[Message] = [messages.MemberJoined(x.proc, x.role, x.pid, x.job) for x in self.processes.all()]
         for proc, hosted in self._hosted.items():
@@ -529,7 +535,9 @@ class NodeManager:
                 )
         for proc, actors in self._subscribed.items():
             said.append(messages.MemberSubscribes(proc, list(actors)))
-        return said
+        held = self.leases.reservations.held()
+        said += [messages.BundlesHeld(x.group, x.attempt, x.offered) for x in held]
+        return [*said, *self._questions.announcement(now)]
 
     def owners_elsewhere(self) -> tuple[int, ...]:
         """Processes of other nodes for which leases are or wait here."""
@@ -589,6 +597,9 @@ class NodeManager:
             for proc in message.procs:
                 if proc in self._hosted:
                     self._hosted[proc].told = True
+        elif message.kind == KIND_REPLY:
+            for proc in message.procs:
+                self._questions.answered(proc, message.corr)
         elif message.kind == KIND_ACTOR_STATE and self.remembers:
             state = decode(message.kind, message.body)
             assert isinstance(state, ActorState)
