@@ -26,7 +26,7 @@ ENCODERS = {
 }
 """Rust functions that serve messages of other names."""
 
-OTHER_NAMES = {"class": "class_id", "worker": "proc", "code": "exit_code", "left": "restarts_left"}
+OTHER_NAMES = {"class": "class_id", "worker": "proc", "left": "restarts_left"}
 """What Rust calls fields; in `actor_create` the owner is the process in the actor's id."""
 
 TYPES = {

@@ -28,6 +28,7 @@ ERROR_PENDING_CALLS: int
 ERROR_INFEASIBLE: int
 ERROR_OTHER: int
 ERROR_GROUP_REMOVED: int
+ERROR_ACTOR_UNSCHEDULABLE: int
 
 class CoreClosed(ConnectionError):
     """The core has lost its node, or was closed."""

@@ -36,6 +36,14 @@ CAUSE_TEXT: Final = 0
 """`ActorState.cause` is UTF-8 text."""
 CAUSE_INIT_ERROR: Final = 1
 """`ActorState.cause` is the error payload with which the actor's ``__init__`` failed."""
+CAUSE_UNSCHEDULABLE: Final = 2
+"""`ActorState.cause` is UTF-8 text: the actor asked for what no node will ever give it."""
+
+FAILED_OTHER: Final = 0
+FAILED_GROUP_REMOVED: Final = 1
+"""The placement group that the demand was to run in is gone."""
+FAILED_UNSCHEDULABLE: Final = 2
+"""The demand is bound to a node that is gone, or that never has as much."""
 
 RETRY_CHARGED: Final = 0
 """A repetition is one of the task's `max_retries`."""
@@ -546,12 +554,12 @@ class Notice(Message, frozen=True):
 class LeaseFailed(Message, frozen=True):
     """No worker for this class can be had; the demand is dropped. The owner fails what waits for it.
 
-    `group_removed`: because the placement group that it was to run in is gone.
+    `code` says which error that is, as one of the constants `FAILED_*`.
     """
 
     class_id: int
     reason: str
-    group_removed: bool = False
+    code: int = FAILED_OTHER
 
 
 class ActorStop(Message, frozen=True):

@@ -1,7 +1,8 @@
 """The head is killed again and again under a workload that checks its own answers.
 
-Calls to running actors must not notice. What was acknowledged (a named actor that has answered, a key) must be there
-after every kill, and what is asked while there is no head must be answered by the next one. The seed decides when:
+Calls to running actors must not notice. What was acknowledged (a named actor that has answered, a key, a placement
+group that was created) must be there after every kill, and what is asked while there is no head must be answered by the
+next one. In the end everything is free again. The seed decides when:
 
     SKATE_CHAOS_SEED=7 SKATE_CHAOS_KILLS=50 pytest tests/chaos/test_head.py
 """
@@ -16,6 +17,8 @@ import pytest
 
 import ray
 from ray._runtime import session
+from ray.util import get_placement_group, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from tests.cluster.durable import durable_cluster
 from tests.core.helpers import wait_until
 
@@ -49,10 +52,12 @@ class Load:
         self.named = []
         self.serial = 0
         self.keys = {}
+        self.groups = []
+        self.grouped = 0
         self.rounds = {}
         self.threads = [
             threading.Thread(target=self._repeat, args=(work,), name=work.__name__)
-            for work in (self.call, self.tasks, self.name_actors, self.put_keys)
+            for work in (self.call, self.tasks, self.name_actors, self.put_keys, self.make_groups)
         ]
         self.counter = Counter.options(name="steady", lifetime="detached").remote()
         self.expected = 0
@@ -99,6 +104,26 @@ class Load:
             wait_until(lambda: not set(self.named[-8:-1]) & set(ray.util.list_named_actors()), what="their ends")
             del self.named[-8:-1]
 
+    def make_groups(self):
+        """A group comes, a task runs in each of its bundles, and the group before it goes."""
+        self.grouped += 1
+        name = f"group-{self.grouped}"
+        group = placement_group([{"CPU": 0.25}, {"CPU": 0.25}], "STRICT_SPREAD", name=name, lifetime="detached")
+        if self.grouped % 2:
+            assert ray.get(group.ready(), timeout=60) == group
+        else:
+            assert group.wait(60)
+        assert self.squares_in(group) == [0, 1]
+        assert get_placement_group(name) == group
+        self.groups.append(name)
+        if len(self.groups) > 1:
+            remove_placement_group(get_placement_group(self.groups.pop(0)))
+
+    def squares_in(self, group):
+        inside = [PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index) for index in (0, 1)]
+        refs = [square.options(num_cpus=0.25, scheduling_strategy=inside[index]).remote(index) for index in (0, 1)]
+        return ray.get(refs, timeout=60)
+
     def put_keys(self):
         key = f"key-{len(self.keys)}".encode()
         session.request("kv.put", key=key, value=key * 2, namespace="chaos")
@@ -123,7 +148,7 @@ def test_nothing_acknowledged_is_lost_however_often_the_head_is_killed(cluster_k
                 assert session.request("kv.get", key=b"none", namespace="chaos") is None
                 slowest = max(slowest, time.monotonic() - killed)
                 assert not load.failures, load.failures[0]
-            wait_until(lambda: load.ended or len(load.rounds) == 4, what="each part of the workload")
+            wait_until(lambda: load.ended or len(load.rounds) == 5, what="each part of the workload")
         assert not load.failures, load.failures[0]
         print(f"rounds {load.rounds}, slowest return {slowest:.2f} s, slowest call {load.slowest_s:.2f} s")
         assert set(load.named) | {"steady"} == set(ray.util.list_named_actors())
@@ -131,5 +156,11 @@ def test_nothing_acknowledged_is_lost_however_often_the_head_is_killed(cluster_k
             assert ray.get(ray.get_actor(name).increment.remote(), timeout=30) == 2
         for key, value in load.keys.items():
             assert session.request("kv.get", key=key, namespace="chaos") == value
+        for name in load.groups:
+            group = get_placement_group(name)
+            assert load.squares_in(group) == [0, 1]
+            remove_placement_group(group)
         for name in ray.util.list_named_actors():
             ray.kill(ray.get_actor(name))
+        wait_until(lambda: ray.available_resources().get("CPU") == 4, what="all CPUs to be free")
+        assert not [name for name in ray.cluster_resources() if "_group_" in name]

@@ -3,6 +3,7 @@
 import pytest
 
 import ray
+from ray.exceptions import ActorUnschedulableError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tests.core.helpers import wait_until
 
@@ -80,8 +81,29 @@ def test_an_actor_bound_to_a_lost_node_cannot_be_made(start_cluster):
     cluster, (node,) = start_cluster({"num_cpus": 1})
     cluster.remove_node(node)
     cluster.wait_for_nodes()
-    with pytest.raises(ray.exceptions.RayError, match="is lost"):
+    lost = r"The actor can never be placed: Counter asks for node .*, which is lost"
+    with pytest.raises(ActorUnschedulableError, match=lost):
         ray.get(on(node).remote().increment.remote(), timeout=20)
+
+
+def test_an_actor_bound_to_a_node_that_never_was_or_never_has_as_much_cannot_be_made(start_cluster):
+    cluster, _ = start_cluster({"num_cpus": 1})
+    strange = NodeAffinitySchedulingStrategy("ab" * 8 + "0" * 40, soft=False)
+    actor = Counter.options(scheduling_strategy=strange).remote()
+    with pytest.raises(ActorUnschedulableError, match="Counter asks for node abababababababab; there is no such node"):
+        ray.get(actor.increment.remote(), timeout=20)
+    for each in cluster.list_all_nodes():
+        with pytest.raises(ActorUnschedulableError, match=r"needs CPU: 2; node .* for which it asks, has 1"):
+            ray.get(on(each, num_cpus=2).remote().increment.remote(), timeout=20)
+
+
+def test_an_actor_that_cannot_be_restarted_on_its_lost_node_says_so(start_cluster):
+    cluster, (node,) = start_cluster({"num_cpus": 1})
+    actor = on(node, max_restarts=-1, max_task_retries=-1).remote()
+    assert ray.get(actor.increment.remote()) == 1
+    cluster.remove_node(node, allow_graceful=False)
+    with pytest.raises(ActorUnschedulableError, match=r"asks for node .*, which is lost"):
+        ray.get(actor.increment.remote(), timeout=20)
 
 
 def test_the_handle_of_an_actor_elsewhere_ends_it(start_cluster):

@@ -3,8 +3,15 @@
 import pytest
 
 import ray
-from ray.exceptions import RayError
-from ray.util.scheduling_strategies import In, NodeAffinitySchedulingStrategy, NodeLabelSchedulingStrategy, NotIn
+from ray.exceptions import TaskPlacementGroupRemoved, TaskUnschedulableError
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import (
+    In,
+    NodeAffinitySchedulingStrategy,
+    NodeLabelSchedulingStrategy,
+    NotIn,
+    PlacementGroupSchedulingStrategy,
+)
 from tests.core.helpers import Gate, Tally, wait_until
 
 pytestmark = [pytest.mark.skate, pytest.mark.slow]  # nodes of a cluster are processes that take a moment to start
@@ -13,6 +20,11 @@ pytestmark = [pytest.mark.skate, pytest.mark.slow]  # nodes of a cluster are pro
 @ray.remote
 def where():
     return ray.get_runtime_context().get_node_id()
+
+
+@ray.remote
+def follow(value):
+    return value
 
 
 @ray.remote
@@ -71,8 +83,47 @@ def test_affinity_leads_to_one_node_or_fails_when_it_is_gone(start_cluster):
     cluster.remove_node(node)
     cluster.wait_for_nodes()
     assert ray.get(where.options(scheduling_strategy=soft).remote()) == cluster.head_node.node_id
-    with pytest.raises(RayError, match="is lost"):
+    with pytest.raises(TaskUnschedulableError, match=r"The task can never run: .*asks for node .*, which is lost"):
         ray.get(where.options(scheduling_strategy=hard).remote())
+
+
+def test_a_task_bound_to_a_node_that_never_was_or_never_has_as_much_fails(start_cluster):
+    cluster, _ = start_cluster({"num_cpus": 1})
+    strange = NodeAffinitySchedulingStrategy("ab" * 8 + "0" * 40, soft=False)
+    with pytest.raises(TaskUnschedulableError, match="asks for node abababababababab; there is no such node among 2"):
+        ray.get(where.options(scheduling_strategy=strange).remote(), timeout=20)
+    for each in cluster.list_all_nodes():  # its own node is asked by the driver itself, another by the cluster
+        hard = NodeAffinitySchedulingStrategy(each.node_id, soft=False)
+        with pytest.raises(TaskUnschedulableError, match=r"needs CPU: 2; node .* for which it asks, has 1"):
+            ray.get(where.options(num_cpus=2, scheduling_strategy=hard).remote(), timeout=20)
+    refs = [where.options(scheduling_strategy=strange).remote() for _ in range(3)]
+    dependent = follow.remote(refs[0])
+    with pytest.raises(TaskUnschedulableError, match="no such node"):
+        ray.get(dependent, timeout=20)
+
+
+def test_a_task_that_waits_for_its_node_fails_when_that_is_lost(start_cluster, tmp_path):
+    cluster, (node,) = start_cluster({"num_cpus": 1})
+    hard = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
+    tally, gate = Tally(tmp_path), Gate(tmp_path)
+    running = meet.options(scheduling_strategy=hard, max_retries=0).remote(gate, tally)
+    met(tally, 1)
+    waiting = where.options(scheduling_strategy=hard).remote()
+    cluster.remove_node(node, allow_graceful=False)
+    with pytest.raises(TaskUnschedulableError, match=r"asks for node .*, which is lost"):
+        ray.get(waiting, timeout=20)
+    with pytest.raises(ray.exceptions.WorkerCrashedError, match="its node was lost"):
+        ray.get(running, timeout=20)
+
+
+def test_a_task_of_a_removed_group_keeps_that_error(start_cluster):
+    start_cluster({"num_cpus": 1})
+    group = placement_group([{"CPU": 1}, {"CPU": 1}], strategy="STRICT_SPREAD", name="both")
+    assert group.wait(20)
+    remove_placement_group(group)
+    inside = where.options(num_cpus=1, scheduling_strategy=PlacementGroupSchedulingStrategy(group))
+    with pytest.raises(TaskPlacementGroupRemoved, match="placement group both was removed"):
+        ray.get(inside.remote(), timeout=20)
 
 
 def test_labels_choose_nodes(start_cluster):

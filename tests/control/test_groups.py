@@ -19,8 +19,8 @@ from tests.node.simulated import NODE, actor_id, cpu, create, gpu
 class Groups(ClusterWorld):
     """A cluster with one driver, and short words for what it asks."""
 
-    def __init__(self, *resources: dict[str, float]) -> None:
-        super().__init__(*resources)
+    def __init__(self, *resources: dict[str, float], durable: bool = False) -> None:
+        super().__init__(*resources, durable=durable)
         self.me = self.driver()
         self.corr = 100
         self.serial = 0
@@ -269,7 +269,7 @@ def test_a_group_that_is_never_created_is_not_waited_for_for_ever():
     world.collect()
     with pytest.raises(RuntimeError, match="about to create placement group"):
         world.head.reply(world.me, waiting)
-    assert [failed.group_removed for failed in world.failed()] == [True]
+    assert [failed.code for failed in world.failed()] == [p.FAILED_GROUP_REMOVED]
 
 
 def test_groups_that_are_too_many_to_plan_at_once_have_their_turn(monkeypatch):
@@ -366,14 +366,14 @@ def test_removal_stops_what_runs_and_fails_what_waits():
     world.advance(1.0)
     assert world.head.running == world.nodes[NODE + 1].running == {}
     failed = world.failed()
-    assert {(each.class_id, each.group_removed) for each in failed} == {(2, True)}
+    assert {(each.class_id, each.code) for each in failed} == {(2, p.FAILED_GROUP_REMOVED)}
     assert failed[0].reason == "placement group train was removed"
     told = [message for message in world.head.inbox[world.me] if isinstance(message, p.Deaths)]
     causes = dict(death for message in told for death in message.dead)
     assert set(causes) == {lease.proc for lease in leases}
     assert all("placement group train was removed" in cause for cause in causes.values())
     world.demand(group, cpu(1), class_id=3)
-    assert [failed.group_removed for failed in world.failed()] == [True]
+    assert [failed.code for failed in world.failed()] == [p.FAILED_GROUP_REMOVED]
 
 
 def test_actors_die_with_their_group_for_good():

@@ -1,12 +1,16 @@
 """Placement groups on several nodes under arbitrary orders of events; messages are late, but in order.
 
-Nodes come and die, groups are created and removed, tasks take and give back what bundles offer, drivers leave. Every
-table checks its own invariants after each event. Whenever nothing is on its way, the control service and the nodes
-believe the same of every bundle. In the end faults stop: what can be placed is placed; and when all is removed, every
-ledger is as it was in the beginning.
+Nodes come and die, links break, groups are created and removed, tasks take and give back what bundles offer, drivers
+leave; and the head dies, with what was on its way to it and part of what it had said and written, and a next one begins
+with the records. Every table checks its own invariants after each event. Whenever nothing is on its way, the control
+service and the nodes believe the same of every bundle, and what was acknowledged is there: groups until they were asked
+to be removed, removals for ever. In the end faults stop: what can be placed is placed, whoever waits is answered; and
+when all is removed, every ledger is as it was in the beginning.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import msgspec
 from hypothesis import settings
@@ -19,9 +23,13 @@ from ray._control.group_placement import Wish, choose, place_of
 from ray._control.group_records import STRATEGIES
 from ray._protocol import UNIT
 from tests.node.cluster_world import ClusterWorld
-from tests.node.simulated import NODE, actor_id, cpu, create
+from tests.node.simulated import actor_id, cpu, create
+
+if TYPE_CHECKING:
+    from ray._control.service import ControlService
 
 HEAD = {"CPU": 2.0}
+HEAD_TOTAL = cpu(2)
 NODES = [{"CPU": 2.0, "GPU": 2.0}, {"CPU": 3.0}, {"CPU": 1.0, "GPU": 1.0}]
 AMOUNTS = st.sampled_from([cpu(1), cpu(2), cpu(0.5), {"CPU": UNIT, "GPU": UNIT}, {"GPU": UNIT // 2}, cpu(8)])
 NODES_MAX = 5
@@ -34,11 +42,19 @@ class Groups(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.cluster = ClusterWorld(HEAD, *NODES[:2], instant=False)
+        self.cluster = ClusterWorld(HEAD, *NODES[:2], instant=False, durable=True)
         self.totals = {key: dict(node.node.leases.ledger.total) for key, node in self.cluster.nodes.items()}
         self.held: dict[int, tuple[int, p.LeaseGranted]] = {}
         """Leases that owners have, with their owner."""
         self.bundles: dict[bytes, list[dict[str, int]]] = {}
+        self.asked: dict[tuple[int, int], tuple[str, bytes]] = {}
+        """What drivers have asked of which group, by driver and the number of the request."""
+        self.acknowledged: dict[bytes, tuple[int, bool]] = {}
+        """Groups that have come to be for sure, with their creators, and whether they are detached."""
+        self.unwanted: dict[bytes, None] = {}
+        """Groups that somebody has asked to remove."""
+        self.removed: dict[bytes, None] = {}
+        """Groups that are gone for sure."""
         self.drivers: list[int] = []
         self.serial = 0
         self.actors: list[bytes] = []
@@ -52,6 +68,7 @@ class Groups(RuleBasedStateMachine):
 
     # ---------------------------------------------------------- nodes and messages
 
+    @precondition(lambda self: self.cluster.head_lives)
     @rule(resources=st.sampled_from(NODES))
     def node_comes(self, resources: dict[str, float]) -> None:
         if len(self.cluster.nodes) < NODES_MAX:
@@ -60,9 +77,32 @@ class Groups(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def node_dies(self, data: st.DataObject) -> None:
-        others = [key for key in self.cluster.nodes if key != NODE]
+        others = [key for key in self.cluster.nodes if key != self.cluster.head_key]
         if others:
             self.cluster.kill(data.draw(st.sampled_from(others)))
+
+    @precondition(lambda self: self.cluster.head_lives)
+    @rule(data=st.data())
+    def link_breaks(self, data: st.DataObject) -> None:
+        linked = [key for key in self.cluster.nodes if key not in (self.cluster.head_key, *self.cluster.absent)]
+        if linked:
+            self.cluster.cut(data.draw(st.sampled_from(linked)))
+
+    @precondition(lambda self: self.cluster.head_lives)
+    @rule(data=st.data())
+    def head_dies(self, data: st.DataObject) -> None:
+        self.cluster.kill_head(lambda count: data.draw(st.integers(0, count)))
+
+    @precondition(lambda self: not self.cluster.head_lives)
+    @rule()
+    def head_starts(self) -> None:
+        self.cluster.start_head()
+        self.totals[self.cluster.head_key] = dict(self.cluster.head.node.leases.ledger.total)
+
+    @precondition(lambda self: self.cluster.head_lives and self.cluster.absent)
+    @rule(data=st.data())
+    def node_comes_back(self, data: st.DataObject) -> None:
+        self.cluster.come_back(data.draw(st.sampled_from(sorted(self.cluster.absent))))
 
     @rule(data=st.data(), count=st.integers(1, 8))
     def some_messages_arrive(self, data: st.DataObject, count: int) -> None:
@@ -81,7 +121,7 @@ class Groups(RuleBasedStateMachine):
 
     # ---------------------------------------------------------- drivers and groups
 
-    @precondition(lambda self: len(self.drivers) < 4)
+    @precondition(lambda self: len(self.drivers) < 4 and self.cluster.nodes)
     @rule(data=st.data())
     def driver_joins(self, data: st.DataObject) -> None:
         self.drivers.append(self.cluster.driver(data.draw(st.sampled_from(sorted(self.cluster.nodes)))))
@@ -107,15 +147,21 @@ class Groups(RuleBasedStateMachine):
         group = driver.to_bytes(8, "big") + self.serial.to_bytes(6, "big") + bytes(4)
         self.bundles[group] = bundles
         self.tell(driver, "group.create", group, "", "", bundles, strategy, detached, [], 0, b"")
+        if not self.lives(driver):
+            self.unwanted[group] = None
         return group
 
     @rule(which=WHICH, group=consumes(groups))
     def remove_group(self, which: int, group: bytes) -> None:
+        if not self.is_heard_of(_creator(group)):
+            return
+        self.unwanted[group] = None
         self.tell(self.driver(which), "group.remove", group)
 
     @rule(which=WHICH, group=groups, limit_s=st.sampled_from([None, 0.1, 5.0]))
     def wait_for_group(self, which: int, group: bytes, limit_s: float | None) -> None:
-        self.tell(self.driver(which), "group.wait", group, limit_s, corr=1)
+        if self.is_heard_of(_creator(group)):
+            self.tell(self.driver(which), "group.wait", group, limit_s)
 
     # ---------------------------------------------------------- what runs
 
@@ -157,6 +203,10 @@ class Groups(RuleBasedStateMachine):
     def driver(self, which: int) -> int:
         return self.drivers[which % len(self.drivers)]
 
+    def is_heard_of(self, creator: int) -> bool:
+        """Of a process that has ended, or of which nothing was heard yet, groups that are not known will never be."""
+        return not self.cluster.head_lives or self.control.members.get(creator) is not None
+
     def lives(self, proc: int) -> bool:
         return any(proc in node.inbox for node in self.cluster.nodes.values())
 
@@ -164,11 +214,17 @@ class Groups(RuleBasedStateMachine):
         if self.lives(proc):
             self.cluster.send(proc, message)
 
-    def tell(self, proc: int, op: str, *arguments: object, corr: int = 0) -> None:
+    def tell(self, proc: int, op: str, group: bytes, *arguments: object) -> None:
         if self.lives(proc):
+            corr = len(self.asked) + 1
+            self.asked[proc, corr] = (op, group)
             node = self.cluster.node_of(proc)
-            node.send(proc, p.Request(op, msgspec.msgpack.encode(arguments)), corr)
+            node.send(proc, p.Request(op, msgspec.msgpack.encode([group, *arguments])), corr)
             self.cluster.collect()
+
+    def answer(self, proc: int, corr: int) -> p.Reply | None:
+        replies = self.cluster.node_of(proc).replies.get(proc, {})
+        return replies.get(corr)  # type: ignore[return-value]
 
     def return_lease(self, lease: int) -> None:
         owner, grant = self.held.pop(lease)
@@ -184,8 +240,38 @@ class Groups(RuleBasedStateMachine):
                     self.held[grant.lease] = (proc, grant)
 
     @invariant()
+    def what_is_acknowledged_is_noted(self) -> None:
+        for (proc, corr), (op, group) in self.asked.items():
+            if self.lives(proc) and (answer := self.answer(proc, corr)) is not None:
+                if op == "group.create":
+                    detached = self.control.groups.find(group)
+                    self.acknowledged.setdefault(group, (proc, detached is not None and detached.detached))
+                if op == "group.remove":
+                    self.removed[group] = None
+                assert answer.ok or group in self.unwanted or not self.lives(_creator(group)), "refused without a cause"
+
+    @invariant()
+    def what_was_acknowledged_is_there(self) -> None:
+        if not self.is_quiet():
+            return
+        groups = self.control.groups
+        for group, (creator, detached) in self.acknowledged.items():
+            if group not in self.unwanted and (detached or self.lives(creator)):
+                assert groups.get(group) is not None, f"an acknowledged group is lost: {groups.gone(group)}"
+        for group in self.removed:
+            assert groups.get(group) is None, "a group is there again that was removed"
+
+    @property
+    def control(self) -> ControlService:
+        return self.cluster.control
+
+    def is_quiet(self) -> bool:
+        cluster = self.cluster
+        return cluster.head_lives and not (cluster.absent or cluster.links() or cluster.control.is_returning)
+
+    @invariant()
     def both_sides_agree_when_nothing_is_on_its_way(self) -> None:
-        if self.cluster.links():
+        if not self.is_quiet():
             return
         placed = {
             (key, group.hex, index)
@@ -205,6 +291,8 @@ class Groups(RuleBasedStateMachine):
         """Faults stop. What fits must come to be; and nothing may be left of what is removed."""
         cluster = self.cluster
         cluster.instant = True
+        cluster.all_come_back()
+        self.totals[cluster.head_key] = dict(HEAD_TOTAL)
         cluster.collect()
         for _ in range(3):
             for lease in list(self.held):
@@ -214,6 +302,7 @@ class Groups(RuleBasedStateMachine):
             self.owners_take_what_they_are_given()
         self.both_sides_agree_when_nothing_is_on_its_way()
         self._expect_the_rest_to_be_too_much()
+        self._expect_answers()
         self._expect_nothing_left()
 
     def _withdraw_all(self) -> None:
@@ -237,6 +326,17 @@ class Groups(RuleBasedStateMachine):
             wish = Wish(group.strategy, group.missing, group.selectors, group.placed)
             assert choose(places, wish) is None, f"{group} fits and is {group.state}: {group.why}"
 
+    def _expect_answers(self) -> None:
+        """Who waits without a limit is answered once the group is created, or gone; everybody else in any case."""
+        for (proc, corr), (op, group) in self.asked.items():
+            if not self.lives(proc) or self.answer(proc, corr) is not None:
+                continue
+            found = self.control.groups.get(group)
+            state = found.state if found is not None else "gone"
+            assert op == "group.wait", f"{op} is not answered"
+            assert found is not None, "nobody says that the group is gone"
+            assert found.state in ("pending", "preparing"), f"nobody says that the group is {state}"
+
     def _expect_nothing_left(self) -> None:
         cluster = self.cluster
         last = cluster.driver()
@@ -254,10 +354,15 @@ class Groups(RuleBasedStateMachine):
         assert groups == {"groups": 0, "groups_unplaced": 0, "group_waiters": 0}
         for key, node in cluster.nodes.items():
             leases = node.node.leases
-            assert leases.ledger.total == leases.ledger.free == self.totals[key]
+            owners = [f"{lease.owner:x}" for lease in leases._leases.values()]
+            assert leases.ledger.total == leases.ledger.free == self.totals[key], f"held by {owners}, on {key:x}"
             assert leases.statistics()["reservations"] == 0
             assert all(share == UNIT for share in leases.ledger.devices.values())
             assert cluster.control.nodes.get(key).total == self.totals[key]  # type: ignore[union-attr]
+
+
+def _creator(group: bytes) -> int:
+    return int.from_bytes(group[:8], "big")
 
 
 TestGroups = Groups.TestCase

@@ -21,7 +21,7 @@ from ray._control.messages import (
     ToOtherNode,
     WhoIs,
 )
-from ray._control.service import ControlService
+from ray._control.service import RETURNED_S, ControlService
 from tests.node.simulated import cpu
 
 HEAD, FIRST, SECOND = 1, 2, 3
@@ -119,3 +119,26 @@ def test_what_waits_for_one_who_ended_meanwhile_is_answered_at_once(service):
     service.say(SECOND, hello(SECOND), Announced(), MemberGone(WORKER, 9, "it was killed"))
     [answer] = service.take(Deliver)
     assert p.decode(answer.message.kind, answer.message.body).cause == "it was killed"
+
+
+def test_a_node_hears_which_of_those_it_works_for_did_not_come_back(service):
+    service.say(SECOND, hello(SECOND), Announced(owners=(DRIVER, STRANGER)))
+    service.say(FIRST, hello(FIRST), MemberJoined(DRIVER, p.ROLE_DRIVER, 8, 1), Announced())
+    assert service.take(DeathsElsewhere) == []
+    service.pass_time(RETURNED_S)
+    [told] = service.take(DeathsElsewhere)
+    assert (told.node, [proc for proc, _ in told.message.dead]) == (SECOND, [STRANGER])
+    # Later, after its link was broken, the answer comes at once.
+    service.say(SECOND, hello(SECOND), Announced(owners=(DRIVER, STRANGER)))
+    assert [proc for proc, _ in service.take(DeathsElsewhere)[0].message.dead] == [STRANGER]
+
+
+def test_nothing_is_given_up_while_a_node_says_what_is_on_it(service):
+    service.say(FIRST, hello(FIRST), Announced(owners=(WORKER,)))
+    service.say(SECOND, hello(SECOND))
+    service.pass_time(nodes.RETURN_S + 1)
+    assert service.control.is_returning
+    service.say(SECOND, MemberJoined(WORKER, p.ROLE_WORKER, 9, 1), Announced())
+    service.pass_time(service.now + RETURNED_S)
+    assert not service.control.is_returning
+    assert service.take(DeathsElsewhere) == []

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -21,8 +22,11 @@ from ray._control.service import ControlService
 from ray._node import events, peer_protocol, register
 from ray._node.config import MemorySettings
 from ray._node.manager import CoreJoined, CoreLeft, FrameCame, NodeFacts, NodeManager, Shutdown
-from ray._node.membership import Found, HeadNode, Membership, Seek, WorkerNode
+from ray._node.membership import Commit, Found, HeadNode, Membership, Seek, WorkerNode
 from ray._protocol import UNIT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 NODE = 1 << 40
 
@@ -39,6 +43,9 @@ class World:
         key: The node's key, where others carry what it says (`cluster_world`). The one with the default is the head.
         numbers: Where the numbers of processes come from then: unique over all nodes of a cluster.
         now: The time at which it starts then.
+        head_key: The head that it joins then.
+        durable: Whether the head keeps records. They are in `commits`, until a test says that they are written.
+        known: Records with which the head begins.
     """
 
     def __init__(
@@ -54,6 +61,9 @@ class World:
         key: int = NODE,
         numbers: itertools.count[int] | None = None,
         now: float = 100.0,
+        head_key: int = NODE,
+        durable: bool = False,
+        known: Iterable[tuple[str, bytes, bytes]] = (),
     ) -> None:
         wire = {name: round(amount * UNIT) for name, amount in (resources or {"CPU": 2}).items()}
         gpus = tuple(range(wire.get("GPU", 0) // UNIT))
@@ -63,9 +73,12 @@ class World:
         name = f"n{len(self.peers)}" if head is not None else ""
         facts = NodeFacts(key, wire, gpus, store, name=name, memory=memory)
         self.node = NodeManager(facts, new_id=lambda: next(ids), validate=True)
-        self.control = head.control if head is not None else ControlService(head=key, validate=True)
+        self.control = head.control if head is not None else ControlService(head=key, durable=durable, validate=True)
+        if known := list(known):
+            self.control.restore(known, now)
+        self.commits: deque[Commit] = deque()
         self.head: Membership = (
-            WorkerNode(self.node, head.node.facts.node if head is not None else NODE, ("head",))
+            WorkerNode(self.node, head.node.facts.node if head is not None else head_key, ("head",))
             if head is not None or (key != NODE and not node)
             else HeadNode(self.node, self.control)
         )
@@ -351,6 +364,8 @@ class World:
                 self.logs.append(effect.text)
             case Shutdown():
                 self.shutdown = effect.reason
+            case Commit():
+                self.commits.append(effect)
             case ToNode() if len(self.peers) > 1:
                 self._say(effect)
             case ToNode():

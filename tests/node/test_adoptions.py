@@ -159,7 +159,9 @@ def test_a_restarted_head_asks_members_when_all_nodes_have_come_back():
     assert not [x for x in said if isinstance(x, ToNode) and isinstance(x.message, messages.OwnersAsked)]
     control.handle(3, hello(3, returns=True), 0.3)
     control.handle(3, messages.MemberJoined(30, p.ROLE_DRIVER, 1, 1), 0.3)
-    said = control.tick(service.RETURN_S)
+    for node in (2, 3):
+        control.handle(node, messages.Announced(), 0.4)
+    said = control.tick(0.4 + service.RETURNED_S)
     asked = [x for x in said if isinstance(x, ToNode) and isinstance(x.message, messages.OwnersAsked)]
     assert asked == [ToNode(2, messages.OwnersAsked(7, (1, 30, 3)))]
     delivered = [x.message for x in said if isinstance(x, ToNode) and isinstance(x.message, messages.Deliver)]

@@ -228,7 +228,7 @@ class Pair:
 
     @property
     def open_questions(self) -> int:
-        return self.head.node.questions.statistics()["estate_questions"]
+        return self.head.node.estate_questions.statistics()["estate_questions"]
 
 
 def test_members_of_other_nodes_are_answered_and_their_claims_end_with_them():

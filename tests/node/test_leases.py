@@ -689,6 +689,17 @@ def test_a_grant_on_its_way_counts_against_what_is_asked_for_meanwhile():
     assert len(world.take(driver, p.LeaseGranted)) == 7, "the second of two grants had not come when six were wanted"
 
 
+def test_an_order_for_an_owner_that_has_ended_meanwhile_is_for_nobody():
+    world = World({"CPU": 2})
+    owner, other = world.driver(), world.driver()
+    world.leave(owner)
+    order = messages.PlaceLeases(owner, 1, 2, 1, cpu(1), b"", b"", "f", 7, queue=True)
+    world.feed(events.FromControl(order))
+    assert world.node.leases.statistics()["leases"] == 0
+    world.send(other, p.LeaseDemand(1, cpu(2), 1))
+    assert len(world.take(other, p.LeaseGranted)) == 1
+
+
 def test_what_a_refused_guest_held_goes_to_the_next_at_once():
     """Found by the simulation: it was passed over so often that what it lacked was kept for it, and is told to go."""
     table = leases.LeaseTable(node=1, ledger=Ledger(cpu(4), ()), new_id=lambda: 1 << 30, validate=True)

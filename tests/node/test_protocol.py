@@ -55,7 +55,7 @@ TABLE = """
 106 Reply ok body
 107 LogLines name pid stream lines ip
 108 Notice level text
-109 LeaseFailed class_id reason group_removed
+109 LeaseFailed class_id reason code
 110 ActorStop actor
 111 Exit
 112 Deaths dead

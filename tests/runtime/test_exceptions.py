@@ -140,6 +140,7 @@ def test_codes_become_the_documented_classes() -> None:
         _core.ERROR_PENDING_CALLS: exceptions.PendingCallsLimitExceeded,
         _core.ERROR_INFEASIBLE: exceptions.TaskUnschedulableError,
         _core.ERROR_GROUP_REMOVED: exceptions.TaskPlacementGroupRemoved,
+        _core.ERROR_ACTOR_UNSCHEDULABLE: exceptions.ActorUnschedulableError,
         _core.ERROR_OTHER: exceptions.RaySystemError,
     }
     for code, cls in cases.items():

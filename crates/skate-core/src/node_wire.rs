@@ -78,6 +78,14 @@ pub const BLOCKS_RETIRED: u8 = 125;
 const RETRY_FREE: u8 = 1;
 const RETRY_NEVER: u8 = 2;
 
+/// Why an actor died, in [`ActorState`]: how to read the cause.
+const CAUSE_INIT_ERROR: u8 = 1;
+const CAUSE_UNSCHEDULABLE: u8 = 2;
+
+/// Why no worker can be had, in `LeaseFailed`.
+const FAILED_GROUP_REMOVED: u8 = 1;
+const FAILED_UNSCHEDULABLE: u8 = 2;
+
 fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     rmp_serde::to_vec(value).expect("plain data always encodes")
 }
@@ -342,7 +350,7 @@ pub enum FromNode {
     LeaseFailed {
         class: u32,
         reason: String,
-        group_removed: bool,
+        code: ErrorCode,
     },
     ActorStop,
     Exit,
@@ -378,7 +386,7 @@ pub fn decode(kind: u8, body: &[u8]) -> Option<FromNode> {
         }
         PRESSURE => FromNode::Pressure { pressed: get::<(bool,)>(body)?.0 },
         WORKER_DIED => {
-            let (proc, _lease, cause, _code, _intended, oom, retry): (u64, u64, String, i32, bool, bool, u8) =
+            let (proc, _lease, cause, _exit_code, _intended, oom, retry): (u64, u64, String, i32, bool, bool, u8) =
                 get(body)?;
             let death = match (oom, retry) {
                 (false, _) => Death::Crashed,
@@ -467,8 +475,13 @@ pub fn decode(kind: u8, body: &[u8]) -> Option<FromNode> {
             FromNode::Notice { level, text }
         }
         LEASE_FAILED => {
-            let (class, reason, group_removed): (u32, String, bool) = get(body)?;
-            FromNode::LeaseFailed { class, reason, group_removed }
+            let (class, reason, code): (u32, String, u8) = get(body)?;
+            let code = match code {
+                FAILED_GROUP_REMOVED => ErrorCode::GroupRemoved,
+                FAILED_UNSCHEDULABLE => ErrorCode::Infeasible,
+                _ => ErrorCode::Other,
+            };
+            FromNode::LeaseFailed { class, reason, code }
         }
         NODE_ADDRESS => {
             let (node, address, cause): (u64, String, String) = get(body)?;
@@ -508,8 +521,12 @@ fn decode_actor_state(body: &[u8]) -> Option<FromNode> {
         0 => ActorState::Pending,
         1 => ActorState::Alive { proc: ProcId(proc), node: NodeKey(node), incarnation },
         2 => ActorState::Restarting,
-        3 if cause_kind == 1 => ActorState::Dead(Payload { data: Blob::new(&cause), refs: Vec::new() }),
-        3 => ActorState::Dead(Payload::error(ErrorCode::ActorDied, &String::from_utf8_lossy(&cause))),
+        3 if cause_kind == CAUSE_INIT_ERROR => ActorState::Dead(Payload { data: Blob::new(&cause), refs: Vec::new() }),
+        3 => {
+            let unschedulable = cause_kind == CAUSE_UNSCHEDULABLE;
+            let code = if unschedulable { ErrorCode::ActorUnschedulable } else { ErrorCode::ActorDied };
+            ActorState::Dead(Payload::error(code, &String::from_utf8_lossy(&cause)))
+        }
         _ => return None,
     };
     Some(FromNode::ActorState { actor, state })

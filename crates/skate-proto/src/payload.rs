@@ -130,6 +130,7 @@ pub enum ErrorCode {
     Infeasible = 10,
     Other = 11,
     GroupRemoved = 12,
+    ActorUnschedulable = 13,
 }
 
 /// A value: inside the message, or in a segment of shared memory.

@@ -97,6 +97,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
         ("ERROR_INFEASIBLE", ErrorCode::Infeasible),
         ("ERROR_OTHER", ErrorCode::Other),
         ("ERROR_GROUP_REMOVED", ErrorCode::GroupRemoved),
+        ("ERROR_ACTOR_UNSCHEDULABLE", ErrorCode::ActorUnschedulable),
     ] {
         module.add(name, code as u8)?;
     }

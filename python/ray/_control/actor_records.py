@@ -6,7 +6,7 @@ import msgspec
 
 from ray._control.causes import ActorDeath  # noqa: TC001  (msgspec reads the annotation)
 from ray._control.machine import Effect, Event
-from ray._protocol import CAUSE_TEXT
+from ray._protocol import CAUSE_TEXT, FAILED_OTHER
 
 
 class PlaceActor(Event, frozen=True):
@@ -60,11 +60,12 @@ class Placed(Event, frozen=True):
 
 
 class Unplaceable(Event, frozen=True):
-    """No worker can be had."""
+    """No worker can be had. `code` is one of the constants `FAILED_*`."""
 
     actor: bytes
     incarnation: int
     reason: str
+    code: int = FAILED_OTHER
 
 
 class ActorWorkerGone(Event, frozen=True):

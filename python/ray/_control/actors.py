@@ -58,6 +58,8 @@ from ray._protocol import (
     ACTOR_RESTARTING,
     CAUSE_INIT_ERROR,
     CAUSE_TEXT,
+    CAUSE_UNSCHEDULABLE,
+    FAILED_UNSCHEDULABLE,
     ActorCreate,
     ActorExit,
     ActorFailed,
@@ -222,9 +224,12 @@ class ActorTable(Machine):
         if not actor.detached:
             self._owned.setdefault(actor.owner, {})[actor.id] = actor
         self._save(actor)
+        self._note_group(actor)
+        self._place(actor)
+
+    def _note_group(self, actor: Actor) -> None:
         if group := strategies.parse(actor.strategy).group:
             self._grouped.setdefault(group, {})[actor.id] = actor
-        self._place(actor)
 
     def _place(self, actor: Actor) -> None:
         actor.state = "pending"
@@ -260,7 +265,10 @@ class ActorTable(Machine):
     def _on_unplaceable(self, event: Unplaceable, now: float) -> None:
         actor = self._actors.get(event.actor)
         if actor is not None and actor.state == "pending" and actor.incarnation == event.incarnation:
-            self._die(actor, f"{actor.class_name} could not be started: {event.reason}")
+            if event.code == FAILED_UNSCHEDULABLE:
+                self._die(actor, f"{actor.class_name} {event.reason}", kind=CAUSE_UNSCHEDULABLE)
+            else:
+                self._die(actor, f"{actor.class_name} could not be started: {event.reason}")
 
     def _on_ready(self, event: Received, message: ActorReady, now: float) -> None:
         actor = self._of(event.sender, message.actor, message.incarnation)
@@ -479,6 +487,7 @@ class ActorTable(Machine):
                 self._dead[actor.id] = None
                 return
             actor.state, actor.proc, actor.node, actor.doom = "missing", 0, 0, None
+            self._note_group(actor)
             if not actor.detached:
                 self._owned.setdefault(actor.owner, {})[actor.id] = actor
         elif (known := self._actors.get(key)) is not None and known.state != "dead":

@@ -99,6 +99,16 @@ def choose(places: list[Place], wish: Wish) -> dict[int, int] | None:
     return _on_one(places, wish) or _packed(places, wish, order)
 
 
+def choose_gathering(free: list[Place], whole: list[Place], wish: Wish) -> dict[int, int] | None:
+    """The plan by what nodes have at all (`whole`), with those first that have most of it free."""
+    room = {place.key: place.room for place in free}
+    for place in whole:
+        needs = demand_of(wish.bundles.values())
+        has = [room.get(place.key, {}).get(name, 0) / max(units, 1) for name, units in needs.items()]
+        place.used = 1.0 - min([*has, 1.0])
+    return choose(whole, wish)
+
+
 def demand_of(bundles: Collection[dict[str, int]]) -> dict[str, int]:
     """What bundles need together."""
     total: dict[str, int] = {}

@@ -135,6 +135,6 @@ class GroupRequests:
 
 def _shown_state(group: Group) -> str:
     """The state under Ray's names."""
-    if group.lost and group.state in ("pending", "preparing"):
+    if group.lost and group.state in ("pending", "preparing", "returning"):
         return "RESCHEDULING"
-    return {"pending": "PENDING", "preparing": "PENDING", "created": "CREATED"}.get(group.state, "REMOVED")
+    return {"created": "CREATED", "removed": "REMOVED"}.get(group.state, "PENDING")

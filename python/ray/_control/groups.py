@@ -10,6 +10,11 @@ else.
        ^___________|            |
        |________________________|      bundles were lost with their node: only these are placed anew
 
+After a restart of the head what was not removed is `returning` until its nodes have said that they hold all of its
+bundles, or have had their time to come back (`end_return`). Nodes say it whenever they come back (`BundlesHeld`), and
+what they hold wrongly is released. Records: a group is kept from its creation until it is forgotten, where its bundles
+are from before they are offered.
+
 How a plan is made: of what nodes have free, as far as is known (`group_placement`). Where that is too little, one group
 at a time *gathers*: it is planned by what nodes have at all, and they keep for it what becomes free, for `GATHER_S` at
 the most. One at a time, because two that hold half of what each other lacks would wait for ever. The only node of a
@@ -28,8 +33,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from ray._control.group_placement import Place, Wish, choose, demand_of, describe_impossible, place_of
+from ray._control.group_numbers import GroupNumbers, creator_of
+from ray._control.group_placement import Wish, choose, choose_gathering, demand_of, describe_impossible, place_of
 from ray._control.group_records import (
+    BUNDLES_TABLE,
+    GROUPS_TABLE,
     REMOVED_ERROR,
     DetachedActorOver,
     Group,
@@ -37,26 +45,36 @@ from ray._control.group_records import (
     GroupPlaced,
     JobOver,
     Waiter,
+    keep,
+    keep_bundles,
+    restored,
+    restored_bundles,
+    unknown,
 )
+from ray._control.group_returns import AwaitedBundles
 from ray._control.machine import (
     Deadlines,
     FromNode,
     Machine,
     Notify,
     ProcessLeft,
+    Save,
     Send,
     Tick,
     ToNode,
     earliest,
 )
 from ray._control.messages import (
+    Announced,
+    BundlesHeld,
     BundlesPrepared,
     BundlesRefused,
     CommitBundles,
+    GroupAwaited,
     PrepareBundles,
     ReleaseBundles,
 )
-from ray._control.node_records import NodeCame, NodeFreed, NodeLost
+from ray._control.node_records import NodeCame, NodeFreed, NodeLost, NodeReturned
 from ray._control.waits import Waits
 from ray._protocol import Reply
 
@@ -106,22 +124,31 @@ class GroupTable(Machine):
         """How many of them have not had their turn since something changed."""
         self._gathering: bytes = b""
         self._by_job: dict[int, dict[bytes, None]] = {}
-        self._created: dict[int, int] = {}
-        """The last group that each process has created, by its number there: what has a higher one is on its way."""
+        self._numbers = GroupNumbers(is_connected)
         self._early: dict[bytes, dict[Waiter, None]] = {}
         """Who waits for groups whose creation is on its way."""
+        self._returning = False
+        """Nodes of the time before a restart may still come back."""
+        self._awaited = AwaitedBundles()
         self._waits = Waits()
         self._deadlines: Deadlines[tuple[str, bytes, Waiter | None]] = Deadlines()
         self._events = {
             NodeCame: self._on_node_came,
             NodeFreed: self._on_node_freed,
             NodeLost: self._on_node_lost,
+            NodeReturned: self._on_node_returned,
             ProcessLeft: self._on_process_left,
             JobOver: self._on_job_over,
             DetachedActorOver: self._on_actor_over,
             Tick: self._on_tick,
         }
-        self._node_messages = {BundlesPrepared: self._on_prepared, BundlesRefused: self._on_refused}
+        self._node_messages = {
+            BundlesPrepared: self._on_prepared,
+            BundlesRefused: self._on_refused,
+            BundlesHeld: self._on_held,
+            GroupAwaited: self._on_awaited,
+            Announced: self._on_announced,
+        }
 
     # ------------------------------------------------------------------ queries
 
@@ -143,10 +170,11 @@ class GroupTable(Machine):
 
     def gone(self, group: bytes) -> str:
         """Why there is no such group, as a sentence without its full stop; empty if there is, or will be."""
+        if group in self._removed:
+            return self._removed[group][1]
         if group in self._groups or self._is_on_its_way(group):
             return ""
-        _, reason = self._removed.get(group, (None, ""))
-        return reason or f"placement group {group.hex()} is not known: it was removed long ago, or never created"
+        return f"placement group {group.hex()} is not known: it was removed long ago, or never created"
 
     def why(self, group: bytes) -> str:
         """Why a group is not placed, as a sentence without its full stop; empty if it is."""
@@ -186,23 +214,32 @@ class GroupTable(Machine):
                 f"{taken.hex}. Choose another name, or get the existing group with ray.util.get_placement_group"
             )
             raise ValueError(msg)
-        creator, number = _creator(group.id)
-        if self._is_connected(creator):
-            self._created[creator] = max(number, self._created.get(creator, 0))
-        self._groups[group.id] = group
+        if self._is_connected(creator_of(group.id)):
+            self._numbers.note(group.id)
+        self._enlist(group)
         group.waiters = self._early.pop(group.id, {})
-        self._by_job.setdefault(group.job, {})[group.id] = None
-        if group.name:
-            self._names[group.namespace, group.name] = group.id
+        self._emit(keep(group))
         if len(self._groups) > GROUPS_MAX:
             self._remove(group, f"{group} was refused: {GROUPS_MAX} groups are as many as there may be; remove some")
             return
         self._unplace(group)
         self._plan(group, now)
 
+    def _enlist(self, group: Group) -> None:
+        self._groups[group.id] = group
+        self._by_job.setdefault(group.job, {})[group.id] = None
+        if group.name:
+            self._names[group.namespace, group.name] = group.id
+
     def remove(self, group: bytes, now: float) -> None:
-        """Give up a group, and everything that runs in it. Harmless if it is gone."""
+        """Give up a group, and everything that runs in it. One that is about to be created will not be. Harmless if it
+        is gone.
+        """
         record = self._groups.get(group)
+        if record is None and group not in self._removed and self._is_on_its_way(group):
+            record = unknown(group, now)
+            record.waiters = self._early.pop(group, {})
+            self._enlist(record)
         if record is not None:
             self._remove(record, f"{record} was removed")
             self._gather_next(now)
@@ -235,8 +272,7 @@ class GroupTable(Machine):
         waiters.clear()
 
     def _is_on_its_way(self, group: bytes) -> bool:
-        creator, number = _creator(group)
-        return self._is_connected(creator) and number > self._created.get(creator, 0)
+        return self._numbers.are_to_come(group, returning=self._returning)
 
     # ------------------------------------------------------------------ planning
 
@@ -246,6 +282,9 @@ class GroupTable(Machine):
         wish = Wish(group.strategy, group.missing, group.selectors, group.placed, group.target)
         whole = [place_of(node, node.total) for node in nodes]
         possible = choose(whole, wish)
+        if possible is None and self._returning:
+            self._set_why(group, f"{_COMING_BACK}, and those that are here cannot hold it", now, infeasible=False)
+            return
         if possible is None:
             self._set_why(group, describe_impossible(whole, wish), now, infeasible=True)
             return
@@ -263,16 +302,7 @@ class GroupTable(Machine):
         if not self._gathering and not group.shy:
             self._gathering, group.gathers = group.id, True
             self._deadlines.set(("gather", group.id, None), now + GATHER_S)
-            self._ask(group, self._gather_plan(free, whole, wish) or possible, now, queue=True)
-
-    def _gather_plan(self, free: list[Place], whole: list[Place], wish: Wish) -> dict[int, int] | None:
-        """The plan by what nodes have at all, with those first that have most of it free."""
-        room = {place.key: place.room for place in free}
-        for place in whole:
-            needs = demand_of(wish.bundles.values())
-            has = [room.get(place.key, {}).get(name, 0) / max(units, 1) for name, units in needs.items()]
-            place.used = 1.0 - min([*has, 1.0])
-        return choose(whole, wish)
+            self._ask(group, choose_gathering(free, whole, wish) or possible, now, queue=True)
 
     def _ask(self, group: Group, chosen: dict[int, int], now: float, *, queue: bool) -> None:
         """First phase: every node sets aside what it is to hold."""
@@ -306,17 +336,23 @@ class GroupTable(Machine):
     def _commit(self, group: Group, now: float) -> None:
         """Second phase: what was set aside is offered. The only node of a cluster has done so already."""
         self._stop_gathering(group)
+        asked, group.asked = group.asked, {}
+        group.placed = {**group.placed, **asked}
+        group.placed_by = {**group.placed_by, **dict.fromkeys(asked, group.attempt)}
+        group.ready_at = group.ready_at or now
+        self._emit(keep_bundles(group))
         if not group.one_phase:
-            for key in dict.fromkeys(group.asked.values()):
+            for key in dict.fromkeys(asked.values()):
                 self._emit(ToNode(key, CommitBundles(group.id, group.attempt)))
-        for index, key in sorted(group.asked.items()):
+        for index, key in sorted(asked.items()):
             node = self._nodes.get(key)
             assert node is not None, "a plan is given up when one of its nodes is lost"
             node.offer(group.hex, index, group.bundles[index])
-        group.placed = {**group.placed, **group.asked}
-        group.asked = {}
+        self._be_created(group, now)
+
+    def _be_created(self, group: Group, now: float) -> None:
+        """All bundles are where they can be used."""
         group.state, group.lost, group.refusals = "created", False, 0
-        group.ready_at = group.ready_at or now
         self._set_why(group, "", now, infeasible=False)
         for waiter in group.waiters:
             self._deadlines.clear(("wait", group.id, waiter))
@@ -414,6 +450,7 @@ class GroupTable(Machine):
         )
 
     def _on_node_lost(self, event: NodeLost, now: float) -> None:
+        self._awaited.forget(event.node)
         for group in list(self._groups.values()):
             if group.asked and event.node in {*group.asked.values(), *group.placed.values()}:
                 # Also where only bundles are lost that were placed before: the plan was made for what else was missing.
@@ -427,9 +464,104 @@ class GroupTable(Machine):
             self._set_why(group, f"it had bundles on a node that is lost ({event.reason})", now, infeasible=False)
         self._plan_all(now)
 
+    # ------------------------------------------------------------------ records, and nodes that come back
+
+    def begin_return(self) -> None:
+        """There was a control service before, and its nodes have time to come back."""
+        self._returning = True
+
+    def restore(self, table: str, key: bytes, value: bytes, now: float) -> None:
+        """Take over a record of the control service before. Groups must come before their bundles."""
+        if table == GROUPS_TABLE:
+            group, removed = restored(value, now)
+            self._numbers.note(group.id)
+            if removed:
+                self._removed[group.id] = (group, removed)
+            else:
+                group.why = _COMING_BACK
+                self._enlist(group)
+        elif table == BUNDLES_TABLE and (known := self._groups.get(key)) is not None:
+            for index, (node, attempt) in restored_bundles(value, known, now).items():
+                known.attempt = max(known.attempt, attempt)
+                self._awaited.expect(node, known.id, attempt, index)
+
+    def _on_node_returned(self, event: NodeReturned, now: float) -> None:
+        """What was said to it while it was away it has not heard; what it holds it says next."""
+        for group in list(self._groups.values()):
+            if event.node in group.asked.values():
+                self._give_up_attempt(group)
+            for index, key in group.placed.items():
+                if key == event.node:
+                    self._awaited.expect(key, group.id, group.placed_by[index], index)
+        self._plan_all(now)
+
+    def _on_held(self, event: FromNode, message: BundlesHeld, now: float) -> None:
+        group = self._groups.get(message.group)
+        indexes = self._awaited.confirm(event.node, message.group, message.attempt)
+        if group is None or not indexes:
+            reason = self.gone(message.group) or "its placement group is placed in another way"
+            order = ReleaseBundles(message.group, message.attempt, removed=group is None, reason=reason)
+            self._emit(ToNode(event.node, order))
+            if group is not None:
+                group.attempt = max(group.attempt, message.attempt)
+            return
+        if not message.offered:
+            self._emit(ToNode(event.node, CommitBundles(group.id, message.attempt)))
+        node = self._nodes.get(event.node)
+        assert node is not None, "a node that is lost is not heard"
+        for index in indexes:
+            if index not in group.placed:
+                group.placed = {**group.placed, index: event.node}
+                group.placed_by = {**group.placed_by, index: message.attempt}
+                node.offer(group.hex, index, group.bundles[index])
+        if group.state == "returning" and not group.missing:
+            self._be_created(group, now)
+
+    def _on_awaited(self, event: FromNode, message: GroupAwaited, now: float) -> None:
+        waiter = Waiter(message.proc, message.corr)
+        if not self._is_connected(message.proc):
+            return  # its end was noticed first
+        try:
+            self.wait(message.group, waiter, message.left_s, now)
+        except ValueError as error:
+            self._refuse_all(message.group, {waiter: None}, str(error))
+
+    def _on_announced(self, event: FromNode, message: Announced, now: float) -> None:
+        node = self._nodes.get(event.node)
+        for key, indexes in self._awaited.settle(event.node):
+            group = self._groups.get(key)
+            if group is None or node is None or not any(group.placed.get(index) == node.key for index in indexes):
+                continue
+            group.placed = {index: at for index, at in group.placed.items() if index not in indexes}
+            node.withdraw(group.hex)
+            for index in [index for index, at in group.placed.items() if at == node.key]:
+                node.offer(group.hex, index, group.bundles[index])
+            group.lost = True
+            if group.state == "created":
+                self._unplace(group)
+            self._set_why(
+                group, f"{node}, which has come back, does not have its bundles any more", now, infeasible=False
+            )
+        self._plan_all(now)
+
+    def end_return(self, now: float) -> None:
+        """Nodes had their time to come back, and have said all: what none of them holds is placed anew. Not before, for
+        a node could hold an attempt of the same number.
+        """
+        self._returning = False
+        self._awaited.forget_all()
+        self._numbers.forget_gone()
+        for early in [group for group in self._early if not self._is_connected(creator_of(group))]:
+            self._never_created(early)
+        for group in [group for group in self._groups.values() if group.state == "returning"]:
+            self._unplace(group)
+        self._plan_all(now)
+
     # ------------------------------------------------------------------ ends
 
     def _remove(self, group: Group, reason: str) -> None:
+        self._emit(keep(group, removed=reason))
+        self._emit(Save(BUNDLES_TABLE, group.id, None))
         self._stop_gathering(group)
         for key in dict.fromkeys([*group.placed.values(), *group.asked.values()]):
             node = self._nodes.get(key)
@@ -450,7 +582,9 @@ class GroupTable(Machine):
         group.state, group.asked, group.unanswered = "removed", {}, {}
         self._removed[group.id] = (group, reason)
         if len(self._removed) > REMOVED_REMEMBERED:
-            del self._removed[next(iter(self._removed))]
+            oldest = next(iter(self._removed))
+            del self._removed[oldest]
+            self._emit(Save(GROUPS_TABLE, oldest, None))
         self._emit(GroupOver(group.id, reason))
 
     def _on_job_over(self, event: JobOver, now: float) -> None:
@@ -465,15 +599,18 @@ class GroupTable(Machine):
         self._gather_next(now)
 
     def _on_process_left(self, event: ProcessLeft, now: float) -> None:
-        self._created.pop(event.proc, None)
+        self._numbers.forget(event.proc)
         for group, waiters in [*((x.id, x.waiters) for x in self._groups.values()), *self._early.items()]:
             for waiter in [waiter for waiter in waiters if waiter.proc == event.proc]:
                 del waiters[waiter]
                 self._deadlines.clear(("wait", group, waiter))
-        for group in [group for group in self._early if _creator(group)[0] == event.proc]:
-            reason = f"the process that was about to create placement group {group.hex()} has ended"
-            self._refuse_all(group, self._early.pop(group), reason)
-            self._emit(GroupOver(group, reason))
+        for group in [group for group in self._early if creator_of(group) == event.proc]:
+            self._never_created(group)
+
+    def _never_created(self, group: bytes) -> None:
+        reason = f"the process that was about to create placement group {group.hex()} has ended"
+        self._refuse_all(group, self._early.pop(group), reason)
+        self._emit(GroupOver(group, reason))
 
     # ------------------------------------------------------------------ time and people
 
@@ -552,9 +689,7 @@ class GroupTable(Machine):
             self._require(held == there, f"{node} is believed to have other bundles than it has")
 
 
-def _creator(group: bytes) -> tuple[int, int]:
-    """The process that created a group, and the group's number there; its id says so."""
-    return int.from_bytes(group[:8], "big"), int.from_bytes(group[8:14], "big")
+_COMING_BACK: Final = "the nodes of the time before the head was restarted may still come back"
 
 
 def _many(nodes: list[Node]) -> str:

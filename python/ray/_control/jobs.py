@@ -41,7 +41,12 @@ class JobTable:
         self._serial = 0
 
     def start(self, driver: int, pid: int, now: float) -> int:
-        """A driver has joined; returns the number of its job, counted from 1."""
+        """A driver has joined; returns the number of its job, counted from 1.
+
+        After a restart of the head a driver may have a number of which it has not heard.
+        """
+        if driver in self._by_driver:
+            return self._by_driver[driver]
         self._serial += 1
         self._jobs[self._serial] = Job(self._serial, driver, pid, now)
         self._by_driver[driver] = self._serial

@@ -158,6 +158,11 @@ class MemberTable(Machine):
         member = msgspec.structs.replace(self._members[proc], job=job)
         self._members[proc] = self._by_node[member.node][proc] = member
 
+    @property
+    def anyone_announces(self) -> bool:
+        """Whether a node has come back after the restart and not said all that is on it."""
+        return bool(self._announcing)
+
     def next_deadline(self) -> float | None:
         return self._deadlines.next()
 

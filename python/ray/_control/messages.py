@@ -279,6 +279,29 @@ class BundlesRefused(Message, frozen=True):
     reason: str
 
 
+class BundlesHeld(Message, frozen=True):
+    """A node that returns holds what this attempt has set aside for a placement group; `offered`: that was committed.
+
+    What was not stays set aside until the control service commits or releases it. What only waited is given up.
+    """
+
+    group: bytes
+    attempt: int
+    offered: bool
+
+
+class GroupAwaited(Message, frozen=True):
+    """A member of a node that returns waits for this group to be created: the answer to its request `corr`.
+
+    `left_s` is for how long, at the most.
+    """
+
+    group: bytes
+    proc: int
+    corr: int
+    left_s: float | None
+
+
 # ---------------------------------------------------------------------------------------------
 # From the control service to a node
 
@@ -558,6 +581,8 @@ TO_CONTROL: Final[dict[int, type[Message]]] = {
     210: Announced,
     192: BundlesPrepared,
     193: BundlesRefused,
+    194: BundlesHeld,
+    195: GroupAwaited,
     211: SegmentOrphaned,
     212: StateIs,
 }
@@ -600,6 +625,10 @@ NEWS: Final = frozenset(
         ActorRefused,
         FreeIs,
         Alive,
+        BundlesPrepared,
+        BundlesRefused,
+        BundlesHeld,
+        GroupAwaited,
         StateIs,
         ActorHosted,
         MemberSubscribes,

@@ -127,6 +127,10 @@ class NodeTable(Machine):
         """Nodes of the time before the head was restarted that have not come back."""
         return list(self._expected)
 
+    def is_expected(self, key: int) -> bool:
+        """Whether the node was there before the head was restarted, and may come back."""
+        return key in self._expected
+
     def all(self) -> list[Node]:
         """Also those that are away, or were lost."""
         return [*self._nodes.values(), *self._lost.values()]

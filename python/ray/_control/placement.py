@@ -53,7 +53,7 @@ from ray._control.messages import WithdrawActor as WithdrawActorFromNode
 from ray._control.node_records import NodeCame, NodeFreed, NodeLost, NodeWentAway
 from ray._control.shown import show, show_demand, show_part
 from ray._control.waits import Waits
-from ray._protocol import LeaseFailed
+from ray._protocol import FAILED_GROUP_REMOVED, FAILED_UNSCHEDULABLE, LeaseFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -363,6 +363,10 @@ class Placement(Machine):
         kind.is_hopeless = kind.is_hopeless or candidates is None
         if demand.strategy.kind == strategies.GROUP and self._waits_for_group(demand, candidates, now):
             return
+        if candidates is None and self._is_unschedulable(demand):
+            self._fail(demand, self._describe_hopeless(demand), FAILED_UNSCHEDULABLE)
+            self._withdraw(demand)
+            return
         if self._nodes.is_alone:
             only = self._nodes.living()[0]
             if demand.strategy.allows(only):
@@ -370,10 +374,6 @@ class Placement(Machine):
                 if only.key not in demand.queued:
                     self._give(demand, [(only, demand.count)], queue=True)
                 return
-        if candidates is None and self._is_bound_to_lost(demand):
-            self._fail(demand, self._describe_hopeless(demand))
-            self._withdraw(demand)
-            return
         self._set_hopeless(demand, "" if candidates is not None else self._describe_hopeless(demand), now)
         if candidates is None:
             return
@@ -409,7 +409,7 @@ class Placement(Machine):
             demand.for_group = False
             return False
         if gone := self._groups.gone(group):
-            self._fail(demand, gone, group_removed=True)
+            self._fail(demand, gone, FAILED_GROUP_REMOVED)
             self._withdraw(demand)
             return True
         demand.for_group = bool(self._groups.why(group))
@@ -420,15 +420,20 @@ class Placement(Machine):
                 self._waits.add(demand, now, infeasible=False)
         return demand.for_group
 
-    def _is_bound_to_lost(self, demand: Demand) -> bool:
-        """Whether it may run on one node only, and that node will not come back: node ids are never used again."""
+    def _is_unschedulable(self, demand: Demand) -> bool:
+        """Whether it may run on one node only, and that never has as much, or will not come back: node ids are never
+        used again.
+        """
         strategy = demand.strategy
-        return strategy.kind == strategies.NODE and not strategy.soft and self._nodes.get(strategy.node) is None
+        if strategy.kind != strategies.NODE or strategy.soft or self._nodes.is_expected(strategy.node):
+            return False
+        node = self._nodes.get(strategy.node)
+        return node is None or not (node.can_ever(demand.demand) and node.can_ever(demand.place))
 
     def _may_fail(self, kind: Alike) -> bool:
         """Whether those who wait for the same have waited in vain: one stands for all."""
         return any(
-            self._is_bound_to_lost(demand) or (demand.strategy.group and self._groups.gone(demand.strategy.group))
+            self._is_unschedulable(demand) or (demand.strategy.group and self._groups.gone(demand.strategy.group))
             for demand in itertools.islice(kind.waiting.values(), 1)
         )
 
@@ -572,12 +577,12 @@ class Placement(Machine):
         elif reason:
             self._wait(demand, now)
 
-    def _fail(self, demand: Demand, reason: str, *, group_removed: bool = False) -> None:
+    def _fail(self, demand: Demand, reason: str, code: int) -> None:
         """It can never be met, and waiting does not help."""
         if demand.is_actor:
-            self._emit(Unplaceable(demand.actor, demand.incarnation, reason))
+            self._emit(Unplaceable(demand.actor, demand.incarnation, reason, code))
         else:
-            self._emit(Send(demand.owner, LeaseFailed(demand.class_id, reason, group_removed)))
+            self._emit(Send(demand.owner, LeaseFailed(demand.class_id, reason, code)))
 
     def _stand_in_line(self, kind: Alike, now: float) -> None:
         """Let nodes that could meet demands share out to them what becomes free."""
@@ -684,7 +689,7 @@ class Placement(Machine):
 
     def _on_group_over(self, event: GroupOver, now: float) -> None:
         for demand in self._of_group(event.group):
-            self._fail(demand, event.reason, group_removed=True)
+            self._fail(demand, event.reason, FAILED_GROUP_REMOVED)
             self._withdraw(demand)
 
     def _of_group(self, group: bytes) -> list[Demand]:
@@ -723,6 +728,8 @@ class Placement(Machine):
             most = max(node.total.get(name, 0) for node in allowed)
             if units > most:
                 where = "this node has" if len(nodes) == 1 else "the most that one node has is"
+                if demand.strategy.kind == strategies.NODE and not demand.strategy.soft:
+                    where = f"{allowed[0]}, for which it asks, has"
                 return f"needs {show_part(name, units)}; {where} {show(name, most) if most else 'none'}"
         return f"needs {show_demand(asked)}, which no node has together"
 

@@ -19,7 +19,7 @@ from ray._control.group_requests import GroupRequests
 from ray._control.machine import Deadlines, FromNode, Machine, ProcessLeft, Received, Send, Tick, ToNode, earliest
 from ray._control.messages import AskFree, FreeIs, FromMember, JobChanged, StateIs
 from ray._control.node_records import NodeLost
-from ray._protocol import KIND_REQUEST, Reply, Request, encode
+from ray._protocol import CAUSE_INIT_ERROR, KIND_REQUEST, Reply, Request, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -267,7 +267,7 @@ class ControlRequests(Requests):
         ] + [
             {"label": str(group), "count": 1, "demand": demand_of(group.missing.values()), "why": group.why}
             for group in self._service.groups.all()
-            if group.state in ("pending", "preparing")
+            if group.state not in ("created", "removed")
         ]
         if not self._service.nodes.is_alone:
             return waiting
@@ -334,7 +334,9 @@ class ControlRequests(Requests):
             "job": actor.job,
             "run": actor.run,
             "place": actor.place,
-            "cause": actor.cause.decode(errors="replace") if actor.cause_kind == 0 else "__init__ raised",
+            "cause": "__init__ raised"
+            if actor.cause_kind == CAUSE_INIT_ERROR
+            else actor.cause.decode(errors="replace"),
         }
 
     # ------------------------------------------------------------------ reasons

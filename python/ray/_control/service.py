@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from ray._control import actor_records, actors, jobs, kv, messages, nodes
+from ray._control import actor_records, actors, group_records, jobs, kv, messages, nodes
 from ray._control.actors import ActorTable
 from ray._control.group_records import GroupOver, JobOver
 from ray._control.groups import GroupTable
@@ -107,6 +107,7 @@ class ControlService:
     def restore(self, records: Iterable[tuple[str, bytes, bytes]], now: float) -> None:
         """Go on where the control service before has left off. To be called first, if at all."""
         lives: list[tuple[bytes, bytes]] = []
+        bundles: list[tuple[bytes, bytes]] = []
         for table, key, value in records:
             match table:
                 case nodes.TABLE:
@@ -119,11 +120,19 @@ class ControlService:
                     lives.append((key, value))
                 case actors.ACTORS_TABLE | actors.NAMES_TABLE:
                     self.actors.restore(table, key, value)
+                case group_records.GROUPS_TABLE:
+                    self.groups.restore(table, key, value, now)
+                case group_records.BUNDLES_TABLE:
+                    bundles.append((key, value))
         self.actors.expect_return()
         for key, value in lives:
             self.actors.restore(actors.LIVES_TABLE, key, value)
+        for key, value in bundles:
+            self.groups.restore(group_records.BUNDLES_TABLE, key, value, now)
         self.members.restore()
-        self._deadlines.set("return", now + RETURN_S)
+        self.groups.begin_return()
+        # Who is not in the records is told to leave: nobody is waited for in vain.
+        self._deadlines.set("return", now + (RETURN_S if self.nodes.expected() else 0.0))
 
     @property
     def is_returning(self) -> bool:
@@ -145,7 +154,9 @@ class ControlService:
     def tick(self, now: float) -> list[Effect]:
         """A deadline may have passed."""
         for key in self._deadlines.due(now):
-            if key == "return":
+            if key == "return" and self.members.anyone_announces:
+                self._deadlines.set("return", now + RETURNED_S)  # it has begun to, and will have said all in a moment
+            elif key == "return":
                 self._end_return(now)
             else:
                 self._tell_heard(now)
@@ -209,6 +220,7 @@ class ControlService:
             case NodeReturned():
                 self.members.expect_again(event.node)
                 self._queue.extend(self.members.take_effects())
+                self._tell(self.groups, event, now)
                 for job in self.jobs.running():
                     self._out.append(ToNode(event.node, messages.JobChanged(job.number, job.driver, job.config)))
             case NodeFreed():
@@ -253,7 +265,8 @@ class ControlService:
                 self.placement.actor_failed(message.actor)
                 self._queue.append(actor_records.Unplaceable(message.actor, message.incarnation, message.reason))
             case messages.Announced():
-                self._tell(self.members, event, now)
+                for machine in (self.members, self.groups):
+                    self._tell(machine, event, now)
                 if self.is_returning and not self.nodes.expected():
                     # Everybody is back. What was said meanwhile and not heard is on its way right behind.
                     self._deadlines.set("return", now + RETURNED_S)
@@ -370,6 +383,10 @@ class ControlService:
                 self._end_job(self.jobs.end(job.driver, now), now)
         self.actors.give_up_missing()
         self._queue.extend(self.actors.take_effects())
+        self.groups.end_return(now)
+        self._queue.extend(self.groups.take_effects())
+        # What is bound to a node that did not come back can be told so now.
+        self._queue.append(NodeFreed(self.nodes.head))
         self._tell_ended()
         orphans, self._orphans = self._orphans, {}
         self._queue.extend(orphans.values())

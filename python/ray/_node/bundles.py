@@ -89,6 +89,10 @@ class Reservations:
                 self._ledger.withdraw(bundle)
         self._ledger.give(reservation.allocation)
 
+    def held(self) -> list[Reservation]:
+        """All that is set aside, oldest first within a group."""
+        return self._all()
+
     def holds(self, name: str) -> int:
         """Units of a resource that are set aside."""
         return sum(x.allocation.holds(name) for x in self._all())

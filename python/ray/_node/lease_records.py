@@ -165,7 +165,10 @@ class Want(msgspec.Struct):
         if self.how.kind == strategies.GROUP:
             # Whether there is such a group, and where, others know; with a bundle here it is a resource like others.
             return not ledger.bundles or any(name not in ledger.total for name in self.demand)
-        if self.how.kind == strategies.NODE and (self.how.node == node or (alone and self.how.soft)):
+        if self.how.kind == strategies.NODE and self.how.node == node:
+            # Bound to a node that never has as much it fails, which is not for a node to say.
+            return not self.how.soft and ledger.infeasible(self.demand) is not None
+        if self.how.kind == strategies.NODE and alone and self.how.soft:
             return False
         return not self.how.is_local_first and not (alone and self.how.kind == strategies.SPREAD)
 

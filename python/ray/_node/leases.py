@@ -84,6 +84,7 @@ from ray._node.resources import is_cpu
 from ray._protocol import (
     ACTOR_DEAD,
     CAUSE_TEXT,
+    FAILED_GROUP_REMOVED,
     ActorState,
     Blocked,
     LeaseDemand,
@@ -108,7 +109,6 @@ DEMANDS_PER_OWNER_MAX: Final = 10_000
 CALM_S: Final = 0.1
 """After this time without anyone waiting, owners may keep idle leases again: classes that alternate do not cause two
 messages each time."""
-
 
 REPORT_S: Final = 0.01
 """What is free is told to the control service no more often than this, unless it is why something was refused."""
@@ -550,8 +550,10 @@ class LeaseTable(Machine):
 
     def say_again(self, now: float) -> None:
         """A new control service knows of nothing: what the one before had placed may come, and is not counted on."""
-        for want in self._wants.values():
-            if not want.guest:
+        for want in list(self._wants.values()):
+            if want.owner == GROUPS:
+                self._remove(want)  # its placement group is planned anew
+            elif not want.guest:
                 want.elsewhere = want.here = want.heard = want.told_heard = 0
                 want.told = -1
         self._placed_serial, self._reported, self._report_at = 0, ({}, 0), now
@@ -635,7 +637,7 @@ class LeaseTable(Machine):
         """What waits to run in a group that is gone is given up. Of actors the control service knows it already."""
         for want in [want for want in self._wants.values() if want.how.group == group]:
             if not want.guest:
-                self._emit(Send(want.owner, LeaseFailed(want.class_id, reason, group_removed=True)))
+                self._emit(Send(want.owner, LeaseFailed(want.class_id, reason, FAILED_GROUP_REMOVED)))
             want.count = want.here = want.elsewhere = 0
             self._cancel_surplus(want)
 
@@ -771,10 +773,8 @@ class LeaseTable(Machine):
         for want in list(self._turns.get(event.proc, {}).values()):
             want.told = -1  # the control service hears of the owner's end itself
             self._remove(want)
-        for key in [key for key in self._limits if key[0] == event.proc]:
-            del self._limits[key]
-        for key in [key for key in self._granted if key[0] == event.proc]:
-            del self._granted[key]
+        self._limits = {key: limit for key, limit in self._limits.items() if key[0] != event.proc}
+        self._granted = {key: count for key, count in self._granted.items() if key[0] != event.proc}
         self._schedule(now)
 
     def _end(self, lease: Lease) -> None:
@@ -856,9 +856,9 @@ class LeaseTable(Machine):
         lacking = self.ledger.lacking(want.demand)
         if not lacking:
             return f"needs {show_demand(want.demand)}; waits its turn behind a larger demand that waited longer"
-        holders = [lease for lease in self._leases.values() if lease.allocation.holds(lacking[0]) > 0]
-        users = [f"{x.label or 'unnamed'} (pid {x.pid})" for x in holders]
-        return lease_words.lacking(want, lacking[0], self.ledger, [*users, *self.reservations.users(lacking[0])])
+        holders = [x for x in self._leases.values() if x.allocation.holds(lacking[0]) > 0]
+        users = [*(f"{x.label or 'unnamed'} (pid {x.pid})" for x in holders), *self.reservations.users(lacking[0])]
+        return lease_words.lacking(want, lacking[0], self.ledger, users)
 
     # ------------------------------------------------------------------ invariants
 

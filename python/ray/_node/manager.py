@@ -38,6 +38,7 @@ from ray._node.config import MemorySettings
 from ray._node.estate_questions import EstateQuestions
 from ray._node.estates import Estates
 from ray._node.fence import Fence
+from ray._node.group_questions import OP, GroupQuestions
 from ray._node.leases import LeaseTable
 from ray._node.memory import MemoryWatch
 from ray._node.memory_victims import Tenant
@@ -57,6 +58,7 @@ from ray._protocol import (
     KIND_ESTATE_ANSWER,
     KIND_LEASE_FAILED,
     KIND_LEASE_GRANTED,
+    KIND_REPLY,
     KIND_SEGMENT_ADOPTED,
     KINDS,
     ROLE_DRIVER,
@@ -194,7 +196,7 @@ class NodeManager:
         self.leases = LeaseTable(node=facts.node, ledger=ledger, new_id=new_id, validate=validate)
         self.pool = WorkerPool(new_id=new_id, idle_limit=max(cpus, 1), validate=validate)
         self.estates = Estates(node=facts.node, validate=validate)
-        self.questions = EstateQuestions(validate=validate)
+        self.estate_questions = EstateQuestions(validate=validate)
         self.segments = SegmentTable(
             node=facts.node,
             capacity=facts.object_store_memory,
@@ -225,6 +227,7 @@ class NodeManager:
         self._hosted: dict[int, Hosted] = {}
         self._subscribed: dict[int, dict[bytes, None]] = {}
         """Actors of whose changes members have asked to hear."""
+        self._questions = GroupQuestions()
         self._machines: tuple[Machine, ...] = (
             self.pool,
             self.leases,
@@ -237,7 +240,7 @@ class NodeManager:
             self.looks,
             self.fence,
             self.memory,
-            self.questions,
+            self.estate_questions,
         )
         self._queue: deque[Event | Effect] = deque()
         self._out: list[Effect] = []
@@ -387,6 +390,8 @@ class NodeManager:
             case None:
                 self._breach(frame.proc, f"sent a frame of unknown kind {frame.kind}")
             case Request():
+                if message.op == OP and self.remembers:
+                    self._questions.ask(frame.proc, frame.corr, message.args, now)
                 self._on_request(frame, message)
             case LeaseReturn() | LeaseKept() | SegmentClaims() | BlocksFreed() if self._is_for_other(message.node):
                 self._to_control(self.relay.to_node(message.node, frame.proc, frame.kind, frame.corr, frame.body))
@@ -437,7 +442,7 @@ class NodeManager:
             self.leases,
             self.segments,
             self.estates,
-            self.questions,
+            self.estate_questions,
             self.pulls,
             self.spills,
             self.processes,
@@ -521,12 +526,13 @@ class NodeManager:
 
     def _process_left(self, proc: int, now: float) -> None:
         self._subscribed.pop(proc, None)
+        self._questions.left(proc)
         left = ProcessLeft(proc)
         for machine in (
             self.leases,
             self.segments,
             self.estates,
-            self.questions,
+            self.estate_questions,
             self.pulls,
             self.spills,
             self.processes,
@@ -551,7 +557,7 @@ class NodeManager:
                 assert isinstance(message, ActorSubscribe | ActorCreate)
                 self._subscribed.setdefault(frame.proc, {})[message.actor] = None
 
-    def announcement(self) -> list[Message]:
+    def announcement(self, now: float) -> list[Message]:
         """What is on this node, between `NodeHello` and `Announced`."""
         said: list[Message] = [messages.MemberJoined(x.proc, x.role, x.pid, x.job) for x in self.processes.all()]
         for proc, hosted in self._hosted.items():
@@ -561,7 +567,9 @@ class NodeManager:
                 )
         for proc, actors in self._subscribed.items():
             said.append(messages.MemberSubscribes(proc, list(actors)))
-        return said
+        held = self.leases.reservations.held()
+        said += [messages.BundlesHeld(x.group, x.attempt, x.offered) for x in held]
+        return [*said, *self._questions.announcement(now)]
 
     def owners_elsewhere(self) -> tuple[int, ...]:
         """Processes of other nodes for which leases are or wait here."""
@@ -585,7 +593,7 @@ class NodeManager:
         for entry in message.joined:
             self.nodes[entry.node] = entry
             self._out.append(events.KnowNode(entry.node, entry.address))
-            for machine in (self.pulls, self.questions):
+            for machine in (self.pulls, self.estate_questions):
                 self._tell(machine, events.PeerJoined(entry.node, entry.address), now)
         gone = list(message.gone)
         if message.whole:
@@ -595,7 +603,7 @@ class NodeManager:
         self.relay.forget(node for node, _ in gone)
         for node, reason in gone:
             self.nodes.pop(node, None)
-            for machine in (self.pulls, self.questions):
+            for machine in (self.pulls, self.estate_questions):
                 self._tell(machine, events.PeerLeft(node), now)
             for machine in (self.segments, self.spills):  # its estates may have held blocks here
                 self._tell(machine, ProcessLeft(node), now)
@@ -634,7 +642,10 @@ class NodeManager:
             assert isinstance(answer, EstateAnswer)
             told_of = [*(found[0] for found in answer.found), *answer.absent]
             for proc in message.procs:
-                self._tell(self.questions, events.AnswerPassed(proc, told_of), now)
+                self._tell(self.estate_questions, events.AnswerPassed(proc, told_of), now)
+        elif message.kind == KIND_REPLY:
+            for proc in message.procs:
+                self._questions.answered(proc, message.corr)
         elif message.kind == KIND_ACTOR_STATE and self.remembers:
             state = decode(message.kind, message.body)
             assert isinstance(state, ActorState)

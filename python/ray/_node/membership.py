@@ -389,7 +389,7 @@ class WorkerNode:
         out: list[Effect] = []
         out.append(events.KnowNode(node, address))
         out.append(Log(f"a head was found at {address}: node {node:016x}"))
-        out += [ToNode(node, message) for message in (hello, *self.manager.announcement())]
+        out += [ToNode(node, message) for message in (hello, *self.manager.announcement(now))]
         out.append(ToNode(node, messages.Announced(self._kept_from, self.manager.owners_elsewhere())))
         out += [ToNode(node, message) for message in said]
         for effect in self.manager.say_demands_again(now):

@@ -125,7 +125,7 @@ class ProcessTable(Machine):
         return list(self._connected)
 
     def has_ended(self, proc: int) -> bool:
-        """Whether its end is remembered."""
+        """Whether its end is remembered, wherever it was."""
         return proc in self._deaths
 
     def statistics(self) -> dict[str, int]:

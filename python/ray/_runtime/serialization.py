@@ -334,6 +334,8 @@ def error_of_code(code: int, text: str, ref: bytes) -> BaseException:
         return exceptions.TaskPlacementGroupRemoved(text)
     if code == _core.ERROR_INFEASIBLE:
         return exceptions.TaskUnschedulableError(text)
+    if code == _core.ERROR_ACTOR_UNSCHEDULABLE:
+        return exceptions.ActorUnschedulableError(text)
     return exceptions.RaySystemError(text)
 
 

@@ -13,7 +13,6 @@ use skate_proto::ids::{ActorId, NodeKey, ProcId};
 use skate_proto::leases::{ClassId, Death};
 use skate_proto::msg::Msg;
 use skate_proto::owner::{Effect, ToNode};
-use skate_proto::payload::ErrorCode;
 
 use super::logs::Log;
 use super::requests::{Answer, refusal};
@@ -180,9 +179,8 @@ impl Core {
                 self.add_log(Log::Lines { name, pid, stream, lines, ip });
             }
             FromNode::Notice { level, text } => self.add_log(Log::Notice { level, text }),
-            FromNode::LeaseFailed { class, reason, group_removed } => {
+            FromNode::LeaseFailed { class, reason, code } => {
                 let State { owner, out, .. } = state;
-                let code = if group_removed { ErrorCode::GroupRemoved } else { ErrorCode::Other };
                 owner.handle_lease_failed(ClassId(class), &reason, code, now, out);
             }
             FromNode::NodeAddress { node, address, cause } => {
