@@ -1,5 +1,8 @@
 """Values of an owner on one node that leave the memory of another, and are read from its disk."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 
@@ -80,6 +83,34 @@ def test_a_sort_over_two_nodes(two_nodes):
         before, count = int(values[-1]), count + len(values)
         del values
     assert count == blocks * size
+
+
+def test_what_a_dead_owner_had_on_the_disk_of_another_node_is_read_by_those_who_hold_it(start_cluster):
+    there = {"num_cpus": 2, "resources": {"there": 1}, "object_store_memory": STORE}
+    start_cluster(there, head={"object_store_memory": STORE, "resources": {"here": 1}})
+
+    @ray.remote(num_cpus=0, resources={"here": 0.1})
+    class Owner:
+        def __init__(self):
+            self.refs = [make.remote(seed) for seed in range(32)]
+            ray.wait(self.refs, num_returns=32, fetch_local=False)
+
+        def pid(self):
+            return os.getpid()
+
+        def give(self):
+            return self.refs
+
+    owner = Owner.remote()
+    pid = ray.get(owner.pid.remote())
+    refs = ray.get(owner.give.remote())
+    assert spilled_there() >= 8
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: stats()["estate_claims"] == 32, what="the claims")
+    assert all((ray.get(ref) == block(seed)).all() for seed, ref in enumerate(refs))
+    assert spilled_there() >= 8
+    refs.clear()
+    wait_until(lambda: not stats()["estates"] and not spilled_there(), what="the end of the estate and of its files")
 
 
 def test_a_node_that_dies_takes_its_disk_along_and_values_are_made_again(two_nodes):

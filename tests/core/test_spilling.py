@@ -4,6 +4,7 @@ Stores are as small as they may be (64 MiB), so that little data is too much. Wh
 whether something was really spilled.
 """
 
+import concurrent.futures
 import gc
 import json
 import os
@@ -240,6 +241,76 @@ def test_what_a_dead_owner_has_spilled_is_deleted(small):
     wait_until(lambda: stats()["spilled_values"] >= 8, what="a spill")
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not stats()["spilled_values"] and not stats()["spill_files"], what="the end of the files")
+
+
+@ray.remote(num_cpus=0)
+class Giver:
+    """Owns values and gives all of them away."""
+
+    def __init__(self, count):
+        self.refs = [ray.put(block(seed)) for seed in range(count)]
+
+    def pid(self):
+        return os.getpid()
+
+    def give(self):
+        return self.refs
+
+
+def test_what_a_dead_owner_had_spilled_is_read_by_those_who_hold_it(small):
+    giver = Giver.remote(24)
+    pid = ray.get(giver.pid.remote())
+    refs = ray.get(giver.give.remote())
+    early = ray.get(refs[0]).copy()
+    wait_until(lambda: stats()["spilled_values"] >= 8, what="a spill")
+    os.kill(pid, signal.SIGKILL)
+    assert all((ray.get(ref) == block(seed)).all() for seed, ref in enumerate(refs))
+    assert (early == block(0)).all()
+    assert stats()["spilled_values"] >= 8
+    refs.clear()
+    ray.put(block(1))
+
+    def is_over():
+        counts = stats()
+        return not counts["estates"] and not counts["spilled_values"] and not counts["spill_files"]
+
+    wait_until(is_over, what="the end of the estate and of its files")
+
+
+@pytest.mark.parametrize("trial", range(4))
+def test_an_owner_that_is_killed_while_its_values_are_spilled_leaves_them(small, trial):
+    giver = Giver.remote(12)
+    pid = ray.get(giver.pid.remote())
+    refs = ray.get(giver.give.remote())
+    begun = threading.Event()
+
+    def fill():
+        begun.set()
+        return [ray.put(block(100 + seed)) for seed in range(8 + trial)]
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        filling = pool.submit(fill)
+        begun.wait()
+        if trial % 2:
+            wait_until(lambda: stats()["spilled_bytes_total"], what="a spill")
+        os.kill(pid, signal.SIGKILL)
+        others = filling.result()
+    assert all((ray.get(ref) == block(seed)).all() for seed, ref in enumerate(refs))
+    assert all((ray.get(ref) == block(100 + seed)).all() for seed, ref in enumerate(others))
+
+
+def test_what_nobody_claims_of_the_dead_makes_room_and_what_is_viewed_keeps_its_bytes(small):
+    giver = Giver.remote(11)
+    pid = ray.get(giver.pid.remote())
+    refs = ray.get(giver.give.remote())
+    view = ray.get(refs[0])
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: stats()["estate_claims"] == 11, what="the claims")
+    refs.clear()
+    others = [ray.put(block(100 + seed)) for seed in range(40)]
+    assert (view == block(0)).all()
+    assert all((ray.get(ref) == block(100 + seed)).all() for seed, ref in enumerate(others))
+    assert (view == block(0)).all()
 
 
 def test_values_survive_the_death_of_the_worker_that_made_them(small):

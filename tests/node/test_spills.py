@@ -10,11 +10,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from ray import _protocol as p
+from ray._control.members import TELL_ALL_AFTER_S
 from ray._node import events
+from ray._node.estates import LINGER_S
+from ray._node.manager import CoreLeft
 from ray._node.peer_protocol import Locate, Located
+from ray._node.register import Location, Record
 from ray._node.spill_files import FILE_BYTES, SPILLED, record_bytes
 from ray._node.spills import FULL_S
-from tests.node.simulated import NODE, World
+from tests.node.simulated import NODE, World, cpu
 
 MIB = 1 << 20
 STORE = 256 * MIB
@@ -203,6 +207,98 @@ def test_an_owner_that_dies_while_its_values_are_written_leaves_no_file():
     bench.world.leave(other)
     bench.write_all()
     assert not bench.world.disk
+
+
+class Estate:
+    """A worker of a node, maybe of a second one, is about to die with two spilled values, one of which it gave away."""
+
+    def __init__(self, *, far: bool) -> None:
+        self.bench = Bench()
+        self.disk = self.bench.world
+        self.home = World(head=self.disk) if far else self.disk
+        self.driver = self.home.driver() if far else self.bench.driver
+        self.home.send(self.driver, p.LeaseDemand(7, cpu(0.1), 1))
+        (granted,) = self.home.take(self.driver, p.LeaseGranted)
+        assert isinstance(granted, p.LeaseGranted)
+        self.owner = granted.proc
+        self.disk.send(self.bench.driver, p.SegmentRequest(32 * MIB), 7)
+        key = self.home.node.facts.node.to_bytes(8) + self.owner.to_bytes(8)
+        self.given, self.kept = (key + seq.to_bytes(8) + bytes(4) for seq in (1, 2))
+        sender = self.bench.driver if far else self.owner
+        blocks = [(name, at, 1, 64, MIB) for at, name in enumerate((self.given, self.kept))]
+        self.disk.send(sender, p.Spill(self.owner, blocks))
+        self.bench.write_all()
+        self.numbers = self.bench.answers(sender)
+        place = Location(NODE, self.numbers[self.given], NODE, 0, MIB)
+        self.home.send(self.owner, p.RegisterOpened(1))
+        self.home.registers[self.owner] = (Record(1, 0, place, b""),)
+
+    def die(self) -> None:
+        self.home.die(self.owner)
+        self.disk.advance(TELL_ALL_AFTER_S)
+
+    def claim(self) -> None:
+        self.home.send(self.driver, p.EstateQuestion(self.home.node.facts.node, [], [self.given]))
+
+    def give_up(self) -> None:
+        self.home.send(self.driver, p.EstateQuestion(self.home.node.facts.node, [self.given], []))
+
+    def later(self) -> None:
+        self.home.advance(2 * LINGER_S)
+        self.disk.advance(2 * LINGER_S)
+
+    @property
+    def left(self) -> list[int]:
+        return [number for number in self.numbers.values() if self.disk.node.spills.files.get(number) is not None]
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_what_the_dead_had_spilled_and_given_away_stays_until_nobody_claims_it(far):
+    estate = Estate(far=far)
+    assert len(estate.left) == 2
+    estate.die()
+    assert estate.left == [estate.numbers[estate.given]], "nobody can know of the other"
+    estate.claim()
+    (answer,) = estate.home.take(estate.driver, p.EstateAnswer)
+    assert answer == p.EstateAnswer([(estate.given, [NODE, estate.numbers[estate.given], NODE, 0, MIB], b"")], [])
+    estate.later()
+    assert len(estate.left) == 1
+    estate.give_up()
+    estate.later()
+    assert estate.left == []
+    assert not estate.disk.disk
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_what_the_dead_had_spilled_and_nobody_claims_goes(far):
+    estate = Estate(far=far)
+    estate.die()
+    estate.later()
+    assert estate.left == []
+    assert not estate.disk.disk
+
+
+def test_with_a_node_the_estates_go_that_had_values_on_the_disks_of_others():
+    estate = Estate(far=True)
+    estate.die()
+    estate.claim()
+    estate.later()
+    assert len(estate.left) == 1
+    estate.home.cut()
+    estate.disk.feed(CoreLeft(estate.home.node.facts.node, "closed"))
+    estate.disk.advance(60)
+    assert estate.left == []
+
+
+def test_an_heir_does_not_take_what_its_owner_still_has():
+    estate = Estate(far=False)
+    number = estate.numbers[estate.given]
+    estate.disk.send(estate.bench.driver, p.SegmentClaims(number, [], more=True))
+    estate.disk.send(estate.bench.driver, p.BlocksFreed(number, [0]))
+    estate.disk.send(estate.bench.driver, p.SpillReleased(number))
+    assert len(estate.left) == 2
+    estate.disk.send(estate.owner, p.SpillReleased(number))
+    assert estate.left == [estate.numbers[estate.kept]]
 
 
 def test_values_move_out_of_files_that_are_mostly_garbage():

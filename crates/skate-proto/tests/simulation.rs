@@ -897,6 +897,12 @@ impl World {
     // ---- oracles -------------------------------------------------------------------------------
 
     fn check_safety(&self) {
+        for (id, left) in &self.estates {
+            if let Some(at) = left.bequest.location {
+                let there = self.blocks.contains_key(&at.segment) || self.lost.contains(&at.segment);
+                assert!(there, "the estate names a place of {id} that has been freed");
+            }
+        }
         for (me, process) in self.processes.iter().filter(|(_, p)| p.alive) {
             for id in process.held.iter().chain(&process.handles) {
                 assert!(process.owner.objects.is_known(*id), "{me:?} holds {id}, which it does not know");

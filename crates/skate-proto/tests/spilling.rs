@@ -4,6 +4,7 @@ use skate_proto::ids::{NodeKey, ObjectId, ProcId, SegmentId};
 use skate_proto::leases::Death;
 use skate_proto::location::Location;
 use skate_proto::msg::Msg;
+use skate_proto::objects::{Bequest, WaiterId};
 use skate_proto::owner::{Effect, Out, Owner, ToNode};
 use skate_proto::payload::Value;
 use skate_proto::spilling::{Offered, Written};
@@ -109,6 +110,34 @@ fn what_was_written_moves_and_its_block_is_freed() {
     assert_eq!(bench.make_room(LEN).0, [], "it is on the disk");
     bench.owner.release(a, &mut bench.out);
     assert_eq!(bench.out.effects, [Effect::Free(spilled)]);
+}
+
+#[test]
+fn who_has_given_a_value_away_writes_down_where_it_went_before_its_block_is_freed() {
+    let mut bench = Bench::new();
+    let a = bench.put(1, 0);
+    bench.lend(a, B);
+    let (_, asked) = bench.make_room(LEN);
+    assert_eq!(asked, [(B, vec![a])]);
+    bench.hear(B, Msg::Evicted { forgotten: vec![a], kept: vec![] });
+    let (offers, _) = bench.done();
+    assert_eq!(bench.write(offers[0], Some(5)), [Effect::Record(a), Effect::Free(place(1, 0))]);
+    let spilled = bench.owner.objects.location(a).unwrap();
+    bench.hear(B, Msg::Release { object: a, tokens: 1 });
+    bench.owner.release(a, &mut bench.out);
+    assert_eq!(bench.out.effects, [Effect::Unrecord(a), Effect::Free(spilled)]);
+}
+
+#[test]
+fn a_block_of_another_process_is_not_written_down_any_more_when_it_is_spilled() {
+    let mut bench = Bench::new();
+    let theirs = Location { lessee: B, ..place(1, 0) };
+    let a = bench.owner.put(Value::Stored { location: theirs, refs: vec![] });
+    let (offers, _) = bench.make_room(LEN);
+    assert_eq!(bench.write(offers[0], Some(5)), [Effect::Unrecord(a), Effect::Free(theirs)]);
+    bench.owner.release(a, &mut bench.out);
+    let spilled = Location::spilled(NODE, SegmentId(SegmentId::SPILLED + 5), LEN);
+    assert_eq!(bench.out.effects, [Effect::Free(spilled)], "the disk forgets what it has of the dead by itself");
 }
 
 #[test]
@@ -256,7 +285,7 @@ fn a_borrower_forgets_what_it_does_not_use_and_asks_again_when_it_does() {
     let mut bench = borrower(id);
     assert_eq!(evicted(&mut bench, id), (vec![id], vec![]));
     assert!(!bench.owner.objects.is_ready(id));
-    assert!(!bench.owner.objects.watch(id, skate_proto::objects::WaiterId(1), &mut bench.out));
+    assert!(!bench.owner.objects.watch(id, WaiterId(1), &mut bench.out));
     assert!(matches!(&bench.out.effects[..], [Effect::Send { to: ME, msg: Msg::Resolve { .. }, .. }]));
 }
 
@@ -269,4 +298,29 @@ fn a_borrower_keeps_what_it_views() {
     assert!(bench.owner.objects.is_ready(id));
     bench.owner.objects.end_view(id);
     assert_eq!(evicted(&mut bench, id), (vec![id], vec![]));
+}
+
+#[test]
+fn a_borrower_does_not_forget_for_the_dead() {
+    let id = Bench::new().put(1, 0);
+    let mut bench = borrower(id);
+    bench.owner.handle_process_gone(ME, "killed", Death::Crashed, 0, &mut bench.out);
+    assert_eq!(bench.owner.objects.take_questions().len(), 1);
+    bench.owner.handle_evict(ME, &[id], |_| panic!("nobody would be asked for it again"), &mut bench.out);
+    assert_eq!(bench.out.effects, []);
+    assert!(bench.owner.objects.is_ready(id));
+}
+
+#[test]
+fn what_was_forgotten_just_before_its_owner_died_is_had_from_the_disk() {
+    let id = Bench::new().put(1, 0);
+    let mut bench = borrower(id);
+    assert_eq!(evicted(&mut bench, id), (vec![id], vec![]));
+    assert!(!bench.owner.objects.watch(id, WaiterId(1), &mut bench.out));
+    bench.owner.handle_process_gone(ME, "killed", Death::Crashed, 0, &mut bench.out);
+    assert_eq!(bench.owner.objects.take_questions()[0].claimed, [id]);
+    let spilled = Location::spilled(NODE, SegmentId(SegmentId::SPILLED + 5), LEN);
+    let bequest = Bequest { location: Some(spilled), deed: None };
+    bench.owner.handle_bequests(vec![(id, Some(bequest))], 0, &mut bench.out);
+    assert_eq!(bench.owner.objects.location(id), Some(spilled));
 }

@@ -15,7 +15,9 @@ The life of a worker's end:
     settled    the block is given back, and the object forgotten
 
 That an object lingers is for its availability alone. A block that is given back is never written again, because nobody
-knows who has it mapped: its lessee retires it, and an adopted segment is not recycled.
+knows who has it mapped: its lessee retires it, and an adopted segment is not recycled. Values that their owner had
+spilled are held and given back like blocks (`spills`). Blocks of an estate are not spilled, since nobody knows who
+reads them where they are: they count as used.
 
 With its job an estate loses what nobody claims, and a worker that is stopped because its job is over leaves nothing.
 

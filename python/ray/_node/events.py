@@ -492,14 +492,14 @@ class Departed(Event, frozen=True):
 
 
 class BlocksHeld(Event, frozen=True):
-    """Blocks of this node's segments belong to estates of this node."""
+    """Blocks of this node's segments belong to estates of this node. So do spilled values, as a segment each."""
 
     segment: int
     offsets: tuple[int, ...]
 
 
 class BlockUnneeded(Event, frozen=True):
-    """A block of this node is needed by no estate any more. Somebody may still have it mapped."""
+    """A block of this node, or a spilled value, is needed by no estate any more. Somebody may still have it mapped."""
 
     segment: int
     offset: int

@@ -47,6 +47,7 @@ from ray._node.pulls import PullTable
 from ray._node.relay import Relay
 from ray._node.resources import Ledger
 from ray._node.segments import SegmentTable
+from ray._node.spill_files import SPILLED
 from ray._node.spill_settings import SpillSettings
 from ray._node.spills import SpillTable
 from ray._node.workers import WorkerPool
@@ -312,6 +313,8 @@ class NodeManager:
                 self._on_frame(event, now)
             case events.FromControl():
                 self._on_control[type(event.message)](event.message, now)
+            case Received() | events.BlocksHeld() | events.BlockUnneeded() if _is_of_disk(event):
+                self._tell(self.spills, event, now)
             case Received():
                 self._tell_first_taker(event, now)
             case CoreJoined():
@@ -332,8 +335,8 @@ class NodeManager:
                 for machine in (self.processes, self.leases, self.segments):
                     self._tell(machine, event, now)
             case events.RoomShort():
-                for machine in (self.spills, self.estates):
-                    self._tell(machine, event, now)
+                self._tell(self.spills, event, now)
+                self._tell(self.estates, event, now)
             case Notify():
                 self._to_control(messages.NoticeRaised(event.job, event.level, event.text))
             case events.ToManager():
@@ -605,8 +608,9 @@ class NodeManager:
             self.nodes.pop(node, None)
             for machine in (self.pulls, self.estate_questions):
                 self._tell(machine, events.PeerLeft(node), now)
-            for machine in (self.segments, self.spills):  # its estates may have held blocks here
-                self._tell(machine, ProcessLeft(node), now)
+            left = ProcessLeft(node)  # its estates may have held blocks here
+            self._tell(self.segments, left, now)
+            self._tell(self.spills, left, now)
             self._lost_nodes[node] = reason
             if len(self._lost_nodes) > LOST_NODES_MAX:
                 del self._lost_nodes[next(iter(self._lost_nodes))]
@@ -700,6 +704,18 @@ class NodeManager:
     def _on_ask_free(self, message: messages.AskFree, now: float) -> None:
         self.requests.ask_free(message, now)
         self._queue.extend(self.requests.take_effects())
+
+
+def _is_of_disk(event: Event) -> bool:
+    """Whether it says of a spilled value, which is located like a block, what is said of blocks in memory."""
+    match event:
+        case (
+            Received(message=SegmentClaims(segment=segment) | BlocksFreed(segment=segment))
+            | events.BlocksHeld(segment=segment)
+            | events.BlockUnneeded(segment=segment)
+        ):
+            return segment >= SPILLED
+    return False
 
 
 LOST_NODES_MAX = 1000

@@ -5,9 +5,9 @@ readers know, and a *file* that holds one large value or many small ones. A file
 it is garbage, until the file has no value left, or what is left was moved to another file; nobody outside notices a
 move, because nobody outside knows files.
 
-Invariants: a record is in the file that it names, and that file counts its bytes as live; a file exists while it has
-a record or somebody reads it; when no file can be moved, files take at most `GARBAGE_SHARE` times the live bytes and
-`FILE_BYTES` more.
+Invariants: a record is in the file that it names, and that file counts its bytes as live; it has an owner, and an
+heir only if it is there; a file exists while it has a record or somebody reads it; when no file can be moved, files
+take at most `GARBAGE_SHARE` times the live bytes and `FILE_BYTES` more.
 """
 
 from __future__ import annotations
@@ -71,6 +71,8 @@ class SpillFiles:
         self._records: dict[int, Record] = {}
         self._files: dict[int, File] = {}
         self._by_owner: dict[int, dict[int, None]] = {}
+        self._heirs: dict[int, int] = {}
+        """Whose a value is should its owner end."""
         self._serial = SPILLED
         self.size = 0
         """Bytes of all files."""
@@ -116,11 +118,42 @@ class SpillFiles:
         record = self._records.pop(spill, None)
         if record is None:
             return
+        self._disown(record)
+        self._take(record)
+
+    def bequeath(self, spill: int, heir: int) -> None:
+        """Should its owner end, the value is the heir's."""
+        if spill in self._records:
+            self._heirs[spill] = heir
+
+    def disclaim(self, spill: int, heir: int) -> None:
+        """The heir does not need the value: if it has it, it is released, and else it will not have it."""
+        record = self._records.get(spill)
+        if record is not None and record.owner == heir:
+            self.release(spill)
+        elif self._heirs.get(spill) == heir:
+            del self._heirs[spill]
+
+    def end_owner(self, owner: int) -> None:
+        """What the owner had goes to its heirs, or is released. It inherits nothing any more either."""
+        for spill in [spill for spill, heir in self._heirs.items() if heir == owner]:
+            del self._heirs[spill]
+        for spill in self.owned(owner):
+            heir = self._heirs.get(spill)
+            if heir is None:
+                self.release(spill)
+            else:
+                record = self._records[spill]
+                self._disown(record)
+                record.owner = heir
+                self._by_owner.setdefault(heir, {})[spill] = None
+
+    def _disown(self, record: Record) -> None:
+        self._heirs.pop(record.spill, None)
         owned = self._by_owner[record.owner]
-        del owned[spill]
+        del owned[record.spill]
         if not owned:
             del self._by_owner[record.owner]
-        self._take(record)
 
     def begin_reading(self, file: int) -> None:
         """The file stays until `end_reading`."""
@@ -200,4 +233,6 @@ class SpillFiles:
                 return f"file {number:x} is kept for nobody"
         if sum(len(owned) for owned in self._by_owner.values()) != len(self._records):
             return "values have lost their owners"
+        if any(spill not in self._records for spill in self._heirs):
+            return "what is not there is bequeathed"
         return ""

@@ -9,6 +9,8 @@ The life of a spilled value:
     offered    by its owner (or by the process that allocated it, for an owner on another node), after `SpillWanted`
     writing    with others, as a file of up to `FILE_BYTES`; what is offered beyond the need is declined
     spilled    its owner knows its number, has freed its block, and says when nobody needs it any more
+    bequeathed its owner has ended, and its register named the value: it is the estate's (`estates`), of this node or
+               another, until that does not need it. Other values of the dead are released
     released   garbage in its file, until all of that is garbage or what is alive was moved to a new file
 
 Reading is a pull (`pulls`) whose source is a file: into a segment that the node leases to itself, shared by readers,
@@ -44,6 +46,8 @@ from ray._control.machine import (
 )
 from ray._control.shown import show_bytes
 from ray._node.events import (
+    BlocksHeld,
+    BlockUnneeded,
     DeleteSpill,
     FromPeer,
     LocateSpill,
@@ -61,7 +65,7 @@ from ray._node.events import (
 )
 from ray._node.peer_protocol import Located, SpillFreed
 from ray._node.spill_files import FILE_BYTES, Record, SpillFiles, record_bytes
-from ray._protocol import Spill, Spilled, SpillReleased, SpillWanted
+from ray._protocol import BlocksFreed, SegmentClaims, Spill, Spilled, SpillReleased, SpillWanted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -151,9 +155,16 @@ class SpillTable(Machine):
             SpillRead: self._on_read,
             LocateSpill: self._on_locate,
             FromPeer: self._on_from_peer,
+            BlocksHeld: self._on_blocks_held,
+            BlockUnneeded: self._on_block_unneeded,
             Tick: self._on_tick,
         }
-        self._messages = {Spill: self._on_offered, SpillReleased: self._on_released}
+        self._messages = {
+            Spill: self._on_offered,
+            SpillReleased: self._on_released,
+            SegmentClaims: self._on_claims,
+            BlocksFreed: self._on_freed,
+        }
 
     def takes(self, event: Event) -> bool:
         if type(event) is FromPeer:
@@ -325,13 +336,28 @@ class SpillTable(Machine):
             self.files.release(spill)
             self._tidy()
 
+    def _on_claims(self, event: Received, message: SegmentClaims, now: float) -> None:
+        """The estates of another node hold a value, before this one hears of its owner's end."""
+        if message.more:
+            self.files.bequeath(message.segment, event.sender)
+
+    def _on_blocks_held(self, event: BlocksHeld, now: float) -> None:
+        self.files.bequeath(event.segment, self._node)
+
+    def _on_freed(self, event: Received, message: BlocksFreed, now: float) -> None:
+        self.files.disclaim(message.segment, event.sender)
+        self._tidy()
+
+    def _on_block_unneeded(self, event: BlockUnneeded, now: float) -> None:
+        self.files.disclaim(event.segment, self._node)
+        self._tidy()
+
     def _on_joined(self, event: ProcessJoined, now: float) -> None:
         self._members[event.proc] = None
 
     def _on_left(self, event: ProcessLeft, now: float) -> None:
         self._members.pop(event.proc, None)
-        for spill in self.files.owned(event.proc):
-            self.files.release(spill)
+        self.files.end_owner(event.proc)
         for job in self._jobs.values():
             job.is_void = job.is_void or job.owner == event.proc
         self._tidy()
