@@ -5,6 +5,7 @@
 pub mod core;
 pub mod node_wire;
 pub mod parsers;
+pub mod relay;
 pub mod store;
 pub mod sys;
 pub mod transfer;

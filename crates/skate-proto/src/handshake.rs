@@ -20,6 +20,12 @@
 //! a certificate. Whether the other side is to use TLS is not negotiated: it is compared, and a difference refused.
 //! A node tells its members in its challenge, so that they need no switch of their own.
 //!
+//! A node that nobody can connect to calls back instead: asked over the connection that it has with the head, it
+//! connects to it, says a [`CallBack`] with the ticket that it was given, and from then on is the acceptor of the
+//! connection that the head passes on, whose preface follows. No handshake is spent on the call itself: the ticket is
+//! as random as a nonce and is used once, and whoever took the call in its place would get a stream in which both ends
+//! still have to prove themselves.
+//!
 //! A target is a process, or [`WHO_LISTENS`]: whoever knows an address and the token, and not yet which node
 //! is there, learns it from the challenge, whose proof covers it.
 //!
@@ -36,8 +42,9 @@ use crate::digest;
 use crate::ids::ProcId;
 
 /// Version of everything on the wire. Processes of different versions refuse each other.
-pub const PROTOCOL_VERSION: u16 = 2;
+pub const PROTOCOL_VERSION: u16 = 3;
 const MAGIC: [u8; 4] = *b"SKAT";
+const CALL_BACK_MAGIC: [u8; 4] = *b"SKCB";
 /// The target that stands for the node that listens at the address. No process has this id.
 pub const WHO_LISTENS: ProcId = ProcId(0);
 
@@ -164,6 +171,8 @@ pub enum RefusalCode {
     Busy = 4,
     TlsMissing = 5,
     TlsUnexpected = 6,
+    RelayFull = 7,
+    NotCalledBack = 8,
 }
 
 /// Whether what a connector hears first is a refusal. TLS never begins like one: its records have types from 20 on.
@@ -181,6 +190,8 @@ impl RefusalCode {
             4 => Self::Busy,
             5 => Self::TlsMissing,
             6 => Self::TlsUnexpected,
+            7 => Self::RelayFull,
+            8 => Self::NotCalledBack,
             _ => return None,
         })
     }
@@ -216,6 +227,14 @@ pub enum HandshakeError {
         "the process that connected uses TLS, and the cluster's nodes do not: start the head with --tls or RAY_USE_TLS=1, or leave both out here"
     )]
     TlsUnexpected,
+    #[error(
+        "the process is on a node that only connects outwards, and the head passes on as many connections to such nodes as it can; try again when some have ended, or let that node be connected to"
+    )]
+    RelayFull,
+    #[error(
+        "the process is on a node that only connects outwards, and that node did not call back in time; is its connection with the head slow, or gone?"
+    )]
+    NotCalledBack,
     #[error("a handshake message has an impossible {0}")]
     Malformed(&'static str),
 }
@@ -231,6 +250,8 @@ impl HandshakeError {
             Self::Busy => RefusalCode::Busy,
             Self::TlsMissing => RefusalCode::TlsMissing,
             Self::TlsUnexpected => RefusalCode::TlsUnexpected,
+            Self::RelayFull => RefusalCode::RelayFull,
+            Self::NotCalledBack => RefusalCode::NotCalledBack,
             Self::NotOurs | Self::WrongProof | Self::Malformed(_) => return None,
         };
         let mut out = [0; ANSWER_LEN];
@@ -276,13 +297,7 @@ impl Preface {
 
     /// Whether its sender may be heard in `session`.
     pub fn check(&self, session: &[u8; 16]) -> Result<(), HandshakeError> {
-        if self.version != PROTOCOL_VERSION {
-            return Err(HandshakeError::Version { ours: PROTOCOL_VERSION, theirs: self.version });
-        }
-        if self.session != *session {
-            return Err(HandshakeError::Session);
-        }
-        Ok(())
+        check_same(self.version, &self.session, session)
     }
 
     /// Whether its sender wants TLS exactly if it is `expected`: nothing is ever taken in clear that should not be.
@@ -293,6 +308,51 @@ impl Preface {
             _ => Ok(()),
         }
     }
+}
+
+/// The first bytes of a connection by which a node calls back, in place of a [`Preface`] and as long as one.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct CallBack {
+    pub version: u16,
+    pub session: [u8; 16],
+    /// What the head has named the connection by which it passes on to this one.
+    pub ticket: u64,
+}
+
+impl CallBack {
+    #[must_use]
+    pub fn encode(&self) -> [u8; PREFACE_LEN] {
+        let mut out = [0; PREFACE_LEN];
+        out[..4].copy_from_slice(&CALL_BACK_MAGIC);
+        out[4..6].copy_from_slice(&self.version.to_le_bytes());
+        out[8..24].copy_from_slice(&self.session);
+        out[24..].copy_from_slice(&self.ticket.to_le_bytes());
+        out
+    }
+
+    /// Reads one; `None` if the bytes are something else. Its version and session are judged by [`Self::check`].
+    #[must_use]
+    pub fn decode(bytes: &[u8; PREFACE_LEN]) -> Option<Self> {
+        let mut session = [0; 16];
+        session.copy_from_slice(&bytes[8..24]);
+        let version = u16::from_le_bytes([bytes[4], bytes[5]]);
+        (bytes[..4] == CALL_BACK_MAGIC).then(|| Self { version, session, ticket: u64_at(bytes, 24) })
+    }
+
+    /// Whether its sender may be heard in `session`.
+    pub fn check(&self, session: &[u8; 16]) -> Result<(), HandshakeError> {
+        check_same(self.version, &self.session, session)
+    }
+}
+
+fn check_same(version: u16, theirs: &[u8; 16], ours: &[u8; 16]) -> Result<(), HandshakeError> {
+    if version != PROTOCOL_VERSION {
+        return Err(HandshakeError::Version { ours: PROTOCOL_VERSION, theirs: version });
+    }
+    if theirs != ours {
+        return Err(HandshakeError::Session);
+    }
+    Ok(())
 }
 
 /// What a side does after a message.
@@ -440,6 +500,8 @@ impl Connector {
             Some(RefusalCode::Busy) => HandshakeError::Busy,
             Some(RefusalCode::TlsMissing) => HandshakeError::TlsMissing,
             Some(RefusalCode::TlsUnexpected) => HandshakeError::TlsUnexpected,
+            Some(RefusalCode::RelayFull) => HandshakeError::RelayFull,
+            Some(RefusalCode::NotCalledBack) => HandshakeError::NotCalledBack,
             None => HandshakeError::Malformed("refusal"),
         }
     }
@@ -712,9 +774,13 @@ mod tests {
 
     #[test]
     fn another_session_and_an_unknown_target_are_told_apart() {
-        for error in
-            [HandshakeError::Session, HandshakeError::UnknownTarget { target: ProcId(2) }, HandshakeError::Busy]
-        {
+        for error in [
+            HandshakeError::Session,
+            HandshakeError::UnknownTarget { target: ProcId(2) },
+            HandshakeError::Busy,
+            HandshakeError::RelayFull,
+            HandshakeError::NotCalledBack,
+        ] {
             let (mut connector, _) = Connector::new(&identity(1, Role::Tool), &credentials(9), ProcId(2), [1; 32]);
             assert_eq!(connector.handle(&error.refusal().unwrap()), Err(error));
         }
@@ -860,6 +926,17 @@ mod tests {
             }
             let (mut connector, _) = Connector::new(&me, &credentials(9), ProcId(1), [1; 32]);
             prop_assert!(connector.handle(&answer).is_err());
+        }
+
+        #[test]
+        fn call_backs_round_trip_and_are_never_taken_for_prefaces(version: u16, session: [u8; 16], ticket: u64) {
+            let call = CallBack { version, session, ticket };
+            prop_assert_eq!(CallBack::decode(&call.encode()), Some(call));
+            prop_assert_eq!(call.check(&session).is_ok(), version == PROTOCOL_VERSION);
+            prop_assert!(call.check(&[session[0].wrapping_add(1); 16]).is_err());
+            prop_assert_eq!(Preface::decode(&call.encode()), Err(HandshakeError::NotOurs));
+            let preface = Preface { version, session, target: ProcId(ticket), tls: false };
+            prop_assert_eq!(CallBack::decode(&preface.encode()), None);
         }
 
         #[test]

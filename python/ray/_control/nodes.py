@@ -7,6 +7,9 @@ is *away*, and may come back for a while; after a restart of the head all are *e
 cluster before. Who is there and leaves `UNANSWERED_MAX` questions unanswered is lost. Who comes back after it was taken
 to be lost is told to leave, because everything on it was given up meanwhile.
 
+A node that only connects outwards has the head's address: of a head that was restarted elsewhere everybody hears it
+anew, with the others.
+
 Functions travel as pickles of code, which another minor version of Python cannot run: a node with another one than the
 head's is told to leave, too.
 
@@ -156,7 +159,7 @@ class NodeTable(Machine):
             return
         new = Node(
             key=message.node,
-            address=message.address,
+            address=head.address if message.relayed and head is not None else message.address,
             host=message.host,
             hostname=message.hostname,
             name=message.name,
@@ -169,6 +172,7 @@ class NodeTable(Machine):
             heard_at=now,
             python=message.python,
             client=message.client,
+            relayed=message.relayed,
         )
         others = list(self._nodes.values())
         self._nodes[new.key] = new
@@ -277,4 +281,4 @@ def _loss(node: Node) -> str:
 
 
 def _entry(node: Node) -> NodeEntry:
-    return NodeEntry(node.key, node.address, node.hostname)
+    return NodeEntry(node.key, node.address, node.hostname, node.relayed)

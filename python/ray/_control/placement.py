@@ -6,7 +6,7 @@ stands in line on nodes that could meet it, where it takes part in the sharing o
 
 How nodes are chosen: of those that are allowed and have room, those that are wished for first; then evenly, the least
 used first. Nodes that have lost each other lately (`APART_S`) get nothing from one another as long as there is another
-choice. "SPREAD" counts what the same demand has got from each node. Actors prefer the node of their creator while
+choice; but between a node and one that only connects outwards is the head, which both reach. "SPREAD" counts what the same demand has got from each node. Actors prefer the node of their creator while
 it is less than half used.
 
 Invariants: a demand is placed at most as often as it was asked for; what a lost node had been given and not granted
@@ -235,6 +235,9 @@ class Placement(Machine):
         self._forget_if_done(demand)
 
     def _on_nodes_apart(self, event: NodesApart, now: float) -> None:
+        host = self._nodes.get(event.node)
+        if host is not None and host.relayed:
+            return  # the head was between them, maybe another one than now; with this one both are connected
         for pair in ((event.asker, event.node), (event.node, event.asker)):
             self._apart.pop(pair, None)
             self._apart[pair] = now + APART_S

@@ -196,6 +196,7 @@ class ControlRequests(Requests):
                 "SessionDir": node.session_dir,
                 "IsHead": node.key == nodes.head,
                 "IsClient": node.client,
+                "IsOutboundOnly": node.relayed,
                 "Reason": node.reason,
             }
             for node in nodes.all()

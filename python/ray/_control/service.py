@@ -96,6 +96,8 @@ class ControlService:
         self._told_heard: dict[int, int] = {}
         self._orphans: dict[tuple[int, int], FromNode] = {}
         """By node and segment, what is asked of members once all are known that have come back."""
+        self._sought: dict[tuple[int, int], FromNode] = {}
+        """By asker and process, who was asked about meanwhile."""
         self._deadlines: Deadlines[str] = Deadlines()
 
     def restore(self, records: Iterable[tuple[str, bytes, bytes]], now: float) -> None:
@@ -149,6 +151,11 @@ class ControlService:
 
     def next_deadline(self) -> float | None:
         return earliest(self._deadlines.next(), *(machine.next_deadline() for machine in self._machines))
+
+    def node_to_call_back(self, proc: int) -> int:
+        """The node that only connects outwards on which a process lives, or which it is; 0 if there is none."""
+        node = self.nodes.get(self.members.node_of(proc) or proc)
+        return node.key if node is not None and node.relayed and not node.away else 0
 
     def job_of(self, proc: int) -> int:
         """The job of a member; 0 if unknown."""
@@ -258,6 +265,9 @@ class ControlService:
                     self._queue.extend(self.actors.take_effects())
             case messages.SegmentOrphaned() if self.is_returning:
                 self._orphans[event.node, message.segment] = event
+            case messages.WhoIs() if self.is_returning:
+                # Who is not here may be on a node that comes back, and must not be taken for dead.
+                self._sought[message.asker, message.proc] = event
             case messages.NoticeRaised():
                 self._queue.append(Notify(message.job, message.level, message.text))
             case _:
@@ -337,6 +347,9 @@ class ControlService:
         self._queue.extend(self.actors.take_effects())
         orphans, self._orphans = self._orphans, {}
         self._queue.extend(orphans.values())
+        sought, self._sought = self._sought, {}
+        for asked in sought.values():
+            self._tell_taker(asked, now)  # it was counted when it came
 
     def _tell_heard(self) -> None:
         """Let nodes forget what they keep for a next control service."""

@@ -61,6 +61,26 @@ class KnowNode(Effect, frozen=True):
     address: str
 
 
+class CallBack(Effect, frozen=True):
+    """Connect to another node, to take a connection that it holds for this one."""
+
+    node: int
+    ticket: int
+
+
+class StrangerCame(Event, frozen=True):
+    """Somebody on another machine wants a process that is not on this node. It is held for `CALL_BACK_S_MAX`."""
+
+    ticket: int
+    target: int
+
+
+class RefuseStranger(Effect, frozen=True):
+    """Nobody knows the process that it wants."""
+
+    ticket: int
+
+
 class ForgetNode(Effect, frozen=True):
     """Another node is lost: connections to it and its processes are hopeless. `cause` is a sentence."""
 

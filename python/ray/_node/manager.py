@@ -79,7 +79,8 @@ if TYPE_CHECKING:
 class NodeFacts(msgspec.Struct, frozen=True):
     """What a node is, as far as its decisions depend on it.
 
-    `address` is where other nodes reach it, "host:port", and empty if they do not; `host` is what it calls itself.
+    `address` is where other nodes reach it, "host:port", and empty if they do not, or only through the head because it
+    is `relayed`; `host` is what it calls itself.
     """
 
     node: int
@@ -96,6 +97,7 @@ class NodeFacts(msgspec.Struct, frozen=True):
     memory: MemorySettings = MemorySettings()
     python: str = ""
     client: bool = False
+    relayed: bool = False
 
     def hello(self) -> messages.NodeHello:
         """How the node introduces itself."""
@@ -111,6 +113,7 @@ class NodeFacts(msgspec.Struct, frozen=True):
             self.labels,
             self.python,
             self.client,
+            relayed=self.relayed,
         )
 
 
@@ -518,7 +521,12 @@ class NodeManager:
             self._tell(self.fence, events.Welcomed(), now)
         was_alone = not self.nodes
         for entry in message.joined:
+            former = self.nodes.get(entry.node)
             self.nodes[entry.node] = entry
+            if former is not None and former.address != entry.address:
+                # Members that have asked where it is would not ask again.
+                moved = NodeAddress(entry.node, entry.address, "")
+                self._out.append(Multicast(tuple(self.processes.connected()), moved))
             self._out.append(events.KnowNode(entry.node, entry.address))
             self._tell(self.pulls, events.PeerJoined(entry.node, entry.address), now)
         gone = list(message.gone)

@@ -62,6 +62,8 @@ class Core(Protocol):
     def address(self) -> str | None: ...
     def set_node_address(self, node: int, address: str) -> None: ...
     def forget_node(self, node: int, cause: str) -> None: ...
+    def call_back(self, node: int, ticket: int) -> None: ...
+    def refuse_stranger(self, ticket: int) -> None: ...
     def offer_segment(self, segment: int, fd: int, size: int, filled: int) -> None: ...
     def withdraw_segment(self, segment: int) -> bool: ...
     def pull(
@@ -127,6 +129,8 @@ class Shell:
             events.Pass: self._pass,
             events.KnowNode: self._know_node,
             events.ForgetNode: lambda effect: self._core.forget_node(effect.node, effect.cause),
+            events.CallBack: lambda effect: self._core.call_back(effect.node, effect.ticket),
+            events.RefuseStranger: lambda effect: self._core.refuse_stranger(effect.ticket),
             events.Fork: self._fork,
             events.Kill: self._kill,
             events.Freeze: lambda effect: self._signal(effect.pids, signal.SIGSTOP),
@@ -222,6 +226,8 @@ class Shell:
                 self._queue.append(CoreLeft(proc, reason, ended))
             case ("fd", int(token)):
                 self._on_fd(token)
+            case ("stranger", int(ticket), int(target)):
+                self._queue.append(events.StrangerCame(ticket, target))
             case ("pulled", int(ticket), str(error), list(failures), int(count)):
                 self._queue.append(events.PullDone(ticket, error, tuple(failures), count))
             case _:

@@ -50,6 +50,7 @@ def start(
     standby: bool = False,
     temp_dir: str = "",
     tls: bool = False,
+    outbound_only: bool = False,
 ) -> NodeProcess:
     """Starts a node and waits until it serves.
 
@@ -70,6 +71,7 @@ def start(
         standby: Whether a head waits, before it serves, until no other one leads with these records.
         temp_dir: Where its session directory lies, instead of among this user's others.
         tls: Whether a head wants TLS between the nodes of its cluster; who joins does as its head.
+        outbound_only: Whether a node that joins connects outwards only, and is reached through its head.
 
     Raises:
         ValueError: If no node can be like that, or the environment wants a memory watch that makes no sense.
@@ -107,7 +109,8 @@ def start(
         hostname=os.uname().nodename,
         name=name,
         address=ip,
-        listen=listen,
+        listen="" if outbound_only else listen,
+        outbound_only=outbound_only,
         tls=head.tls if head is not None else tls,
         findable=findable,
         private=private,

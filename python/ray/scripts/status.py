@@ -80,6 +80,8 @@ def _node_row(node: dict[str, Any]) -> tuple[str, ...]:
     role = "head" if node["IsHead"] else "client" if node["IsClient"] else "node"
     state = "alive" if node["Alive"] else f"lost: {node['Reason']}"
     address = address_of(node["NodeManagerAddress"], node["NodeManagerPort"])
+    if node["IsOutboundOnly"]:
+        address = f"{node['NodeManagerAddress']} (outbound only)"
     return (_id(node), role, _name(node), address, state)
 
 

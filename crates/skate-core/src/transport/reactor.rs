@@ -6,6 +6,7 @@
 //! what was left. Senders never come here: they write by themselves, or leave a connection on the dirty
 //! list, a command in the queue, and a notice at the gate.
 
+mod calling;
 mod connecting;
 mod secured;
 
@@ -21,7 +22,7 @@ use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 
 use skate_proto::frame::{self, FLAG_FD, Header, Split};
-use skate_proto::handshake::{Acceptor, HandshakeError, PREFACE_LEN, Preface, Role, Step, WHO_LISTENS};
+use skate_proto::handshake::{Acceptor, CallBack, HandshakeError, PREFACE_LEN, Preface, Role, Step, WHO_LISTENS};
 use skate_proto::ids::ProcId;
 
 use super::connection::{Connection, Sent};
@@ -31,6 +32,8 @@ use super::poller::{Events, Poller, Source};
 use super::slots::{Message, Phase, Slot, Slots};
 use super::socket::{self, FDS_MAX, Socket};
 use super::{CloseReason, Command, Frame, PASS_CONN, Peer, Transport};
+
+pub use calling::{Called, Stranger};
 
 /// One read takes at most this much. Larger bodies take several.
 const READ_BYTES: usize = 256 << 10;
@@ -79,6 +82,8 @@ pub(super) struct Reactor {
     /// Connections to processes on nodes whose address was asked for, and when to give up.
     waiting: Vec<(ProcId, Instant, Arc<Connection>)>,
     passed: VecDeque<([u8; PREFACE_LEN], OwnedFd)>,
+    /// Nodes that are to be called back, and the tickets.
+    calls: VecDeque<(ProcId, u64)>,
     /// Memory of the lists that are swapped with those of the senders.
     dirty: Vec<Arc<Connection>>,
     commands: Vec<Command>,
@@ -116,6 +121,7 @@ impl Reactor {
             retries: Vec::new(),
             waiting: Vec::new(),
             passed: VecDeque::new(),
+            calls: VecDeque::new(),
             dirty: Vec::new(),
             commands: Vec::new(),
             told: false,
@@ -179,6 +185,7 @@ impl Reactor {
         }
         self.events = events;
         self.pass_deadlines(t);
+        self.admit_calls(t);
         if mem::take(&mut self.told) {
             t.handler.on_batch_end();
         }
@@ -233,6 +240,7 @@ impl Reactor {
             }
             Command::NodeKnown(node) => self.on_node_known(t, node),
             Command::NodeGone(node) => self.on_node_gone(t, node),
+            Command::CallBack(via, ticket) => self.on_call_wanted(t, via, ticket),
         }
     }
 
@@ -249,6 +257,7 @@ impl Reactor {
                     self.on_room(t, &connection);
                 }
                 Phase::Connecting(_) => return self.on_connected(t, index),
+                Phase::Calling(_) => return self.on_call_connected(t, index),
                 _ => {}
             }
         }
@@ -266,6 +275,7 @@ impl Reactor {
                 }
             }
             Phase::Connecting(_) => self.on_connected(t, index),
+            Phase::Calling(_) => self.on_call_connected(t, index),
             Phase::Draining => self.drain(index),
             _ => self.read_handshake(t, index),
         }
@@ -434,10 +444,10 @@ impl Reactor {
             return;
         };
         let (message, wanted) = match &mut slot.phase {
-            Phase::Preface(message) => (message, PREFACE_LEN),
+            Phase::Preface(message) | Phase::Called(message) => (message, PREFACE_LEN),
             Phase::Accepting(machine, message) => (message, machine.wants()),
             Phase::Greeting(machine, message, _) => (message, machine.wants()),
-            Phase::Connecting(_) | Phase::Open { .. } | Phase::Draining => return,
+            Phase::Calling(_) | Phase::Connecting(_) | Phase::Open { .. } | Phase::Draining => return,
         };
         match slot.socket.receive_plain(message.room(wanted)) {
             Ok(0) => self.fail(t, index, CloseReason::Closed),
@@ -456,14 +466,14 @@ impl Reactor {
             return;
         };
         let step = match &mut slot.phase {
-            Phase::Preface(_) => {
+            Phase::Preface(_) | Phase::Called(_) => {
                 // The length is what was asked for.
                 let preface = bytes.try_into().expect("a whole preface");
                 return self.on_preface(t, index, preface);
             }
             Phase::Accepting(machine, _) => machine.handle(bytes),
             Phase::Greeting(machine, ..) => machine.handle(bytes),
-            Phase::Connecting(_) | Phase::Open { .. } | Phase::Draining => return,
+            Phase::Calling(_) | Phase::Connecting(_) | Phase::Open { .. } | Phase::Draining => return,
         };
         match step {
             Ok(Step::Send(answer)) => self.say(t, index, &answer),
@@ -479,6 +489,9 @@ impl Reactor {
 
     /// Routes a stranger to the process it wants.
     fn on_preface(&mut self, t: &Transport, index: u32, bytes: &[u8; PREFACE_LEN]) {
+        if let Some(call) = CallBack::decode(bytes) {
+            return self.on_call_back(t, index, &call);
+        }
         let preface = match Preface::decode(bytes).and_then(|p| p.check(&t.credentials.session).map(|()| p)) {
             Ok(preface) => preface,
             Err(error) => return self.fail(t, index, CloseReason::Handshake(error)),
@@ -490,10 +503,13 @@ impl Reactor {
                 Err(reason) => self.fail(t, index, reason),
             };
         }
-        // Another node is a peer as well, and nobody's way to it leads through this one.
+        // Another node is a peer as well; a way to it that leads through this one is none by descriptor.
         let is_member = |peer: &&Peer| peer.info.is_some() && peer.connection.carries_descriptors() == Some(true);
         let joined = t.peers.read().get(&target).filter(is_member).map(|p| Arc::clone(&p.connection));
         let Some(connection) = joined else {
+            if t.handler.relays() && self.slots.at(index).is_some_and(|slot| slot.socket.is_tcp()) {
+                return self.hand_out_stranger(t, index, target, *bytes);
+            }
             let error = HandshakeError::UnknownTarget { target };
             return self.fail(t, index, CloseReason::Handshake(error));
         };
