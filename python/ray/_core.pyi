@@ -315,8 +315,11 @@ class NodeCore:
         """
     def address(self) -> str | None:
         """Where it listens for other nodes, as bound ("ip:port"); None without `listen`."""
-    def set_node_address(self, node: int, address: str) -> None:
-        """Another node listens at `address` ("ip:port"): frames to its key connect there by themselves."""
+    def set_node_address(self, node: int, address: str, relayed: bool = False) -> None:
+        """Another node listens at `address` ("ip:port"): frames to its key connect there by themselves.
+
+        With `relayed` that is the head, and they wait while it is away.
+        """
     def forget_node(self, node: int, cause: str) -> None:
         """Frames to this node fail at once from now on ("left", with the cause), unless a connection is open."""
     def call_back(self, node: int, ticket: int) -> None:

@@ -351,7 +351,8 @@ fn who_does_not_read_stops_the_other_side_and_nobody_else_and_loses_nothing() {
 
 #[test]
 fn what_was_said_before_a_connection_broke_arrives_and_the_other_side_hears_an_end() {
-    let head = Head::new(Limits::default(), false);
+    let limits = Limits { half_open: Duration::from_millis(200), ..Limits::default() };
+    let head = Head::new(limits, false);
     let (mut one, mut other) = head.pair(B);
     other.write_all(b"nobody will read this").unwrap();
     wait_for("it to be there", || matches!(one.peek(&mut [0; 21]), Ok(21)));
@@ -488,4 +489,34 @@ fn descriptors_of_the_relay_are_closed_on_exec() {
     let pair = head.pair(B);
     assert_eq!(seen_by_a_child(), before);
     drop(pair);
+}
+
+#[test]
+fn what_is_said_while_the_head_is_away_waits_for_the_next_one_wherever_it_is() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let former = Address::Tcp(nobody.local_addr().unwrap());
+    drop(nobody);
+    let here = Cluster::new();
+    let (a, c) = (here.join(A), here.join(C));
+    for process in [&a, &c] {
+        process.transport.route(B, OUT);
+        process.transport.set_address_of_head(OUT, former.clone());
+        process.transport.send(B, 9, 1, &[b"early"], SendMode::Now);
+    }
+    // A node that listens itself is given up at once when nobody does.
+    a.transport.route(ProcId(40), ProcId(41));
+    a.transport.set_address(ProcId(41), former);
+    a.transport.send(ProcId(40), 9, 1, &[], SendMode::Now);
+    a.drive_until(|h| !h.ends(ProcId(40)).is_empty());
+    let head = Head::new(Limits::default(), false);
+    let there = head.outbound(OUT, &[B], false);
+    let b = there.join(B);
+    a.transport.set_address_of_head(OUT, head.address.clone());
+    b.drive_until(|h| h.count() == 1);
+    assert_eq!(b.handler.frames.lock()[0], (A, 9, 1, b"early".to_vec()));
+    // Who is told that the node is lost waits no longer.
+    c.transport.forget_node(OUT, "it did not come back");
+    c.drive_until(|h| !h.ends(B).is_empty());
+    assert!(c.handler.ends(B)[0].contains("did not come back"));
+    assert!(a.handler.ends(B).is_empty());
 }

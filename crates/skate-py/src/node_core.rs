@@ -13,8 +13,8 @@ use skate_core::core::CoreError;
 use skate_core::relay::{Limits, Relay};
 use skate_core::transfer::{Bulk, Failure, Outcome, Pull, SILENCE_S_MAX, Source, parse_address};
 use skate_core::transport::{
-    Address, Called, CloseReason, Config, DiscoverError, Driven, Frame, Handler, Listener, PeerInfo, SendMode, Stranger,
-    Stream, Transport,
+    Address, Called, CloseReason, Config, DiscoverError, Driven, Frame, Handler, Listener, PeerInfo, SendMode,
+    Stranger, Stream, Transport,
 };
 use skate_proto::handshake::{HandshakeError, Role};
 use skate_proto::ids::{ProcId, SegmentId};
@@ -265,11 +265,15 @@ impl NodeCore {
         self.address.as_ref().map(Address::to_string)
     }
 
-    fn set_node_address(&self, node: u64, address: &str) -> PyResult<()> {
+    #[pyo3(signature = (node, address, relayed = false))]
+    fn set_node_address(&self, node: u64, address: &str, relayed: bool) -> PyResult<()> {
         let node = self.other_node(node)?;
         let parsed = address.parse::<SocketAddr>();
         let parsed = parsed.map_err(|_| PyValueError::new_err(format!("{address:?} is not of the form ip:port")))?;
-        self.transport.set_address(node, Address::Tcp(parsed));
+        match relayed {
+            true => self.transport.set_address_of_head(node, Address::Tcp(parsed)),
+            false => self.transport.set_address(node, Address::Tcp(parsed)),
+        }
         Ok(())
     }
 

@@ -55,10 +55,11 @@ class FlushLogs(Effect, frozen=True):
 
 
 class KnowNode(Effect, frozen=True):
-    """Another node is reached at this address; "" if it is not."""
+    """Another node is reached at this address; "" if it is not. That of a `relayed` one is the head's."""
 
     node: int
     address: str
+    relayed: bool = False
 
 
 class CallBack(Effect, frozen=True):

@@ -525,9 +525,9 @@ class NodeManager:
             self.nodes[entry.node] = entry
             if former is not None and former.address != entry.address:
                 # Members that have asked where it is would not ask again.
-                moved = NodeAddress(entry.node, entry.address, "")
+                moved = NodeAddress(entry.node, entry.address, relayed=entry.relayed)
                 self._out.append(Multicast(tuple(self.processes.connected()), moved))
-            self._out.append(events.KnowNode(entry.node, entry.address))
+            self._out.append(events.KnowNode(entry.node, entry.address, entry.relayed))
             self._tell(self.pulls, events.PeerJoined(entry.node, entry.address), now)
         gone = list(message.gone)
         if message.whole:
@@ -547,9 +547,11 @@ class NodeManager:
             self._queue.append(events.Company(alone=not self.nodes))
 
     def _on_where_is(self, frame: FrameCame, asked: WhereIsNode) -> None:
-        entry = self.nodes.get(asked.node)
-        cause = self._lost_nodes.get(asked.node, f"node {asked.node:016x} is not known: it never joined, or was lost")
-        told = NodeAddress(asked.node, entry.address if entry is not None else "", "" if entry is not None else cause)
+        if (entry := self.nodes.get(asked.node)) is not None:
+            told = NodeAddress(asked.node, entry.address, relayed=entry.relayed)
+        else:
+            unknown = f"node {asked.node:016x} is not known: it never joined, or was lost"
+            told = NodeAddress(asked.node, "", self._lost_nodes.get(asked.node, unknown))
         self._out.append(Send(frame.proc, told))
 
     def _on_deliver(self, message: messages.Deliver, now: float) -> None:

@@ -437,6 +437,15 @@ impl Transport {
         }
     }
 
+    /// The same for a node that only connects outwards: the address is the head's. It may be away for a while, and not
+    /// let those down who wait for a process there: connecting is tried again for `HEAD_S_MAX`.
+    pub fn set_address_of_head(&self, node: ProcId, address: Address) {
+        if !self.is_void() {
+            self.routes.lock().set_address_of_head(node, address);
+            self.command(Command::NodeKnown(node));
+        }
+    }
+
     /// Another node is dead, or nobody knows it: connections to it and to processes on it, now and later, end at once
     /// with this cause ([`CloseReason::NodeGone`]).
     pub fn forget_node(&self, node: ProcId, cause: &str) {

@@ -53,6 +53,10 @@ const ACCEPTS_PER_TURN: usize = 64;
 const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(100);
 /// How long to wait when a listener's backlog is full: the kernel does not tell when it no longer is.
 const CONNECT_PAUSE: Duration = Duration::from_millis(5);
+/// How often, and for how long, a head is tried through which the way to a process leads: a little longer than its node
+/// waits for the next head, after which that node is lost.
+const HEAD_PAUSE: Duration = Duration::from_millis(100);
+const HEAD_S_MAX: Duration = Duration::from_secs(75);
 /// Warnings are no more frequent than this.
 const WARNING_PAUSE: Duration = Duration::from_secs(1);
 
@@ -641,6 +645,11 @@ impl Reactor {
             let (connection, until) = (Arc::clone(connection), slot.until);
             self.remove(index);
             return self.connect_later(t, connection, DESCRIPTOR_PAUSE, until, reason);
+        }
+        if let Phase::Connecting(connection) = &slot.phase {
+            let connection = Arc::clone(connection);
+            self.remove(index);
+            return self.give_up(t, connection, reason);
         }
         if let Some(peer) = slot.phase.peer() {
             return self.close_peer(t, peer, reason);
