@@ -155,7 +155,7 @@ class ControlService:
     def node_to_call_back(self, proc: int) -> int:
         """The node that only connects outwards on which a process lives, or which it is; 0 if there is none."""
         node = self.nodes.get(self.members.node_of(proc) or proc)
-        return node.key if node is not None and node.relayed and not node.away else 0
+        return node.key if node is not None and node.relayed else 0
 
     def job_of(self, proc: int) -> int:
         """The job of a member; 0 if unknown."""
