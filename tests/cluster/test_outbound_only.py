@@ -1,6 +1,5 @@
 """Nodes that listen for nobody: programs run on them as on others, by connections that they make themselves."""
 
-import contextlib
 import os
 import signal
 from pathlib import Path
@@ -10,7 +9,7 @@ import pytest
 import ray
 
 
-from tests.core.helpers import wait_until
+from tests.core.helpers import listening, wait_until
 
 np = pytest.importorskip("numpy")
 
@@ -35,23 +34,6 @@ def at(name):
 @pytest.fixture(params=[False, True], ids=["clear", "tls"])
 def tls(request):
     return request.param
-
-
-def descendants(pid):
-    """The process and all below it."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *(each for child in children for each in descendants(int(child)))]
-
-
-def listening(pid):
-    """TCP ports on which a process, or one below it, listens."""
-    sockets = set()
-    for each in descendants(pid):
-        for fd in Path(f"/proc/{each}/fd").iterdir():
-            with contextlib.suppress(OSError):
-                sockets.add(os.readlink(fd))
-    lines = [x.split() for name in ("tcp", "tcp6") for x in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
-    return [x[1] for x in lines if x[3] == "0A" and f"socket:[{x[9]}]" in sockets]
 
 
 def array(seed, size=2 * MIB):

@@ -209,7 +209,7 @@ def enter(address: str) -> Place:
                 f"with --tls, or leave {TLS_VARIABLE} out here"
             )
             raise RefusedError(message)
-        ip = record.address.rpartition(":")[0].strip("[]") or "127.0.0.1"
+        ip = record.address.rpartition(":")[0].strip("[]") or record.host or "127.0.0.1"
         return Place(record.node, record.socket, record.session_dir, record.token, record.head_address, ip)
     return _start_client(address)
 
