@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 
 import ray
-
-
 from tests.core.helpers import listening, wait_until
 
 np = pytest.importorskip("numpy")

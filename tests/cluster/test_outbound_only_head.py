@@ -68,7 +68,7 @@ def test_what_is_in_flight_through_a_head_that_dies_ends_and_never_hangs(durable
     task = square.options(scheduling_strategy=there(durable)).remote(3)
     durable.kill_head()
     durable.start_head()
-    with pytest.raises(RayActorError, match="connection with the driver .* was lost"):
+    with pytest.raises(RayActorError, match=r"connection with the driver .* was lost"):
         ray.get(waiting, timeout=30)
     assert ray.get(task, timeout=30) == 9
     again = Counter.options(scheduling_strategy=there(durable)).remote()

@@ -159,6 +159,6 @@ def listening(pid):
     for each in descendants(pid):
         for fd in Path(f"/proc/{each}/fd").iterdir():
             with contextlib.suppress(OSError):
-                sockets.add(os.readlink(fd))
+                sockets.add(str(fd.readlink()))
     lines = [x.split() for name in ("tcp", "tcp6") for x in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
     return [x[1] for x in lines if x[3] == "0A" and f"socket:[{x[9]}]" in sockets]

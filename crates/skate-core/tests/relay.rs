@@ -14,7 +14,8 @@ use skate_core::relay::{Limits, Relay, Statistics};
 use skate_core::transport::{
     Address, Called, CloseReason, Frame, Handler, Listener, PeerInfo, SendMode, Stranger, Transport,
 };
-use skate_proto::handshake::{ANSWER_LEN, CallBack, HandshakeError, PREFACE_LEN, PROTOCOL_VERSION, Preface, Role};
+use skate_proto::call_back::CallBack;
+use skate_proto::handshake::{ANSWER_LEN, HandshakeError, PREFACE_LEN, PROTOCOL_VERSION, Preface, Role};
 use skate_proto::ids::ProcId;
 
 mod cluster;

@@ -20,12 +20,6 @@
 //! a certificate. Whether the other side is to use TLS is not negotiated: it is compared, and a difference refused.
 //! A node tells its members in its challenge, so that they need no switch of their own.
 //!
-//! A node that nobody can connect to calls back instead: asked over the connection that it has with the head, it
-//! connects to it, says a [`CallBack`] with the ticket that it was given, and from then on is the acceptor of the
-//! connection that the head passes on, whose preface follows. No handshake is spent on the call itself: the ticket is
-//! as random as a nonce and is used once, and whoever took the call in its place would get a stream in which both ends
-//! still have to prove themselves.
-//!
 //! A target is a process, or [`WHO_LISTENS`]: whoever knows an address and the token, and not yet which node
 //! is there, learns it from the challenge, whose proof covers it.
 //!
@@ -44,7 +38,6 @@ use crate::ids::ProcId;
 /// Version of everything on the wire. Processes of different versions refuse each other.
 pub const PROTOCOL_VERSION: u16 = 3;
 const MAGIC: [u8; 4] = *b"SKAT";
-const CALL_BACK_MAGIC: [u8; 4] = *b"SKCB";
 /// The target that stands for the node that listens at the address. No process has this id.
 pub const WHO_LISTENS: ProcId = ProcId(0);
 
@@ -310,42 +303,7 @@ impl Preface {
     }
 }
 
-/// The first bytes of a connection by which a node calls back, in place of a [`Preface`] and as long as one.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub struct CallBack {
-    pub version: u16,
-    pub session: [u8; 16],
-    /// What the head has named the connection by which it passes on to this one.
-    pub ticket: u64,
-}
-
-impl CallBack {
-    #[must_use]
-    pub fn encode(&self) -> [u8; PREFACE_LEN] {
-        let mut out = [0; PREFACE_LEN];
-        out[..4].copy_from_slice(&CALL_BACK_MAGIC);
-        out[4..6].copy_from_slice(&self.version.to_le_bytes());
-        out[8..24].copy_from_slice(&self.session);
-        out[24..].copy_from_slice(&self.ticket.to_le_bytes());
-        out
-    }
-
-    /// Reads one; `None` if the bytes are something else. Its version and session are judged by [`Self::check`].
-    #[must_use]
-    pub fn decode(bytes: &[u8; PREFACE_LEN]) -> Option<Self> {
-        let mut session = [0; 16];
-        session.copy_from_slice(&bytes[8..24]);
-        let version = u16::from_le_bytes([bytes[4], bytes[5]]);
-        (bytes[..4] == CALL_BACK_MAGIC).then(|| Self { version, session, ticket: u64_at(bytes, 24) })
-    }
-
-    /// Whether its sender may be heard in `session`.
-    pub fn check(&self, session: &[u8; 16]) -> Result<(), HandshakeError> {
-        check_same(self.version, &self.session, session)
-    }
-}
-
-fn check_same(version: u16, theirs: &[u8; 16], ours: &[u8; 16]) -> Result<(), HandshakeError> {
+pub(crate) fn check_same(version: u16, theirs: &[u8; 16], ours: &[u8; 16]) -> Result<(), HandshakeError> {
     if version != PROTOCOL_VERSION {
         return Err(HandshakeError::Version { ours: PROTOCOL_VERSION, theirs: version });
     }
@@ -671,7 +629,7 @@ fn is_proof(credentials: &Credentials, side: Side, said: &[&[u8]; 4], proof: &[u
     mac(credentials, side, said).verify_slice(proof).is_ok()
 }
 
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
+pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     let mut out = [0; 8];
     out.copy_from_slice(&bytes[at..at + 8]);
     u64::from_le_bytes(out)
@@ -926,17 +884,6 @@ mod tests {
             }
             let (mut connector, _) = Connector::new(&me, &credentials(9), ProcId(1), [1; 32]);
             prop_assert!(connector.handle(&answer).is_err());
-        }
-
-        #[test]
-        fn call_backs_round_trip_and_are_never_taken_for_prefaces(version: u16, session: [u8; 16], ticket: u64) {
-            let call = CallBack { version, session, ticket };
-            prop_assert_eq!(CallBack::decode(&call.encode()), Some(call));
-            prop_assert_eq!(call.check(&session).is_ok(), version == PROTOCOL_VERSION);
-            prop_assert!(call.check(&[session[0].wrapping_add(1); 16]).is_err());
-            prop_assert_eq!(Preface::decode(&call.encode()), Err(HandshakeError::NotOurs));
-            let preface = Preface { version, session, target: ProcId(ticket), tls: false };
-            prop_assert_eq!(CallBack::decode(&preface.encode()), None);
         }
 
         #[test]

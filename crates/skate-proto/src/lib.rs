@@ -7,6 +7,7 @@
 
 pub mod actors;
 pub mod alloc;
+pub mod call_back;
 pub mod digest;
 pub mod executor;
 pub mod frame;

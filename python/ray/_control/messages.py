@@ -38,8 +38,8 @@ class NodeHello(Message, frozen=True):
     """A node joins: the first message on its connection. `address` is where other nodes reach it, "" if they cannot.
 
     It is "" as well for a node that is to be `relayed`, which only connects outwards and is reached through the head:
-    that knows best where. `python` is the version of its interpreter, "3.11.7"; releases that did not say it yet are taken as they come. A
-    `client` is only there for a program outside of the cluster.
+    that knows best where. `python` is the version of its interpreter, "3.11.7"; releases that did not say it yet are
+    taken as they come. A `client` is only there for a program outside of the cluster.
     """
 
     node: int

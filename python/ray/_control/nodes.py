@@ -197,7 +197,9 @@ class NodeTable(Machine):
         """Those who have not come back by now are lost."""
         for key in self._expected:
             self._emit(Save(TABLE, _key(key), None))
-        gone = [(x.node, f"node {x.name or x.hostname} at {x.address or x.host} was lost") for x in self._expected.values()]
+        gone = [
+            (x.node, f"node {x.name or x.hostname} at {x.address or x.host} was lost") for x in self._expected.values()
+        ]
         self._expected.clear()
         if gone:
             for node in self._nodes.values():

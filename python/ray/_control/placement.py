@@ -6,8 +6,8 @@ stands in line on nodes that could meet it, where it takes part in the sharing o
 
 How nodes are chosen: of those that are allowed and have room, those that are wished for first; then evenly, the least
 used first. Nodes that have lost each other lately (`APART_S`) get nothing from one another as long as there is another
-choice; but between a node and one that only connects outwards is the head, which both reach. "SPREAD" counts what the same demand has got from each node. Actors prefer the node of their creator while
-it is less than half used.
+choice; but between a node and one that only connects outwards is the head, which both reach. "SPREAD" counts what the
+same demand has got from each node. Actors prefer the node of their creator while it is less than half used.
 
 Invariants: a demand is placed at most as often as it was asked for; what a lost node had been given and not granted
 is placed anew; a demand with a count of zero waits for nothing.

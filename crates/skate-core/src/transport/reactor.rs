@@ -21,8 +21,9 @@ use std::time::{Duration, Instant};
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 
+use skate_proto::call_back::CallBack;
 use skate_proto::frame::{self, FLAG_FD, Header, Split};
-use skate_proto::handshake::{Acceptor, CallBack, HandshakeError, PREFACE_LEN, Preface, Role, Step, WHO_LISTENS};
+use skate_proto::handshake::{Acceptor, HandshakeError, PREFACE_LEN, Preface, Role, Step, WHO_LISTENS};
 use skate_proto::ids::ProcId;
 
 use super::connection::{Connection, Sent};

@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use rustix::event::epoll::EventFlags;
 
-use skate_proto::handshake::{CallBack, PREFACE_LEN, PROTOCOL_VERSION};
+use skate_proto::call_back::CallBack;
+use skate_proto::handshake::{PREFACE_LEN, PROTOCOL_VERSION};
 use skate_proto::ids::ProcId;
 
 use super::super::fork::PrivateFd;
