@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from ray import _protocol as p
-from ray._control import messages, service
+from ray._control import messages, service, strategy
 from ray._control.machine import Log, Multicast, Save, Tick, ToNode
 from ray._control.members import ENDS_BY_ITSELF_S
 from ray._control.node_records import NodeLost
@@ -144,8 +145,6 @@ def test_a_call_does_not_wait_for_records(head):
 
 def member_said(node: int, member: int) -> tuple[int, int, int, bytes]:
     """A member has a key kept, which is a record."""
-    import msgspec
-
     request = p.Request("kv.put", msgspec.msgpack.encode([b"key", b"value", b"", True]))
     said = messages.MemberSaid(member, p.KINDS[p.Request], 4, p.encode(request))
     return node, messages.KINDS[messages.MemberSaid], 0, p.encode(said)
@@ -194,6 +193,28 @@ def test_who_is_asked_about_while_nodes_may_come_back_is_answered_when_they_have
         (OUT, messages.GiveUpMember)
     ]
     assert not [x for x in told if isinstance(x.message, messages.Deliver)], "nobody hears of a death"
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_work_for_a_node_that_may_come_back_waits_until_it_has_had_its_time(head, comes):
+    new = returned(head)
+    new.join(OTHER, returns=True)
+    new.says(OTHER, messages.MemberJoined(HERE, p.ROLE_DRIVER, 6, 1))
+    bound = msgspec.msgpack.encode([strategy.NODE, OUT, False])
+    wanted = new.says(OTHER, messages.Overflow(HERE, 9, 1, 0, 1, {"CPU": UNIT}, b"", bound, "f"))
+    assert not [x for x in wanted if isinstance(x, ToNode) and isinstance(x.message, messages.Deliver)]
+    if comes:
+        new.join(OUT, returns=True, relayed=True)
+        given = [x for x in new.done if isinstance(x, ToNode) and isinstance(x.message, messages.PlaceLeases)]
+        assert [x.node for x in given] == [OUT]
+        return
+    new.now = service.RETURN_S
+    (failed,) = [
+        x.message for x in new.feed(Tick()) if isinstance(x, ToNode) and isinstance(x.message, messages.Deliver)
+    ]
+    told = p.decode(failed.kind, failed.body)
+    assert isinstance(told, p.LeaseFailed)
+    assert "there is no such node" in told.reason
 
 
 def test_what_was_counted_when_it_came_is_not_counted_again(head):
@@ -269,8 +290,6 @@ def test_an_end_of_what_the_head_passes_on_keeps_no_nodes_apart(head, lost_on, k
 def test_such_a_node_joins_and_listens_for_nobody():
     config = NodeConfig("/d", b"", b"", OUT, cpu(1), [], 1 << 20, outbound_only=True, head_node=HEAD)
     check(config)
-    import msgspec
-
     for wrong in ({"listen": "h:1"}, {"head_node": 0}):
         with pytest.raises(ValueError, match="listens for nobody"):
             check(msgspec.structs.replace(config, **wrong))

@@ -323,6 +323,8 @@ class Placement(Machine):
                 self._give(demand, only, demand.count, queue=True)
             return
         able = self._able(demand, now)
+        if not able and demand.strategy.node in self._nodes.expected():
+            return  # the node that it asks for may come back to this head
         if not able and self._is_bound_to_lost(demand):
             self._fail(demand, self._describe_hopeless(demand))
             self._withdraw(demand)

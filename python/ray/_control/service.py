@@ -343,6 +343,7 @@ class ControlService:
         for job in self.jobs.running():
             if not self.members.node_of(job.driver):
                 self._end_job(self.jobs.end(job.driver, now), now)
+        self._tell(self.placement, NodeFreed(self.nodes.head), now)  # some may have waited for a node that did not come
         self.actors.give_up_missing()
         self._queue.extend(self.actors.take_effects())
         orphans, self._orphans = self._orphans, {}
