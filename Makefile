@@ -11,7 +11,7 @@ NEED_CARGO := command -v cargo >/dev/null || { echo 'Skate is built with cargo: 
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python chaos bench lint format clean wheel
+.PHONY: help demo test test-rust test-python chaos soak simulation bench lint format clean wheel
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */: /' | awk -F': ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -30,6 +30,13 @@ test-python: $(VENV)/.built $(VENV)/.dev
 chaos: $(VENV)/.built $(VENV)/.dev  ## minutes of networks and nodes that fail (as root), and of random kills
 	$(BIN)/python -m pytest tests -m chaos
 	SKATE_CHAOS_S=$${SKATE_CHAOS_S:-120} $(BIN)/python -m pytest tests/chaos --timeout=1200
+
+soak: $(VENV)/.dev  ## ten million tasks and 100,000 actors on three nodes: memory must not grow (half an hour)
+	$(BIN)/maturin develop --release --quiet && touch $(VENV)/.built
+	$(BIN)/python bench/soak.py
+
+simulation: $(VENV)/.built $(VENV)/.dev  ## ten thousand nodes in virtual time: minutes, and 2 GB of memory
+	$(BIN)/python -m tests.simulation.large --placements 170000
 
 bench: $(VENV)/.dev bench/.venv-ray/.installed  ## compare with Ray, side by side (installs Ray under bench/)
 	$(BIN)/maturin develop --release --quiet && touch $(VENV)/.built

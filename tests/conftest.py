@@ -44,6 +44,8 @@ def pytest_configure(config):
     # looked for in it.
     directory = tempfile.mkdtemp(prefix="skate-tests-")
     os.environ["TMPDIR"] = tempfile.tempdir = directory
+    # Event logs of clusters that have ended are kept for people; here they would be leaks.
+    os.environ["RAY_EVENT_LOGS_KEPT"] = "0"
     config.add_cleanup(lambda: shutil.rmtree(directory, ignore_errors=True))
 
 

@@ -22,8 +22,8 @@ TOO_LONG = {
 
 MACHINES = re.compile(
     r"python/ray/_control/\w+\.py"
-    r"|python/ray/_node/(adoptions|bundles|directory|events|exits|fairness|lease_records|lease_words|leases|manager|memory"
-    r"|memory_victims|peer_protocol|processes|pulls|requests|resources|segments|worker_records|workers)\.py"
+    r"|python/ray/_node/(adoptions|bundles|directory|events|exits|fairness|lease_records|lease_words|leases|looks|manager"
+    r"|memory|memory_victims|peer_protocol|processes|pulls|requests|resources|segments|spill_files|spills|turns|worker_records|workers)\.py"
 )
 IMPURE_MODULES = {
     "asyncio", "datetime", "multiprocessing", "os", "random", "secrets", "select", "selectors", "socket", "subprocess",

@@ -32,7 +32,7 @@ OTHER_NAMES = {"class": "class_id", "worker": "proc", "code": "exit_code", "left
 TYPES = {
     "u8": int, "u32": int, "u64": int, "i32": int, "i64": int, "bool": bool, "String": str, "ByteBuf": bytes,
     "Vec<u32>": list[int], "Vec<String>": list[str],
-    "Vec<(u64, String)>": list[tuple[int, str]],
+    "Vec<(u64, String)>": list[tuple[int, str]], "SpilledBlocks": list[tuple[bytes, int, int, int]],
 }  # fmt: skip
 
 
@@ -161,3 +161,5 @@ def test_golden_values():
     assert values["LeaseGranted"] == p.LeaseGranted(7, 2**32 + 1, 2**64 - 1, 6, 1000, [0, 1])
     assert values["WorkerDied"] == p.WorkerDied(5, 0, "gone", -9, intended=False, oom=True, retry=p.RETRY_NEVER)
     assert values["ActorState"].restarts_left == -1
+    assert values["Describe"] == p.Describe(p.DESCRIBE_TASKS, 100)
+    assert values["Described"] == p.Described(p.DESCRIBE_TASKS, 3, b"\x91\xc0")

@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from ray._runtime.language import Language
     from ray._runtime.local import init, shutdown
     from ray._runtime.logging_config import LoggingConfig
+    from ray._runtime.trace_file import timeline
     from ray.client_builder import ClientBuilder, client
 
 ObjectID = ObjectRef
@@ -106,6 +107,7 @@ __all__ = [
     "put",
     "remote",
     "shutdown",
+    "timeline",
     "util",
     "wait",
 ]
@@ -124,6 +126,7 @@ _LAZY = {
     "client": "ray.client_builder",
     "init": "ray._runtime.local",
     "shutdown": "ray._runtime.local",
+    "timeline": "ray._runtime.trace_file",
 }
 _SUBMODULES = frozenset(
     (

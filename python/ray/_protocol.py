@@ -44,6 +44,11 @@ RETRY_FREE: Final = 1
 RETRY_NEVER: Final = 2
 """A repetition would come to the same end."""
 
+DENIED_DISK_FULL: Final = 1
+"""There is no room in the store, because there is none on the disk to which values should leave it."""
+DENIED_TURN: Final = 2
+"""Others need the room first: see `SegmentDenied`."""
+
 STREAM_OUT: Final = 1
 STREAM_ERR: Final = 2
 
@@ -131,7 +136,8 @@ class Retired(Message, frozen=True):
 class SegmentRequest(Message, frozen=True):
     """A process needs shared memory. Answered under the same corr by `SegmentGranted` or `SegmentDenied`.
 
-    `wish_bytes` is more, with room for what it may need later; it is met while the store has plenty.
+    `wish_bytes` is more, with room for what it may need later; it is met while the store has plenty. `min_bytes` 0
+    under the corr of an earlier request withdraws that: nobody waits for it any more.
     """
 
     min_bytes: int
@@ -191,6 +197,27 @@ class PullReleased(Message, frozen=True):
     """The sender has no view on copies of this object any more, and waits for none."""
 
     object: bytes
+
+
+class Spill(Message, frozen=True):
+    """Values in segments of this node that may be spilled, after `SpillWanted`: nobody reads them, and their owner
+    keeps their blocks until it has the answer, a `Spilled` with each of them.
+
+    `owner` is the sender, or a process of another node for whom the sender allocated them. Blocks are (object, serial,
+    segment, offset, length).
+    """
+
+    owner: int
+    blocks: list[tuple[bytes, int, int, int, int]]
+
+
+class SpillReleased(Message, frozen=True):
+    """The sender owned this spilled value, and nobody needs it any more. `node` is where it lies, if not here; it is
+    told then.
+    """
+
+    spill: int
+    node: int = 0
 
 
 class ActorCreate(Message, frozen=True):
@@ -305,10 +332,13 @@ class LeaseGranted(Message, frozen=True):
 class LeaseReclaim(Message, frozen=True):
     """Somebody else waits: return this lease as soon as it has no work in flight. Answered by `LeaseReturn` or
     `LeaseKept`. Sent once per lease, until `wanted` False takes it back, which is not answered.
+
+    Who does not know of the lease returns it to `node`: the grant may have been lost with the head that passed it on.
     """
 
     lease: int
-    wanted: bool = True
+    wanted: bool
+    node: int
 
 
 class Pressure(Message, frozen=True):
@@ -356,10 +386,14 @@ class SegmentDenied(Message, frozen=True):
 
     `kept`, after a `Pull`: the value is where it was, and only a copy cannot be had here now. Otherwise who wanted to
     read it tells its owner that it is lost.
+
+    `why`: `DENIED_DISK_FULL`; or `DENIED_TURN` after a `Pull`, whose sender lets go of what it has gathered for the
+    same purpose, and asks again; it is answered when it is its turn.
     """
 
     message: str
     kept: bool = False
+    why: int = 0
 
 
 class SegmentMapped(Message, frozen=True):
@@ -382,6 +416,23 @@ class SegmentTrim(Message, frozen=True):
     """Memory is short by `bytes`: return empty segments."""
 
     bytes: int
+
+
+class SpillWanted(Message, frozen=True):
+    """Memory is short by `bytes`: return empty segments, let go of copies that nothing views, and offer so much of
+    owned values by `Spill`. To every process; those that allocated for owners on other nodes tell these.
+    """
+
+    bytes: int
+
+
+class Spilled(Message, frozen=True):
+    """Answer to `Spill`, to who sent that: (object, serial, number, length) of each. From now on the value is to be had
+    under that number, and its block may be freed; number 0: it was not written.
+    """
+
+    owner: int
+    blocks: list[tuple[bytes, int, int, int]]
 
 
 class SegmentAdopted(Message, frozen=True):
@@ -438,6 +489,8 @@ class LogLines(Message, frozen=True):
     pid: int
     stream: int
     lines: list[str]
+    ip: str = ""
+    """What the worker's node calls itself."""
 
 
 class Notice(Message, frozen=True):
@@ -487,6 +540,42 @@ class NodeAddress(Message, frozen=True):
     relayed: bool = False
 
 
+class Describe(Message, frozen=True):
+    """Somebody wants to see: `what` is one of `DESCRIBE_*`, of which at most `limit` rows are told. Answered by
+    `Described` under the same corr, without the interpreter's lock, behind all `TaskEvents`.
+    """
+
+    what: int
+    limit: int
+
+
+class Described(Message, frozen=True):
+    """Answers `Describe`. `rows` is a msgpack list; there would be `total` without the limit.
+
+    A task: id, attempt, name, method, kind (0 task, 1 creation, 2 call), state, actor or nil, parent or nil, when it
+    was submitted and since when it is with its worker (nanoseconds since 1970, 0 unknown), its worker (process, node,
+    pid; 0 unknown), missing arguments, and whether it runs in the sender. An object: id, bytes, (stored, ready, failed,
+    owned), (references of the program, of unfinished tasks, of values, of other processes), attempt and state of its
+    task. Stacks: one text.
+    """
+
+    what: int
+    total: int
+    rows: bytes
+
+
+class TaskEvents(Message, frozen=True):
+    """Attempts of tasks that have ended; the batch is described in `skate-core`'s `core/history.rs`."""
+
+    batch: bytes
+
+
+DESCRIBE_NOTHING: Final = 0
+"""Nothing but that `TaskEvents` are sent first."""
+DESCRIBE_TASKS: Final = 1
+DESCRIBE_OBJECTS: Final = 2
+DESCRIBE_STACKS: Final = 3
+
 KIND_LEASE_DEMAND: Final = 64
 KIND_LEASE_RETURN: Final = 65
 KIND_BLOCKED: Final = 66
@@ -510,6 +599,8 @@ KIND_LEASE_KEPT: Final = 83
 KIND_WHERE_IS_NODE: Final = 84
 KIND_PULL: Final = 85
 KIND_PULL_RELEASED: Final = 86
+KIND_SPILL: Final = 87
+KIND_SPILL_RELEASED: Final = 88
 KIND_LEASE_GRANTED: Final = 96
 KIND_LEASE_RECLAIM: Final = 97
 KIND_WORKER_DIED: Final = 98
@@ -530,6 +621,11 @@ KIND_DEATHS: Final = 112
 KIND_PRESSURE: Final = 113
 KIND_NODE_ADDRESS: Final = 114
 KIND_PULLED: Final = 115
+KIND_DESCRIBE: Final = 116
+KIND_DESCRIBED: Final = 117
+KIND_TASK_EVENTS: Final = 118
+KIND_SPILL_WANTED: Final = 119
+KIND_SPILLED: Final = 120
 
 TO_NODE: Final[dict[int, type[Message]]] = {
     KIND_LEASE_DEMAND: LeaseDemand,
@@ -553,8 +649,12 @@ TO_NODE: Final[dict[int, type[Message]]] = {
     KIND_RETIRED: Retired,
     KIND_LEASE_KEPT: LeaseKept,
     KIND_WHERE_IS_NODE: WhereIsNode,
+    KIND_DESCRIBED: Described,
+    KIND_TASK_EVENTS: TaskEvents,
     KIND_PULL: Pull,
     KIND_PULL_RELEASED: PullReleased,
+    KIND_SPILL: Spill,
+    KIND_SPILL_RELEASED: SpillReleased,
 }
 
 FROM_NODE: Final[dict[int, type[Message]]] = {
@@ -578,6 +678,9 @@ FROM_NODE: Final[dict[int, type[Message]]] = {
     KIND_PRESSURE: Pressure,
     KIND_NODE_ADDRESS: NodeAddress,
     KIND_PULLED: Pulled,
+    KIND_DESCRIBE: Describe,
+    KIND_SPILL_WANTED: SpillWanted,
+    KIND_SPILLED: Spilled,
 }
 
 KINDS: Final[dict[type[Message], int]] = {

@@ -202,6 +202,7 @@ class ActorClass(Generic[T]):
             is_async=is_async,
             concurrency_groups=opts.groups_of("concurrency_groups", options.get("concurrency_groups")),
             detached=_or(options.get("lifetime"), session.default_actor_lifetime) == "detached",
+            recorded=described.recorded,
         )
         return ActorHandle(ref, described)
 
@@ -427,6 +428,7 @@ class _MethodRecipe:
             method=self._name,
             concurrency_group=options.get("concurrency_group") or "",
             backpressure=-1 if backpressure is None else backpressure,
+            recorded=options.get("enable_task_events", self._described.recorded),
         )
 
 

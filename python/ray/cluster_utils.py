@@ -31,7 +31,7 @@ LOOK_AGAIN_S = 0.01
 
 _ARGUMENTS = (
     "num_cpus", "num_gpus", "resources", "object_store_memory", "memory", "labels", "node_name", "node_ip_address",
-    "env_vars", "outbound_only",
+    "env_vars", "object_spilling_directory", "outbound_only",
 )  # fmt: skip
 _IGNORED = ("include_dashboard", "dashboard_port", "redis_port", "port", "num_redis_shards", "dashboard_host")
 
@@ -144,7 +144,8 @@ class Cluster:
         Args:
             wait: Return only when the node is part of the cluster; a node that cannot be is an error at once.
             node_args: `num_cpus`, `num_gpus`, `resources`, `memory`, `object_store_memory`, `labels`, `node_name`,
-                `node_ip_address` and `env_vars`, as in `ray.init`; by default one CPU and 150 MB of object store.
+                `node_ip_address`, `env_vars` and `object_spilling_directory`, as in `ray.init`; by default one CPU and
+                150 MB of object store.
                 With `outbound_only=True` a node listens for nobody and is reached through the head, as with
                 `ray start --outbound-only`.
 
@@ -181,6 +182,7 @@ class Cluster:
             name=node_args.get("node_name") or "",
             labels=check_labels(node_args.get("labels"), "Cluster.add_node()"),
             env_vars=node_args.get("env_vars"),
+            spilling_directory=node_args.get("object_spilling_directory"),
             findable=True,
             private=True,
             tls=tls,

@@ -408,7 +408,7 @@ class ObjectStoreFullError(RayError):
 
 
 class OutOfDiskError(RayError):
-    """The disk that takes spilled objects is full."""
+    """There is no room for the value, in the store nor on the disk for spilled ones. The text says which disk."""
 
 
 class OutOfMemoryError(RayError):

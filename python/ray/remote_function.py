@@ -132,6 +132,7 @@ class _Recipe:
             env=opts.encode_env(env),
             strategy=strategy,
             backpressure=-1 if backpressure is None else backpressure,
+            recorded=options.get("enable_task_events", True),
         )
 
 

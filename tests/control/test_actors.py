@@ -180,6 +180,18 @@ def test_without_handles_an_actor_finishes_its_calls_and_ends():
     assert "no handle" in states(world, driver)[-1].cause.decode()
 
 
+def test_without_handles_an_actor_that_is_being_killed_is_not_restarted():
+    world = World()
+    driver = world.driver()
+    actor, proc = alive(world, driver, max_restarts=-1)
+    world.auto = False
+    world.send(driver, p.ActorKill(actor, no_restart=False))
+    world.send(driver, p.ActorRelease(actor))
+    world.auto = True
+    world.die(proc)
+    assert states(world, driver)[-1].state == p.ACTOR_DEAD
+
+
 def test_only_the_owner_may_say_that_no_handle_is_left():
     world = World()
     driver, other = world.driver(), world.driver()

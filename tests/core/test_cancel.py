@@ -41,6 +41,33 @@ def test_a_running_task_can_be_cancelled(cluster, started):
     expect_cancelled(reference)
 
 
+def loaded_until_cancelled(started):
+    started.open()
+    wait_until(ray.get_runtime_context().is_canceled, what="the cancellation")
+
+
+class LoadedUntilCancelled:
+    """A value that a task finishes loading when it has been cancelled."""
+
+    def __init__(self, started):
+        self.started = started
+
+    def __reduce__(self):
+        return loaded_until_cancelled, (self.started,)
+
+
+@pytest.mark.skate
+def test_a_cancellation_that_comes_while_the_arguments_are_loaded_is_not_lost(cluster, started):
+    @ray.remote
+    def sleep(value):
+        sleep_in_steps()
+
+    reference = sleep.remote(LoadedUntilCancelled(started))
+    started.wait()
+    ray.cancel(reference)
+    expect_cancelled(reference)
+
+
 def test_a_computing_task_can_be_cancelled(cluster, started):
     @ray.remote
     def compute():

@@ -11,7 +11,7 @@ import ray
 from tests.core.helpers import Tally, run_driver, start_driver, wait_until, wait_until_idle
 
 PROGRAM = """
-    import asyncio, time
+    import asyncio, numpy, time
     import ray
 
     ray.init(num_cpus=1, object_store_memory=100 << 20)
@@ -61,8 +61,8 @@ PROGRAM = """
         "next(stream.remote())",
         "ray.get(Actor.remote().sleep.remote())",
         "ray.get(sleep.options(num_cpus=9).remote())",
-        "held = ray.put(bytes(60 << 20)); ray.put(bytes(60 << 20))",
-        "held = ray.put(bytes(60 << 20)); sleep.remote(bytes(60 << 20))",
+        "held = ray.get(ray.put(numpy.ones(60 << 20, dtype=bool))); ray.put(bytes(60 << 20))",
+        "held = ray.get(ray.put(numpy.ones(60 << 20, dtype=bool))); sleep.remote(bytes(60 << 20))",
         "sleep.remote().future().result()",
         "asyncio.run(wait_for(sleep.remote()))",
         "asyncio.run(iterate())",

@@ -11,6 +11,7 @@ from collections import deque
 
 from ray import _protocol as p
 from ray._control import messages
+from ray._control.nodes import ANNOUNCE_S
 from ray._node.manager import CoreJoined, CoreLeft, FrameCame
 from tests.node.simulated import NODE, World
 
@@ -54,6 +55,8 @@ class ClusterWorld:
         self.nodes[key] = World(resources, key=key, numbers=self._numbers, now=self.now)
         self.head.feed(CoreJoined(key, p.ROLE_NODE, 0))
         self.collect()
+        if self.instant:
+            self.advance(ANNOUNCE_S)  # until the others know it
         return key
 
     def kill(self, key: int) -> None:

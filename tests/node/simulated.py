@@ -97,6 +97,8 @@ class World:
         self.segments: dict[int, int] = {}
         self.descriptors: dict[int, events.DescriptorUsage] = {}
         """By pid, where they are not few; the node's by 0."""
+        self.history: list[events.KeepHistory] = []
+        self.files_asked: list[Effect] = []
         self.refuse_memory = False
         self.memory_of: dict[int, int] = {}
         """By pid, what processes hold; all of it counts against the one limit."""
@@ -107,6 +109,11 @@ class World:
         self.pulls: dict[int, events.StartPull] = {}
         """What the bulk client is doing, by ticket; tests end it."""
         self.cancelled: list[int] = []
+        self.disk: dict[int, dict[int, tuple[bytes, int]]] = {}
+        """Object and length by place, by spill file."""
+        self.spill_writes: dict[int, events.WriteSpill] = {}
+        self.spill_reads: dict[int, events.ReadSpill] = {}
+        """What is being written and read; tests end it."""
         self.to_peers: list[events.ToPeer] = []
         self.shutdown = ""
         self._late: list[events.SegmentFailed] = []
@@ -200,6 +207,20 @@ class World:
             self.now = max(deadline, self.now)
             self.feed(Tick())
         self.now = end
+
+    def finish_write(self, file: int, kind: str = "") -> None:
+        """A spill file is written, or cannot be."""
+        write = self.spill_writes.pop(file)
+        if not kind:
+            for piece in write.pieces:
+                if piece.source in self.disk:
+                    assert self.disk[piece.source][piece.offset] == (piece.object, piece.len)
+            self.disk[file] = {piece.at: (piece.object, piece.len) for piece in write.pieces}
+        self.feed(events.SpillWritten(file, kind, f"no: {kind}" if kind else ""))
+
+    def finish_read(self, ticket: int, kind: str = "") -> None:
+        del self.spill_reads[ticket]
+        self.feed(events.SpillRead(ticket, kind, f"no: {kind}" if kind else ""))
 
     def settle(self) -> None:
         """Everything that is under way comes to its end: forks succeed and join, the killed are reaped."""
@@ -298,6 +319,20 @@ class World:
             case events.ShareCopy():
                 assert self.segments[effect.segment] == effect.size
                 self._deliver(effect.to, p.Pulled(effect.segment, effect.size, effect.offset), effect.corr)
+            case events.WriteSpill():
+                assert effect.file not in self.disk
+                self.spill_writes[effect.file] = effect
+            case events.ReadSpill():
+                assert self.disk[effect.file][effect.at] == (effect.object, effect.len)
+                assert self.segments[effect.segment] >= effect.len
+                self.spill_reads[effect.ticket] = effect
+            case events.OfferSpill():
+                assert effect.file in self.disk
+            case events.DeleteSpill():
+                assert all(read.file != effect.file for read in self.spill_reads.values()), "it is being read"
+                used = [piece.source for write in self.spill_writes.values() for piece in write.pieces]
+                assert effect.file not in used, "its values are being moved"
+                del self.disk[effect.file]
             case events.ToPeer():
                 if any(world.node.facts.node == effect.node for world in self.peers):
                     kind = peer_protocol.PEER_KINDS[type(effect.message)]
@@ -318,6 +353,10 @@ class World:
                 self.sent.append(effect)
             case events.Labelled() | Seek() | events.KnowNode() | events.ForgetNode():
                 pass
+            case events.KeepHistory():
+                self.history.append(effect)
+            case events.ListFiles() | events.ReadFile():
+                self.files_asked.append(effect)
             case _:
                 raise AssertionError(f"unknown effect {effect}")
 

@@ -17,7 +17,7 @@ from ray import _protocol as p
 from ray._control import messages
 from ray._control.machine import Effect, FromNode, Log, Tick, ToNode
 from ray._control.node_records import NodeLost, NodeWentAway
-from ray._control.nodes import ASK_S, AWAY_S, PATIENCE_S, NodeTable
+from ray._control.nodes import ANNOUNCE_S, ASK_S, AWAY_S, PATIENCE_S, NodeTable
 from ray._node import events
 from ray._node.fence import ABSENT_S, ANSWERS_MAX, FENCE_S, Fence
 from ray._node.manager import CoreJoined, CoreLeft, FrameCame, NodeFacts, NodeManager
@@ -186,6 +186,7 @@ def test_every_question_is_answered_and_says_what_was_heard():
     table = NodeTable(head=HEAD, validate=True)
     for key in (HEAD, NODE):
         table.handle(FromNode(key, hello(key)), 0.0)
+    table.handle(Tick(), ANNOUNCE_S)
     (first,) = table.handle(Tick(), ASK_S)
     assert first == ToNode(NODE, messages.AreYouAlive(1, 0))
     table.handle(FromNode(NODE, messages.Alive(1)), ASK_S)

@@ -6,7 +6,10 @@ import msgspec
 import pytest
 
 from ray import _protocol as p
+from ray._control import messages
 from ray._node import events, fairness, leases, processes, workers
+from ray._node.lease_records import GuestWithdrawn, LeasesPlaced
+from ray._node.resources import Ledger
 from tests.node.simulated import NODE, World, actor_id, cpu, create, gpu
 
 
@@ -684,3 +687,23 @@ def test_a_grant_on_its_way_counts_against_what_is_asked_for_meanwhile():
     world.send(driver, p.LeaseDemand(1, cpu(1), 2, granted=0))
     world.send(driver, p.LeaseDemand(1, cpu(1), 6, granted=1))
     assert len(world.take(driver, p.LeaseGranted)) == 7, "the second of two grants had not come when six were wanted"
+
+
+def test_what_a_refused_guest_held_goes_to_the_next_at_once():
+    """Found by the simulation: it was passed over so often that what it lacked was kept for it, and is told to go."""
+    table = leases.LeaseTable(node=1, ledger=Ledger(cpu(4), ()), new_id=lambda: 1 << 30, validate=True)
+    table.handle(events.Company(alone=False), 0.0)
+
+    def place(owner: int, demand: dict[str, int], *, queue: bool) -> list[int]:
+        order = messages.PlaceLeases(owner, 1, 1, 1, demand, b"", b"", "f", 0, queue)
+        return started(table.handle(LeasesPlaced(order), 0.0))
+
+    def started(effects: list[object]) -> list[int]:
+        return [effect.ticket for effect in effects if isinstance(effect, events.WantWorker)]
+
+    assert place(7, cpu(2), queue=False)
+    assert not place(8, cpu(4), queue=True)
+    assert not place(8, cpu(4), queue=False)
+    table._wants[8, 1].passed_over = fairness.PATIENCE
+    assert not place(9, cpu(1), queue=True)
+    assert started(table.handle(GuestWithdrawn(messages.WithdrawLeases(8, 1)), 0.0))

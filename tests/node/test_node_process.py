@@ -178,7 +178,7 @@ def test_lines_of_workers_come_to_the_driver(driver: Driver):
         more, _ = driver.wait(p.LogLines, lambda x: x.stream == p.STREAM_OUT)
         lines += more.lines
     assert lines == ["hello", "world", "rest"]
-    assert out.name == "Talker"
+    assert (out.name, out.ip) == ("Talker", "127.0.0.1")
 
 
 def test_a_flood_of_lines_is_thinned_and_says_so(driver: Driver):

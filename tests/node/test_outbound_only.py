@@ -186,9 +186,7 @@ def test_who_is_asked_about_while_nodes_may_come_back_is_answered_when_they_have
     new.join(OUT, returns=True, relayed=True)
     new.says(OUT, messages.MemberJoined(THERE, p.ROLE_WORKER, 5, 1))
     new.says(OTHER, messages.Announced())
-    new.says(OUT, messages.Announced())
-    new.now = service.RETURN_S
-    told = [x for x in new.feed(Tick()) if isinstance(x, ToNode)]
+    told = [x for x in new.says(OUT, messages.Announced()) if isinstance(x, ToNode)]
     assert [(x.node, type(x.message)) for x in told if type(x.message) is messages.GiveUpMember] == [
         (OUT, messages.GiveUpMember)
     ]
@@ -205,6 +203,7 @@ def test_work_for_a_node_that_may_come_back_waits_until_it_has_had_its_time(head
     assert not [x for x in wanted if isinstance(x, ToNode) and isinstance(x.message, messages.Deliver)]
     if comes:
         new.join(OUT, returns=True, relayed=True)
+        new.says(OUT, messages.Announced())
         given = [x for x in new.done if isinstance(x, ToNode) and isinstance(x.message, messages.PlaceLeases)]
         assert [x.node for x in given] == [OUT]
         return
@@ -235,6 +234,7 @@ def test_a_head_elsewhere_tells_everybody_where_it_is_reached_now(head):
     new = returned(head, "10.0.0.9:6379")
     new.join(OTHER, returns=True)
     new.join(OUT, returns=True, relayed=True)
+    new.says(OUT, messages.Announced())
     assert entries(new.done, OTHER)[OUT].address == "10.0.0.9:6379"
 
 

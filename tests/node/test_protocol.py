@@ -38,18 +38,20 @@ TABLE = """
 84 WhereIsNode node
 85 Pull object node segment offset len prefetch
 86 PullReleased object
+87 Spill owner blocks
+88 SpillReleased spill node
 96 LeaseGranted class_id lease proc node pid gpu_ids
-97 LeaseReclaim lease wanted
+97 LeaseReclaim lease wanted node
 98 WorkerDied proc lease cause exit_code intended oom retry
 99 SegmentGranted segment size
-100 SegmentDenied message kept
+100 SegmentDenied message kept why
 101 SegmentMapped segment size lessee
 102 SegmentTrim bytes
 103 SegmentAdopted segment node lessee
 104 ActorState actor state proc node incarnation cause_kind cause restarts_left pid
 105 ActorInit actor incarnation spec gpu_ids namespace name
 106 Reply ok body
-107 LogLines name pid stream lines
+107 LogLines name pid stream lines ip
 108 Notice level text
 109 LeaseFailed class_id reason group_removed
 110 ActorStop actor
@@ -58,6 +60,11 @@ TABLE = """
 113 Pressure pressed
 114 NodeAddress node address cause relayed
 115 Pulled segment size offset
+116 Describe what limit
+117 Described what total rows
+118 TaskEvents batch
+119 SpillWanted bytes
+120 Spilled owner blocks
 """
 
 

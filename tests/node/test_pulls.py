@@ -129,6 +129,7 @@ def test_the_wire_between_nodes_is_as_agreed():
     146 Copied object segment offset
     147 Uncopied object segment offset refused
     148 Dropped object segment offset
+    149 SpillFreed owner spill
     """
     lines = [
         f"{kind} {' '.join([m.__name__, *m.__struct_fields__])}" for kind, m in peer_protocol.PEER_MESSAGES.items()

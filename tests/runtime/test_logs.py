@@ -18,6 +18,14 @@ def test_first_line_is_shown_at_once_and_echoes_are_counted() -> None:
     assert folder.handle("f", 4, 1, ["hello"], now=6) == [Output(1, "f", 4, "hello", 0)]
 
 
+def test_lines_of_other_nodes_name_them_and_equal_pids_there_are_other_processes() -> None:
+    folder = Folder(fold_s=5)
+    (there,) = folder.handle("f", 1, 1, ["hello"], now=0, ip="10.0.0.2")
+    assert format_line(there, colour=False) == "(f pid=1, ip=10.0.0.2) hello\n"
+    assert folder.handle("f", 1, 1, ["hello"], now=1, ip="10.0.0.3") == []
+    assert folder.flush(now=5) == [Output(1, "f", 1, "hello", 1, "10.0.0.3")]
+
+
 def test_process_that_repeats_itself_is_not_folded() -> None:
     folder = Folder(fold_s=5)
     assert len(folder.handle("f", 1, 1, ["a", "a", "a"], now=0)) == 3

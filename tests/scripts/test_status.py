@@ -38,6 +38,8 @@ sys.stdin.readline()
 def test_without_a_cluster_it_says_what_to_do(user):
     assert "ray start --head" in user.fail("status")
     assert "ray start --head" in user.fail("health-check")
+    assert "ray start --head" in user.fail("list", "nodes")
+    assert "ray start --head" in user.fail("memory")
     assert "stands for no running cluster" in user.fail("status", RAY_ADDRESS="local")
 
 

@@ -23,6 +23,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Instant;
 
+use rustix::time::{ClockId, Timespec, clock_gettime};
+
 use skate_core::sys::create_segment;
 use skate_core::transfer::{Bulk, Outcome, Pull, SILENCE_S_MAX, Source, parse_address};
 use skate_core::transport::{Address, CloseReason, Config, Frame, Handler, Listener, PeerInfo, Stream, Transport};
@@ -72,9 +74,20 @@ fn node(proc: u64, listen: &str, tls: bool) -> (Arc<Transport>, Arc<Node>, Addre
     (transport, handler, address, ended)
 }
 
-fn report(what: &str, len: u64, begun: Instant) {
-    let seconds = begun.elapsed().as_secs_f64();
-    println!("{what:<44} {:6.2} GB/s", len as f64 / seconds / 1e9);
+/// When something began, by the clock and by the processor time of this process: of both nodes, where both are in it.
+struct Begun(Instant, Timespec);
+
+impl Begun {
+    fn now() -> Self {
+        Self(Instant::now(), clock_gettime(ClockId::ProcessCPUTime))
+    }
+
+    fn report(&self, what: &str, len: u64) {
+        let (seconds, used) = (self.0.elapsed().as_secs_f64(), clock_gettime(ClockId::ProcessCPUTime));
+        let used = (used.tv_sec - self.1.tv_sec) as f64 + (used.tv_nsec - self.1.tv_nsec) as f64 / 1e9;
+        let gigabytes = len as f64 / 1e9;
+        println!("{what:<44} {:6.2} GB/s {:6.2} s of processors per GB", gigabytes / seconds, used / gigabytes);
+    }
 }
 
 fn filled(len: u64) -> std::fs::File {
@@ -104,12 +117,12 @@ fn take_part(words: &[String]) -> Option<()> {
             // Once all are ready, a line of input is the start, so that many may start together.
             println!("ready");
             std::io::stdin().read_line(&mut String::new()).ok()?;
-            let begun = Instant::now();
+            let begun = Begun::now();
             let (sources, segment) = (vec![source], SegmentId(9));
             node.bulk.wait().pull(Pull { ticket: 1, sources, len, segment, fd: file.into(), offset: 0 });
             let outcome = ended.recv().ok()?;
             assert_eq!(outcome.error, "");
-            report(&format!("node {key}, {:.3} s", begun.elapsed().as_secs_f64()), len, begun);
+            begun.report(&format!("node {key}, {:.3} s", begun.0.elapsed().as_secs_f64()), len);
         }
         _ => return None,
     }
@@ -137,12 +150,12 @@ impl Pair {
 
     fn pull(&self, ticket: u64, what: &str, into: &std::fs::File, len: u64) {
         let fd = into.try_clone().expect("a descriptor").into();
-        let begun = Instant::now();
+        let begun = Begun::now();
         let pull = Pull { ticket, sources: vec![self.source.clone()], len, segment: SegmentId(9), fd, offset: 0 };
         self.nodes[1].1.bulk.wait().pull(pull);
         let outcome = self.ended.recv().expect("an outcome");
         assert_eq!(outcome.error, "");
-        report(what, len, begun);
+        begun.report(what, len);
     }
 
     fn shutdown(self) {
@@ -181,15 +194,15 @@ fn main() {
             }
         });
         let (mut stream, _) = listener.accept().expect("a connection");
-        let begun = Instant::now();
+        let begun = Begun::now();
         let mut buffer = vec![0; 1 << 20];
         while stream.read(&mut buffer).expect("bytes") > 0 {}
-        report("sendfile into recv, nothing kept", len, begun);
+        begun.report("sendfile into recv, nothing kept", len);
         let _ = sender.join();
         let mut copy = bytes.clone();
-        let begun = Instant::now();
+        let begun = Begun::now();
         copy.copy_from_slice(&bytes);
-        report("copy in memory, one thread", len, begun);
+        begun.report("copy in memory, one thread", len);
     }
     clusters.into_iter().for_each(Pair::shutdown);
 }

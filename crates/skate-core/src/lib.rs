@@ -6,6 +6,8 @@ pub mod core;
 pub mod node_wire;
 pub mod parsers;
 pub mod relay;
+pub mod spill;
+pub mod stacks;
 pub mod store;
 pub mod sys;
 pub mod transfer;

@@ -11,6 +11,7 @@ use skate_proto::leases::{ClassSpec, Death};
 use skate_proto::location::Location;
 use skate_proto::msg::ActorSpec;
 use skate_proto::payload::{Blob, ErrorCode, Payload};
+use skate_proto::spilling::{Offered, Written};
 
 /// Frames between cores; the body is a postcard `Msg`.
 pub const CORE: u8 = 2;
@@ -38,6 +39,8 @@ pub const LEASE_KEPT: u8 = 83;
 pub const WHERE_IS_NODE: u8 = 84;
 pub const PULL: u8 = 85;
 pub const PULL_RELEASED: u8 = 86;
+pub const SPILL: u8 = 87;
+pub const SPILL_RELEASED: u8 = 88;
 
 pub const LEASE_GRANTED: u8 = 96;
 pub const LEASE_RECLAIM: u8 = 97;
@@ -59,10 +62,16 @@ pub const DEATHS: u8 = 112;
 pub const PRESSURE: u8 = 113;
 pub const NODE_ADDRESS: u8 = 114;
 
+pub const PULLED: u8 = 115;
+pub const DESCRIBE: u8 = 116;
+pub const DESCRIBED: u8 = 117;
+pub const TASK_EVENTS: u8 = 118;
+pub const SPILL_WANTED: u8 = 119;
+pub const SPILLED: u8 = 120;
+
 /// `WorkerDied`: a retry is not charged to `max_retries`, or there is none; anything else is charged.
 const RETRY_FREE: u8 = 1;
 const RETRY_NEVER: u8 = 2;
-pub const PULLED: u8 = 115;
 
 fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     rmp_serde::to_vec(value).expect("plain data always encodes")
@@ -135,6 +144,18 @@ pub fn pull_released(object: ObjectId) -> Vec<u8> {
     encode(&(Bytes::new(&object.to_bytes()),))
 }
 
+pub fn spill(owner: ProcId, offered: &[Offered]) -> Vec<u8> {
+    let block =
+        |o: &Offered| (ByteBuf::from(o.object.to_bytes()), o.serial, o.from.segment.0, o.from.offset, o.from.len);
+    let blocks: Vec<_> = offered.iter().map(block).collect();
+    encode(&(owner.0, blocks))
+}
+
+/// `node` is 0 for the node that is told.
+pub fn spill_released(spill: SegmentId, node: u64) -> Vec<u8> {
+    encode(&(spill.0, node))
+}
+
 pub fn actor_create(creation: &Creation, spec: &ActorSpec) -> Vec<u8> {
     let spec = postcard::to_stdvec(spec).expect("plain data always encodes");
     encode(&(
@@ -186,6 +207,25 @@ pub fn request(op: &str, args: &[u8]) -> Vec<u8> {
     encode(&(op, Bytes::new(args)))
 }
 
+/// `rows` is a msgpack list.
+pub fn described(what: u8, total: u64, rows: &[u8]) -> Vec<u8> {
+    encode(&(what, total, Bytes::new(rows)))
+}
+
+pub fn task_events(batch: &[u8]) -> Vec<u8> {
+    encode(&(Bytes::new(batch),))
+}
+
+/// Why there is no segment.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Denial {
+    Other,
+    /// The store is full, and so is the disk.
+    DiskFull,
+    /// Others, who cannot let go of what they have, need the room first: let go of what was gathered, and ask again.
+    Turn,
+}
+
 /// What the node says.
 #[derive(Debug)]
 pub enum FromNode {
@@ -200,6 +240,7 @@ pub enum FromNode {
     LeaseReclaim {
         lease: LeaseId,
         wanted: bool,
+        node: NodeKey,
     },
     Pressure {
         pressed: bool,
@@ -217,6 +258,7 @@ pub enum FromNode {
     SegmentDenied {
         message: String,
         kept: bool,
+        why: Denial,
     },
     SegmentMapped {
         segment: SegmentId,
@@ -229,6 +271,13 @@ pub enum FromNode {
     },
     SegmentTrim {
         bytes: u64,
+    },
+    SpillWanted {
+        bytes: u64,
+    },
+    Spilled {
+        owner: ProcId,
+        written: Vec<Written>,
     },
     /// `lessee` has died, that had this segment of `node`.
     SegmentAdopted {
@@ -255,6 +304,7 @@ pub enum FromNode {
         pid: u32,
         stream: u8,
         lines: Vec<String>,
+        ip: String,
     },
     Notice {
         level: String,
@@ -268,6 +318,10 @@ pub enum FromNode {
     ActorStop,
     Exit,
     /// An empty address: the node is gone, with the cause.
+    Describe {
+        what: u8,
+        limit: u32,
+    },
     NodeAddress {
         node: NodeKey,
         address: String,
@@ -276,6 +330,9 @@ pub enum FromNode {
         relayed: bool,
     },
 }
+
+/// Object, serial, number (0 if it was not written) and length.
+type SpilledBlocks = Vec<(ByteBuf, u64, u64, u64)>;
 
 /// Decodes a frame of the node; `None` for what is malformed or not known.
 pub fn decode(kind: u8, body: &[u8]) -> Option<FromNode> {
@@ -289,8 +346,8 @@ pub fn decode(kind: u8, body: &[u8]) -> Option<FromNode> {
             FromNode::LeaseGranted { class, lease, worker, node, pid, gpu_ids }
         }
         LEASE_RECLAIM => {
-            let (lease, wanted): (u64, bool) = get(body)?;
-            FromNode::LeaseReclaim { lease: LeaseId(lease), wanted }
+            let (lease, wanted, node): (u64, bool, u64) = get(body)?;
+            FromNode::LeaseReclaim { lease: LeaseId(lease), wanted, node: NodeKey(node) }
         }
         PRESSURE => FromNode::Pressure { pressed: get::<(bool,)>(body)?.0 },
         WORKER_DIED => {
@@ -310,8 +367,13 @@ pub fn decode(kind: u8, body: &[u8]) -> Option<FromNode> {
             FromNode::SegmentGranted { segment: SegmentId(segment), size }
         }
         SEGMENT_DENIED => {
-            let (message, kept): (String, bool) = get(body)?;
-            FromNode::SegmentDenied { message, kept }
+            let (message, kept, why): (String, bool, u8) = get(body)?;
+            let why = match why {
+                1 => Denial::DiskFull,
+                2 => Denial::Turn,
+                _ => Denial::Other,
+            };
+            FromNode::SegmentDenied { message, kept, why }
         }
         SEGMENT_MAPPED => {
             let (segment, size, _lessee): (u64, u64, u64) = get(body)?;
@@ -322,6 +384,15 @@ pub fn decode(kind: u8, body: &[u8]) -> Option<FromNode> {
             FromNode::Pulled { segment: SegmentId(segment), size, offset }
         }
         SEGMENT_TRIM => FromNode::SegmentTrim { bytes: get::<(u64,)>(body)?.0 },
+        SPILL_WANTED => FromNode::SpillWanted { bytes: get::<(u64,)>(body)?.0 },
+        SPILLED => {
+            let (owner, blocks): (u64, SpilledBlocks) = get(body)?;
+            let written = |(object, serial, spill, len): (ByteBuf, u64, u64, u64)| {
+                let spill = (spill != 0).then_some(SegmentId(spill));
+                Some(Written { object: ObjectId::from_bytes(&object)?, serial, spill, len })
+            };
+            FromNode::Spilled { owner: ProcId(owner), written: blocks.into_iter().map(written).collect::<Option<_>>()? }
+        }
         SEGMENT_ADOPTED => {
             let (segment, node, lessee): (u64, u64, u64) = get(body)?;
             FromNode::SegmentAdopted { segment: SegmentId(segment), node: NodeKey(node), lessee: ProcId(lessee) }
@@ -348,8 +419,8 @@ pub fn decode(kind: u8, body: &[u8]) -> Option<FromNode> {
             FromNode::Reply { ok, body: body.into_vec() }
         }
         LOG_LINES => {
-            let (name, pid, stream, lines): (String, u32, u8, Vec<String>) = get(body)?;
-            FromNode::LogLines { name, pid, stream, lines }
+            let (name, pid, stream, lines, ip): (String, u32, u8, Vec<String>, String) = get(body)?;
+            FromNode::LogLines { name, pid, stream, lines, ip }
         }
         NOTICE => {
             let (level, text): (String, String) = get(body)?;
@@ -362,6 +433,10 @@ pub fn decode(kind: u8, body: &[u8]) -> Option<FromNode> {
         NODE_ADDRESS => {
             let (node, address, cause, relayed): (u64, String, String, bool) = get(body)?;
             FromNode::NodeAddress { node: NodeKey(node), address, cause, relayed }
+        }
+        DESCRIBE => {
+            let (what, limit): (u8, u32) = get(body)?;
+            FromNode::Describe { what, limit }
         }
         ACTOR_STOP => FromNode::ActorStop,
         EXIT => FromNode::Exit,

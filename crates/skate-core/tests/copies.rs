@@ -28,7 +28,7 @@ const OFFSET: u64 = 64;
 /// What the node answers to the pulls that it gets, in turn.
 enum Answer {
     Copy,
-    Denied { kept: bool },
+    Denied { kept: bool, why: u8 },
     Never,
 }
 
@@ -55,8 +55,8 @@ impl Handler for NodeHandler {
                 let body = [0x93, 0x09, 0xce, 0, 3, 13, 128, OFFSET as u8]; // segment 9 of 200,064 bytes
                 transport.send_fd(from, wire::PULLED, frame.corr, &[&body], fd.as_fd());
             }
-            Some(Answer::Denied { kept }) => {
-                let body = [0x92, 0xa2, b'n', b'o', if kept { 0xc3 } else { 0xc2 }];
+            Some(Answer::Denied { kept, why }) => {
+                let body = [0x93, 0xa2, b'n', b'o', if kept { 0xc3 } else { 0xc2 }, why];
                 transport.send(from, wire::SEGMENT_DENIED, frame.corr, &[&body], SendMode::Now);
             }
             Some(Answer::Never) => {}
@@ -151,7 +151,7 @@ fn a_value_of_another_node_is_copied_once_and_held_until_its_object_goes() {
     let id = bench.stored(3);
     for fetched in [bench.get(&[id]).unwrap(), bench.get(&[id]).unwrap(), vec![bench.core.fetch_mapped(id).unwrap()]] {
         check(&fetched[0]);
-        bench.core.release(id);
+        bench.core.release_view(id);
     }
     let pull =
         wire::pull(id, &Location { node: ELSEWHERE, segment: SegmentId(3), lessee: A, offset: 4096, len: LEN }, false);
@@ -170,7 +170,7 @@ fn a_live_view_keeps_the_copy() {
     bench.core.release(id);
     assert_eq!(bench.copied(), 1, "the view counts the object");
     check(&view[0]);
-    bench.core.release(id);
+    bench.core.release_view(id);
     wait_for("the release", || bench.count(wire::PULL_RELEASED) == 1);
 }
 
@@ -184,7 +184,8 @@ fn several_values_are_under_way_together() {
         heard.iter().filter(|(kind, _)| *kind == wire::PULL).map(|(_, body)| body.last() == Some(&0xc3)).collect()
     };
     assert_eq!(pulls, [true, true, false, false, false], "prefetches first");
-    ids.iter().chain(&ids).for_each(|id| bench.core.release(*id));
+    ids.iter().for_each(|id| bench.core.release_view(*id));
+    ids.iter().for_each(|id| bench.core.release(*id));
     wait_for("the releases", || bench.count(wire::PULL_RELEASED) == 3);
 }
 
@@ -196,7 +197,7 @@ fn two_threads_that_read_one_value_share_its_copy() {
         for _ in 0..2 {
             scope.spawn(|| {
                 check(&bench.get(&[id]).unwrap()[0]);
-                bench.core.release(id);
+                bench.core.release_view(id);
             });
         }
     });
@@ -207,13 +208,22 @@ fn two_threads_that_read_one_value_share_its_copy() {
 
 #[test]
 fn a_lost_value_is_reported_to_its_owner_and_one_without_room_is_not() {
-    let bench = Bench::new("denied", [Answer::Denied { kept: true }, Answer::Denied { kept: false }]);
+    let bench = Bench::new("denied", [Answer::Denied { kept: true, why: 0 }, Answer::Denied { kept: false, why: 0 }]);
     let id = bench.stored(3);
     assert!(matches!(bench.get(&[id]), Err(CoreError::StoreFull(text)) if text == "no"));
     assert!(bench.core.is_ready(id), "the value is where it was");
     let Fetched::Inline(payload) = bench.get(&[id]).unwrap().remove(0) else { panic!("a value that is lost") };
     assert!(payload.is_error(), "it was put, so nobody can make it again");
     assert_eq!(bench.copied(), 0);
+}
+
+#[test]
+fn who_is_to_let_others_go_first_lets_go_and_asks_again() {
+    let bench = Bench::new("turn", [Answer::Denied { kept: true, why: 2 }, Answer::Copy]);
+    let id = bench.stored(3);
+    check(&bench.get(&[id]).unwrap()[0]);
+    assert_eq!((bench.count(wire::PULL), bench.count(wire::PULL_RELEASED)), (2, 1));
+    bench.core.release_view(id);
 }
 
 #[test]

@@ -73,6 +73,7 @@ fn call(actor: Option<ActorId>) -> CallDef {
         retry_exceptions: false,
         backpressure: 0,
         actor,
+        recorded: true,
     }
 }
 
@@ -140,7 +141,7 @@ fn a_task_runs_on_a_worker_of_another_node_and_reads_what_its_owner_has() {
         assert_eq!(reader.join().unwrap(), Payload::plain(b"value"));
     });
     for (core, work) in [(&c, &inner), (&b, &work)] {
-        core.answer(work, vec![Value::Inline(Payload::plain(b"done"))], false, 0, 0);
+        core.answer(work, vec![Value::Inline(Payload::plain(b"done"))], None, false, 0, 0);
     }
     assert_eq!(get(&b, further), Payload::plain(b"done"));
     assert_eq!(get(&a, result), Payload::plain(b"done"));
@@ -159,7 +160,7 @@ fn a_lease_in_use_is_kept_under_the_name_of_its_node() {
     wait_told(&here, A, wire::WHERE_IS_NODE);
     say_address(&here, A, &there);
     wait_work(&b);
-    say(&here, A, wire::LEASE_RECLAIM, &(1_u64 << 40, true));
+    say(&here, A, wire::LEASE_RECLAIM, &(1_u64 << 40, true, THERE.0));
     assert_eq!(wait_told(&here, A, wire::LEASE_KEPT), rmp_serde::to_vec(&(1_u64 << 40, THERE.0)).unwrap());
 }
 

@@ -6,6 +6,7 @@ use skate_core::node_wire as wire;
 use skate_proto::ids::{ActorId, LeaseId, NodeKey, ObjectId, ProcId, SegmentId, TaskId};
 use skate_proto::leases::ClassSpec;
 use skate_proto::location::Location;
+use skate_proto::spilling::Offered;
 
 const GOLDEN: &str = include_str!("../../../tests/golden/wire.txt");
 const OBJECT: ObjectId = ObjectId { task: TaskId { node: NodeKey(1), proc: ProcId(2), seq: 3 }, index: 4 };
@@ -44,8 +45,12 @@ fn what_is_sent_to_the_node_is_as_agreed() {
         ("BlocksFreed", wire::BLOCKS_FREED, wire::blocks_freed(SegmentId(5), &[64, 4096], NodeKey(6))),
         ("Pull", wire::PULL, wire::pull(OBJECT, &LOCATION, true)),
         ("PullReleased", wire::PULL_RELEASED, wire::pull_released(OBJECT)),
+        ("Spill", wire::SPILL, wire::spill(ProcId(2), &[Offered { object: OBJECT, serial: 7, from: LOCATION }])),
+        ("SpillReleased", wire::SPILL_RELEASED, wire::spill_released(SegmentId(SegmentId::SPILLED + 1), 6)),
         ("ActorKill", wire::ACTOR_KILL, wire::actor_kill(ACTOR, true)),
         ("ActorExit", wire::ACTOR_EXIT, wire::actor_exit(ACTOR, 2, "bye")),
+        ("Described", wire::DESCRIBED, wire::described(1, 3, &[0x91, 0xc0])),
+        ("TaskEvents", wire::TASK_EVENTS, wire::task_events(&[0, 1])),
         ("Request", wire::REQUEST, wire::request("kv.get", &[0x91, 0xc0])),
     ] {
         assert_eq!(golden[name], (kind, body), "{name}");
@@ -62,19 +67,25 @@ fn what_comes_from_the_node_is_understood() {
         ),
         ("WorkerDied", "WorkerDied { proc: ProcId(5), cause: \"gone\", death: EvictedAlone }"),
         ("SegmentGranted", "SegmentGranted { segment: SegmentId(5), size: 4194304 }"),
-        ("SegmentDenied", "SegmentDenied { message: \"full\", kept: true }"),
+        ("SegmentDenied", "SegmentDenied { message: \"full\", kept: true, why: DiskFull }"),
         ("Pulled", "Pulled { segment: SegmentId(5), size: 4194304, offset: 64 }"),
         ("SegmentAdopted", "SegmentAdopted { segment: SegmentId(5), node: NodeKey(6), lessee: ProcId(11) }"),
+        ("SpillWanted", "SpillWanted { bytes: 4194304 }"),
+        (
+            "Spilled",
+            "Spilled { owner: ProcId(2), written: [Written { object: ObjectId { task: TaskId { node: NodeKey(1), proc: ProcId(2), seq: 3 }, index: 4 }, serial: 7, spill: Some(SegmentId(9223372036854775809)), len: 200000 }, Written { object: ObjectId { task: TaskId { node: NodeKey(1), proc: ProcId(2), seq: 3 }, index: 4 }, serial: 8, spill: None, len: 64 }] }",
+        ),
         ("SegmentMapped", "SegmentMapped { segment: SegmentId(5), size: 4194304 }"),
         (
             "ActorState",
             "ActorState { actor: ActorId { proc: ProcId(11), seq: 12 }, state: Alive { proc: ProcId(5), node: NodeKey(6), incarnation: 2 } }",
         ),
         ("Reply", "Reply { ok: false, body: [192] }"),
-        ("LogLines", "LogLines { name: \"f\", pid: 1000, stream: 2, lines: [\"hi\"] }"),
+        ("LogLines", "LogLines { name: \"f\", pid: 1000, stream: 2, lines: [\"hi\"], ip: \"::1\" }"),
         ("Notice", "Notice { level: \"warning\", text: \"hi\" }"),
         ("LeaseFailed", "LeaseFailed { class: 7, reason: \"no\", group_removed: true }"),
         ("NodeAddress", "NodeAddress { node: NodeKey(6), address: \"10.0.0.6:7\", cause: \"\", relayed: true }"),
+        ("Describe", "Describe { what: 1, limit: 100 }"),
         ("Exit", "Exit"),
         ("Deaths", "Deaths([(5, \"gone\"), (6, \"no\")])"),
     ] {
@@ -87,7 +98,8 @@ fn what_comes_from_the_node_is_understood() {
 #[test]
 fn cut_and_garbled_bodies_are_refused() {
     for (name, (kind, body)) in golden() {
-        if kind < wire::LEASE_GRANTED || body.len() < 2 {
+        let to_node = [wire::DESCRIBED, wire::TASK_EVENTS].contains(&kind);
+        if kind < wire::LEASE_GRANTED || to_node || body.len() < 2 {
             continue;
         }
         for len in 0..body.len() {

@@ -79,6 +79,8 @@ pub struct Creation {
     pub is_async: bool,
     pub groups: Vec<(String, u32)>,
     pub detached: bool,
+    /// Whether history is kept of its creation.
+    pub recorded: bool,
 }
 
 impl Owner {
@@ -97,6 +99,14 @@ impl Owner {
         if !known && !self.objects.is_owned(handle) {
             self.objects.adopt_token(handle);
             out.send(handle.owner(), Msg::AddBorrower { object: handle, proc: self.me });
+        }
+    }
+
+    /// The node of an actor that is alive.
+    pub(crate) fn home(&self, actor: ActorId) -> Option<NodeKey> {
+        match self.actors.get(&actor)?.state {
+            ActorState::Alive { node, .. } => Some(node),
+            _ => None,
         }
     }
 
@@ -133,6 +143,7 @@ impl Owner {
             parent: None,
             cancelled: false,
             stored_results: 0,
+            submitted_ns: now_ns,
             pushed_ns: now_ns,
         };
         self.creations.insert(task, (creation, entry));
@@ -169,6 +180,7 @@ impl Owner {
             }
         }
         let spec = ActorSpec {
+            recorded: creation.recorded,
             actor,
             task,
             class: creation.class,
@@ -392,8 +404,13 @@ impl Owner {
                 if entry.retries_left > 0 {
                     entry.retries_left -= 1;
                 }
-                entry.attempt += 1;
                 entry.place = Place::Called;
+                let error = Payload::error(ErrorCode::ActorUnavailable, "The actor died; the call is repeated.");
+                self.note_unrun(task, &error, out);
+                if let Some(entry) = self.tasks.get_mut(&task) {
+                    entry.attempt += 1;
+                    entry.pushed_ns = 0;
+                }
                 again.push(task);
             } else {
                 let name = self.definitions[entry.def].call.name.clone();

@@ -6,9 +6,10 @@
 //!
 //! Invariants: a task is queued or running, never both; a blocked worker has no plain task queued.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
+use crate::describe::Unrun;
 use crate::ids::{ActorId, FunctionId, ObjectId, ProcId, TaskId};
 use crate::msg::{ActorSpec, CallDef, Done, Msg, Push, Returns, Slot};
 use crate::owner::{Effect, Out};
@@ -51,12 +52,20 @@ pub struct ActorLife {
 }
 
 #[derive(Debug)]
-struct Running {
+pub(crate) struct Running {
     owner: ProcId,
+    pub(crate) def: Arc<CallDef>,
+    pub(crate) kind: WorkKind,
+    pub(crate) attempt: u32,
+    pub(crate) since_ns: u64,
+    /// What was to be done is done; it stays known for its references.
+    pub(crate) is_over: bool,
     cancelled: bool,
     /// Items that the consumer has taken, for back-pressure.
     items_taken: u32,
     consumer_gone: bool,
+    /// Arguments that it was told the places of.
+    deps: Box<[ObjectId]>,
 }
 
 /// Whom the shell must interrupt after a cancellation.
@@ -86,6 +95,8 @@ pub struct Executor {
     blocked: u32,
     /// Owners that were told that this worker is blocked.
     told_blocked: Vec<ProcId>,
+    /// Arguments of work that is here, which have left (or may leave) the places that it was told of.
+    evicted: BTreeSet<ObjectId>,
     pub is_actor: bool,
     pub is_async: bool,
     pub exiting: bool,
@@ -185,6 +196,7 @@ impl Executor {
             retry_exceptions: false,
             backpressure: 0,
             actor: Some(spec.actor),
+            recorded: spec.recorded,
         };
         let life = ActorLife {
             actor: spec.actor,
@@ -219,19 +231,31 @@ impl Executor {
     }
 
     /// The next piece of work for a thread of `group`; it counts as running from now on.
-    pub fn take(&mut self, group: &str) -> Option<Work> {
+    pub fn take(&mut self, group: &str, now_ns: u64) -> Option<Work> {
         let work = self.queues.get_mut(group)?.pop_front()?;
-        let running = Running { owner: work.owner, cancelled: false, items_taken: 0, consumer_gone: false };
+        let deps = work.deps.iter().map(|(_, id, _)| *id).collect();
+        let running = Running {
+            owner: work.owner,
+            def: work.def.clone(),
+            kind: work.kind,
+            attempt: work.attempt,
+            since_ns: now_ns,
+            is_over: false,
+            cancelled: false,
+            items_taken: 0,
+            consumer_gone: false,
+            deps,
+        };
         self.running.insert(work.task, running);
         Some(work)
     }
 
     /// Any group's work, for event loops, which run them all on one thread.
-    pub fn take_any(&mut self) -> Option<Work> {
+    pub fn take_any(&mut self, now_ns: u64) -> Option<Work> {
         let mut groups: Vec<&String> = self.queues.iter().filter(|(_, q)| !q.is_empty()).map(|(g, _)| g).collect();
         groups.sort_unstable();
         let group = groups.first().map(|g| (*g).clone())?;
-        self.take(&group)
+        self.take(&group, now_ns)
     }
 
     /// A running task ended; sends its results (references handed over by the caller).
@@ -255,6 +279,27 @@ impl Executor {
     /// A running task ended without an answer of its own.
     pub fn left(&mut self, task: TaskId) {
         self.running.remove(&task);
+    }
+
+    /// The owner wants the place of an object forgotten: work that has it as an argument asks anew where it is.
+    pub fn forget_place(&mut self, object: ObjectId) {
+        let mut evicted = std::mem::take(&mut self.evicted);
+        evicted.insert(object);
+        evicted.retain(|object| self.uses(*object));
+        self.evicted = evicted;
+    }
+
+    /// Whether an argument is where the work that it came with says. What comes later with its right place may be
+    /// asked for in vain, too.
+    #[must_use]
+    pub fn knows_place(&self, object: ObjectId) -> bool {
+        !self.evicted.contains(&object)
+    }
+
+    /// Whether a piece of work here, queued or running, was told where this object is.
+    fn uses(&self, object: ObjectId) -> bool {
+        let queued = self.queues.values().flatten().any(|work| work.deps.iter().any(|(_, id, _)| *id == object));
+        queued || self.running.values().any(|running| running.deps.contains(&object))
     }
 
     /// The references that a piece of work counts, to release when it is dropped.
@@ -361,6 +406,11 @@ impl Executor {
                 let error =
                     Payload::error(ErrorCode::Cancelled, &format!("Task {task} was cancelled before it started."));
                 let counted = Self::counted(&work.args, &work.deps);
+                if work.def.recorded {
+                    let (code, text) = error.describe_error();
+                    let (attempt, def) = (work.attempt, work.def);
+                    out.push(Effect::Unrun(Unrun { task, attempt, def, code, text, since_ns: 0 }));
+                }
                 self.answer(work.owner, task, vec![Value::Inline(error)], false, 0, 0, out);
                 return (CancelStep::Dequeued, counted);
             }
@@ -416,6 +466,25 @@ impl Executor {
         counted.sort_unstable();
         tasks.sort_unstable();
         (counted, tasks)
+    }
+
+    pub(crate) fn running(&self) -> impl Iterator<Item = (TaskId, &Running)> {
+        self.running.iter().map(|(task, running)| (*task, running))
+    }
+
+    /// `__init__` of the actor that this worker becomes has ended: its task, attempt and start, the first time.
+    pub fn end_creation(&mut self) -> Option<(TaskId, Arc<CallDef>, u32, u64)> {
+        let creates =
+            |(_, running): &(&TaskId, &mut Running)| running.kind == WorkKind::CreateActor && !running.is_over;
+        let (task, running) = self.running.iter_mut().find(creates)?;
+        running.is_over = true;
+        Some((*task, running.def.clone(), running.attempt, running.since_ns))
+    }
+
+    /// Whether the main thread of this worker waits in the middle of a task.
+    #[must_use]
+    pub fn is_blocked(&self) -> bool {
+        self.blocked > 0
     }
 
     #[must_use]

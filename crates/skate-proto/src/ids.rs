@@ -12,9 +12,20 @@ pub struct NodeKey(pub u64);
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ProcId(pub u64);
 
-/// A shared-memory segment of one node.
+/// A shared-memory segment of one node; from [`SegmentId::SPILLED`] on, one value that the node has spilled.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct SegmentId(pub u64);
+
+impl SegmentId {
+    /// A node numbers what it spills from here on. In which file the value is, and where, is known to the node alone,
+    /// which may move it.
+    pub const SPILLED: u64 = 1 << 63;
+
+    #[must_use]
+    pub fn is_spilled(self) -> bool {
+        self.0 >= Self::SPILLED
+    }
+}
 
 /// A worker lent by a node to an owner.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

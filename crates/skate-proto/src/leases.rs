@@ -77,6 +77,8 @@ struct Class {
     requested: u32,
     /// Leases that came, ever.
     granted: u32,
+    /// Tasks that were taken before the first one of the queue.
+    passed_over: u32,
     /// Definitions that refer to it.
     definitions: u32,
 }
@@ -147,6 +149,21 @@ impl Leases {
         self.classes.get_mut(&id).expect("a class lives as long as its definitions and leases")
     }
 
+    pub(crate) fn queue(&self, id: ClassId) -> &VecDeque<TaskId> {
+        &self.classes[&id].queue
+    }
+
+    pub(crate) fn passed_over(&self, id: ClassId) -> u32 {
+        self.classes[&id].passed_over
+    }
+
+    /// Takes a task out of a class's queue.
+    pub(crate) fn take(&mut self, id: ClassId, at: usize) -> Option<TaskId> {
+        let class = self.class(id);
+        class.passed_over = if at == 0 { 0 } else { class.passed_over + 1 };
+        class.queue.remove(at)
+    }
+
     pub(crate) fn class_used(&mut self, id: ClassId) {
         self.class(id).definitions += 1;
     }
@@ -203,6 +220,7 @@ impl Owner {
             leases: Vec::new(),
             requested: 0,
             granted: 0,
+            passed_over: 0,
             definitions: 0,
         };
         self.leases.classes.insert(id, class);
@@ -249,11 +267,11 @@ impl Owner {
                 self.await_arguments(task, out);
                 continue;
             }
-            let estimate = self.definitions[self.tasks[&task].def].run_ns.unwrap_or(UNKNOWN_NS);
-            let Some(lease) = self.best_lease(class, estimate, now_ns) else {
+            let Some(lease) = self.best_lease(class, task, now_ns) else {
                 break;
             };
-            self.leases.class(class).queue.pop_front();
+            let task = self.next_for(class, lease).expect("the queue is not empty");
+            let estimate = self.estimate_ns(task);
             self.push(task, lease, estimate, now_ns, out);
         }
         if self.leases.class(class).queue.is_empty() {
@@ -262,9 +280,16 @@ impl Owner {
         self.update_demand(class, out);
     }
 
-    fn best_lease(&self, class: ClassId, estimate_ns: u64, now_ns: u64) -> Option<LeaseId> {
+    /// How long a task is taken to run.
+    pub(crate) fn estimate_ns(&self, task: TaskId) -> u64 {
+        self.definitions[self.tasks[&task].def].run_ns.unwrap_or(UNKNOWN_NS)
+    }
+
+    /// The lease with least to do; of several the one on whose node the task's arguments are.
+    fn best_lease(&self, class: ClassId, task: TaskId, now_ns: u64) -> Option<LeaseId> {
         let class = &self.leases.classes[&class];
-        let mut best: Option<(usize, LeaseId)> = None;
+        let (estimate_ns, near) = (self.estimate_ns(task), self.near(task));
+        let mut best: Option<((usize, bool), LeaseId)> = None;
         for &id in &class.leases {
             let lease = &self.leases.leases[&id];
             let turn_over = lease.reclaim && now_ns >= lease.granted_ns + TURN_NS;
@@ -273,9 +298,10 @@ impl Owner {
             }
             let count = lease.in_flight.len();
             let fits = count == 0 || (lease.load_ns + estimate_ns <= PIPELINE_NS && count < PIPELINE_TASKS_MAX);
-            if fits && best.is_none_or(|(least, _)| count < least) {
-                best = Some((count, id));
-                if count == 0 {
+            let cost = (count, near.is_some_and(|node| node != lease.node));
+            if fits && best.is_none_or(|(least, _)| cost < least) {
+                best = Some((cost, id));
+                if cost == (0, false) {
                     break;
                 }
             }
@@ -384,6 +410,17 @@ impl Owner {
             out.node(ToNode::LeaseReturn { lease: id, reusable: true, node });
             return;
         }
+        if self.leases.leases.contains_key(&id) {
+            return; // said twice
+        }
+        let entry = self.leases.class(class);
+        entry.requested = entry.requested.saturating_sub(1);
+        entry.granted += 1;
+        if self.objects.is_dead(worker) {
+            // Whoever is known to have ended is not asked after again: what it was given would wait for ever.
+            self.update_demand(class, out);
+            return;
+        }
         let lease = Lease {
             worker,
             node,
@@ -400,10 +437,7 @@ impl Owner {
         };
         self.leases.leases.insert(id, lease);
         self.leases.by_worker.insert(worker, id);
-        let entry = self.leases.class(class);
-        entry.leases.push(id);
-        entry.requested = entry.requested.saturating_sub(1);
-        entry.granted += 1;
+        self.leases.class(class).leases.push(id);
         self.pump(class, now_ns, out);
     }
 
@@ -421,13 +455,15 @@ impl Owner {
     }
 
     /// Others wait for what this lease holds, or do so no longer. What cannot come back at once is said to be in
-    /// use: the node looks elsewhere meanwhile.
-    pub fn handle_lease_reclaim(&mut self, id: LeaseId, wanted: bool, now_ns: u64, out: &mut Out) {
+    /// use: the node looks elsewhere meanwhile. What is not known here was returned, or its grant was lost on the way.
+    pub fn handle_lease_reclaim(&mut self, id: LeaseId, wanted: bool, node: NodeKey, now_ns: u64, out: &mut Out) {
         let Some(lease) = self.leases.leases.get_mut(&id) else {
+            if wanted {
+                out.node(ToNode::LeaseReturn { lease: id, reusable: true, node });
+            }
             return;
         };
         lease.reclaim = wanted;
-        let node = lease.node;
         if wanted {
             self.pump_lease(id, now_ns, out);
             if self.leases.leases.contains_key(&id) {
@@ -584,12 +620,13 @@ impl Owner {
             self.finish_with(task, &error, now_ns, out);
             return;
         }
+        let code = if death == Death::Crashed { ErrorCode::WorkerCrashed } else { ErrorCode::OutOfMemory };
         let text = match death {
             Death::Evicted if max_retries != 0 => {
                 if oom_retries < 0 || entry.evictions < oom_retries.unsigned_abs() {
                     entry.evictions += 1;
-                    entry.attempt += 1;
-                    self.enqueue(task, true, now_ns, out);
+                    self.note_unrun(task, &Payload::error(code, cause), out);
+                    self.attempt_again(task, now_ns, out);
                     return;
                 }
                 format!(
@@ -600,6 +637,7 @@ impl Owner {
             }
             Death::EvictedAlone | Death::Evicted => format!("{name} has failed for want of memory: {cause}."),
             Death::Crashed | Death::OutOfMemory if entry.retries_left != 0 => {
+                self.note_unrun(task, &Payload::error(code, cause), out);
                 self.retry(task, now_ns, out);
                 return;
             }
@@ -609,7 +647,6 @@ impl Owner {
                 entry.attempt + 1,
             ),
         };
-        let code = if death == Death::Crashed { ErrorCode::WorkerCrashed } else { ErrorCode::OutOfMemory };
         self.finish_with(task, &Payload::error(code, &text), now_ns, out);
     }
 

@@ -7,6 +7,9 @@ use crate::ids::{NodeKey, ProcId, SegmentId};
 /// One block of a segment. The node is where the segment lies: nodes number their segments by themselves. The lessee
 /// is the process that allocates in the segment and to which a block is given back.
 ///
+/// A value that was spilled is located like a block: as the only one, at offset 0, of a segment on disk whose lessee is
+/// the node itself. Nobody maps such a segment; readers have the value copied to memory.
+///
 /// A location comes from a peer and is therefore a claim: a mapping checks `offset` and `len` against
 /// its own size before it makes a pointer of them.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -19,6 +22,17 @@ pub struct Location {
 }
 
 impl Location {
+    /// The place of a value that its node has spilled.
+    #[must_use]
+    pub fn spilled(node: NodeKey, spill: SegmentId, len: u64) -> Self {
+        Self { node, segment: spill, lessee: ProcId(node.0), offset: 0, len }
+    }
+
+    #[must_use]
+    pub fn is_spilled(&self) -> bool {
+        self.segment.is_spilled()
+    }
+
     /// First byte behind the block, or `None` if a peer sent numbers that do not add up.
     #[must_use]
     pub fn end(&self) -> Option<u64> {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{ActorId, FunctionId, NodeKey, ObjectId, ProcId, SegmentId, TaskId};
 use crate::payload::{Blob, Payload, Value};
+use crate::spilling::{Offered, Written};
 
 /// How many values a call returns.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -34,6 +35,8 @@ pub struct CallDef {
     /// Largest number of items of a stream that the consumer has not taken; 0 is no limit.
     pub backpressure: u32,
     pub actor: Option<ActorId>,
+    /// Whether history is kept of its calls.
+    pub recorded: bool,
 }
 
 /// Where a top-level reference stood among the arguments.
@@ -71,6 +74,8 @@ pub struct Done {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ActorSpec {
     pub actor: ActorId,
+    /// Whether history is kept of its creation.
+    pub recorded: bool,
     pub task: TaskId,
     pub class: FunctionId,
     pub blob: Blob,
@@ -193,6 +198,29 @@ pub enum Msg {
     FreeBlocks {
         blocks: Vec<(SegmentId, u64)>,
     },
+    /// A process that allocated values for owners on other nodes, to these: its node is short of memory.
+    MakeRoom {
+        node: NodeKey,
+        bytes: u64,
+    },
+    /// Owner to borrower: forget where these values are, unless you need to know.
+    Evict {
+        objects: Vec<ObjectId>,
+    },
+    /// Borrower to owner; about each object that it was asked about.
+    Evicted {
+        forgotten: Vec<ObjectId>,
+        kept: Vec<ObjectId>,
+    },
+    /// Owner to the process that allocated them on another node: have them spilled there.
+    Spill {
+        offered: Vec<Offered>,
+    },
+    /// The answer, which the node gave.
+    Written {
+        node: NodeKey,
+        written: Vec<Written>,
+    },
 }
 
 impl Msg {
@@ -206,6 +234,8 @@ impl Msg {
             | Self::CancelObject { object, .. }
             | Self::Missing { object, .. }
             | Self::Why { object, .. } => Some(*object),
+            Self::Evicted { forgotten, kept } => forgotten.first().or_else(|| kept.first()).copied(),
+            Self::Written { written, .. } => written.first().map(|each| each.object),
             _ => None,
         }
     }

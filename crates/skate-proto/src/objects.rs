@@ -20,9 +20,9 @@
 //! of unfinished tasks, and by live views on shared memory: one protocol, no second way to pin.
 //!
 //! Invariants: an entry exists exactly while something counts it; the references inside a value are
-//! counted while the value is kept; a freed block is freed once.
+//! counted while the value is kept; a freed block is freed once; views are counts, too, and not more than these.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
 use smallvec::SmallVec;
 
@@ -31,6 +31,7 @@ use crate::location::Location;
 use crate::msg::Msg;
 use crate::owner::{Effect, Out};
 use crate::payload::{ErrorCode, Payload, Value};
+use crate::spilling::Spill;
 
 /// A local party that waits for objects; numbered by the shell.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -39,9 +40,15 @@ pub struct WaiterId(pub u64);
 #[derive(Debug, Default)]
 pub(crate) struct Entry {
     pub(crate) value: Option<Value>,
-    local: u32,
+    pub(crate) local: u32,
+    /// How many of `local` are views on memory that the value, or a copy of it, lies in.
+    views: u32,
+    /// When it was last used, counted in uses of any object.
+    used: u64,
+    /// Owner: its value is about to leave memory; see `spilling`.
+    spill: Option<Box<Spill>>,
     /// Owner: tokens out, by process. A balance may be negative for a moment.
-    borrowers: SmallVec<[(ProcId, i32); 1]>,
+    pub(crate) borrowers: SmallVec<[(ProcId, i32); 1]>,
     /// Borrower: tokens to give back.
     tokens: u32,
     waiters: SmallVec<[WaiterId; 1]>,
@@ -69,6 +76,9 @@ pub struct Objects {
     /// Results that were read before they were there, and dropped: should they be failures, somebody who waited for
     /// several has had another one. As many as there are unfinished tasks at most.
     awaited: HashSet<ObjectId, foldhash::fast::RandomState>,
+    uses: u64,
+    /// Those with a [`Spill`].
+    spilling: BTreeSet<ObjectId>,
 }
 
 /// As many as the node remembers.
@@ -92,6 +102,8 @@ impl Objects {
             dead: HashMap::default(),
             dead_order: VecDeque::new(),
             awaited: HashSet::default(),
+            uses: 0,
+            spilling: BTreeSet::new(),
         }
     }
 
@@ -139,9 +151,24 @@ impl Objects {
 
     /// The same for who uses it: should it be an exception, it has not gone unnoticed.
     pub fn read(&mut self, id: ObjectId) -> Option<&Value> {
+        self.uses += 1;
         let entry = self.entries.get_mut(&id)?;
         entry.read = true;
+        entry.used = self.uses;
+        if entry.spill.take().is_some() {
+            self.spilling.remove(&id);
+        }
         entry.value.as_ref()
+    }
+
+    /// The value is about to be used where it is: it is not spilled now.
+    pub(crate) fn touch(&mut self, id: ObjectId) {
+        self.uses += 1;
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        entry.used = self.uses;
+        if entry.spill.take().is_some() {
+            self.spilling.remove(&id);
+        }
     }
 
     #[must_use]
@@ -158,6 +185,11 @@ impl Objects {
     #[must_use]
     pub fn is_known(&self, id: ObjectId) -> bool {
         self.entries.contains_key(&id)
+    }
+
+    /// Everything that is known, to be looked at.
+    pub(crate) fn entries(&self) -> &HashMap<ObjectId, Entry, foldhash::fast::RandomState> {
+        &self.entries
     }
 
     pub(crate) fn entry(&mut self, id: ObjectId) -> Option<&mut Entry> {
@@ -178,12 +210,40 @@ impl Objects {
         self.entries.entry(id).or_default().local += 1;
     }
 
+    /// One more local count, of a view: as long as it lives, the value is not spilled, nor a copy let go of.
+    pub fn retain_view(&mut self, id: ObjectId) {
+        let entry = self.entries.entry(id).or_default();
+        entry.local += 1;
+        entry.views += 1;
+    }
+
+    /// Before the count of a view is released.
+    pub fn end_view(&mut self, id: ObjectId) {
+        // The entry of a dead owner may have been swept already.
+        if let Some(entry) = self.entries.get_mut(&id) {
+            assert!(entry.views > 0, "a view on object {id} ended more often than it began");
+            entry.views -= 1;
+        }
+    }
+
+    #[must_use]
+    pub fn is_viewed(&self, id: ObjectId) -> bool {
+        self.entries.get(&id).is_some_and(|entry| entry.views > 0)
+    }
+
     /// The shell took a copy of a value that lies on another node, and holds it until [`Effect::ReleaseCopies`]: as
     /// long as anything counts the object, also when the value that was copied is lost, because views on the copy are
     /// counts like any other. False if nothing counts the object; then the copy is not held.
     #[must_use]
     pub fn mark_copied(&mut self, id: ObjectId) -> bool {
         self.entries.get_mut(&id).map(|entry| entry.copied = true).is_some()
+    }
+
+    /// The shell has let go of the copies.
+    pub fn unmark_copied(&mut self, id: ObjectId) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.copied = false;
+        }
     }
 
     /// A token that this process takes for itself.
@@ -264,6 +324,9 @@ impl Objects {
             let Some(entry) = self.entries.remove(&id) else {
                 continue;
             };
+            if entry.spill.is_some() {
+                self.spilling.remove(&id);
+            }
             if entry.tokens > 0 {
                 out.send(id.owner(), Msg::Release { object: id, tokens: entry.tokens });
             }
@@ -362,6 +425,9 @@ impl Objects {
     /// The value of an owned object was lost; readers wait again.
     pub(crate) fn forget_value(&mut self, id: ObjectId, gone: &mut Gone, out: &mut Out) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
+        if entry.spill.take().is_some() {
+            self.spilling.remove(&id);
+        }
         if let Some(value) = entry.value.take() {
             for &inner in value.refs() {
                 self.release(inner, gone, out);
@@ -532,6 +598,66 @@ impl Objects {
     pub fn counts(&self, id: ObjectId) -> Option<(u32, i32, u32)> {
         let entry = self.entries.get(&id)?;
         Some((entry.local, entry.borrowers.iter().map(|(_, n)| n).sum(), entry.tokens))
+    }
+}
+
+/// What `spilling` asks of the entries, and does to them.
+impl Objects {
+    /// Owned values in memory of a node that nothing views and that are not being spilled: object, place, last use.
+    pub(crate) fn stored_at(&self, node: NodeKey) -> Vec<(ObjectId, Location, u64, bool)> {
+        let mut stored: Vec<_> = self
+            .entries
+            .iter()
+            .filter(|(id, _)| id.owner() == self.me)
+            .filter_map(|(id, entry)| match &entry.value {
+                Some(Value::Stored { location, .. }) if location.node == node && !location.is_spilled() => {
+                    Some((*id, *location, entry.used, entry.views > 0 || entry.spill.is_some()))
+                }
+                _ => None,
+            })
+            .collect();
+        stored.sort_unstable_by_key(|(id, ..)| *id);
+        stored
+    }
+
+    /// Processes that may know where the value is.
+    pub(crate) fn borrowers(&self, id: ObjectId) -> Vec<ProcId> {
+        self.entries.get(&id).map_or_else(Vec::new, |entry| entry.borrowers.iter().map(|(proc, _)| *proc).collect())
+    }
+
+    pub(crate) fn begin_spill(&mut self, id: ObjectId, spill: Spill) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.spill = Some(Box::new(spill));
+            self.spilling.insert(id);
+        }
+    }
+
+    pub(crate) fn spill(&mut self, id: ObjectId) -> Option<&mut Spill> {
+        self.entries.get_mut(&id)?.spill.as_deref_mut()
+    }
+
+    pub(crate) fn end_spill(&mut self, id: ObjectId) -> Option<Spill> {
+        let spill = self.entries.get_mut(&id)?.spill.take()?;
+        self.spilling.remove(&id);
+        Some(*spill)
+    }
+
+    /// Objects that are being spilled.
+    pub(crate) fn spilling(&self) -> Vec<ObjectId> {
+        self.spilling.iter().copied().collect()
+    }
+
+    /// The value lies elsewhere from now on. Returns where it lay.
+    pub(crate) fn relocate(&mut self, id: ObjectId, to: Location) -> Option<Location> {
+        match self.entries.get_mut(&id)?.value.as_mut()? {
+            Value::Stored { location, .. } => Some(std::mem::replace(location, to)),
+            Value::Inline(_) => None,
+        }
+    }
+
+    /// Whether the shell holds copies of the object; it does not any more.
+    pub(crate) fn take_copied(&mut self, id: ObjectId) -> bool {
+        self.entries.get_mut(&id).is_some_and(|entry| std::mem::take(&mut entry.copied))
     }
 }
 

@@ -2,19 +2,21 @@
 //! ends of actors' queues.
 //!
 //! This file holds the state, the effects and the way in for messages; the rules live in `objects`
-//! (references), `tasks` (dependencies, results, retries, cancellation), `leases` (workers and
-//! pipelining), `actors` and `streams`. Every entry point takes an [`Out`] to write effects to; they
+//! (references), `spilling` (what leaves memory), `tasks` (dependencies, results, retries, cancellation), `leases`
+//! (workers and pipelining), `actors` and `streams`. Every entry point takes an [`Out`] to write effects to; they
 //! must be performed in order, and before the next entry point is called.
 
 use std::collections::HashMap;
 
 use crate::actors::{ActorClient, Creation};
+use crate::describe::Unrun;
 use crate::ids::{ActorId, LeaseId, NodeKey, ObjectId, ProcId, TaskId};
 use crate::leases::{ClassId, Death, Leases};
 use crate::location::Location;
 use crate::msg::{ActorSpec, Msg};
 use crate::objects::{Gone, Objects, WaiterId, owner_died};
 use crate::payload::{Blob, Payload, Value};
+use crate::spilling::Offered;
 use crate::streams::Stream;
 use crate::tasks::{Definitions, TaskEntry};
 
@@ -32,6 +34,8 @@ pub enum Effect {
     Notify { waiter: WaiterId, failed: bool },
     /// A task has failed, and the last reference to its result went without anyone having looked.
     Unread(Payload),
+    /// An attempt has ended without an answer of a worker.
+    Unrun(Unrun),
     /// A block is not needed any more.
     Free(Location),
     /// Copies of this object from other nodes are not read any more; see [`Objects::mark_copied`].
@@ -72,6 +76,11 @@ pub enum ToNode {
     PeerLost {
         proc: ProcId,
     },
+    /// Blocks of this node that may be spilled; answered for each, to [`Owner::handle_written`] of `owner`.
+    Spill {
+        owner: ProcId,
+        offered: Vec<Offered>,
+    },
 }
 
 /// Effects in the order in which they must be performed.
@@ -96,6 +105,9 @@ impl Out {
                 | Msg::Cancel { .. }
                 | Msg::CancelObject { .. }
                 | Msg::Steal { .. }
+                | Msg::Evict { .. }
+                | Msg::Evicted { .. }
+                | Msg::Spill { .. }
         );
         self.effects.push(Effect::Send { to, msg, urgent });
     }
@@ -128,6 +140,8 @@ pub struct Owner {
     pub(crate) streams: Map<TaskId, Stream>,
     pub(crate) lineage_bytes: usize,
     pub(crate) lineage_order: std::collections::VecDeque<TaskId>,
+    /// Serials of spills, each used once.
+    pub(crate) spills_begun: u64,
     pub(crate) task_oom_retries: i32,
     /// Objects whose value somebody else decides on, and what they wait for in words.
     pub(crate) promises: Map<ObjectId, String>,
@@ -152,6 +166,7 @@ impl Owner {
             streams: Map::default(),
             lineage_bytes: 0,
             lineage_order: std::collections::VecDeque::new(),
+            spills_begun: 0,
             task_oom_retries: -1,
             promises: Map::default(),
             lost_nodes: std::collections::BTreeMap::new(),
@@ -217,8 +232,8 @@ impl Owner {
 
     /// Messages of other cores to this process as an owner, borrower or caller.
     ///
-    /// Those to an executing worker (`Define`, `Forget`, `Push`, `Steal`, `Cancel`, `ItemsTaken`, `FreeBlocks`)
-    /// are the shell's.
+    /// Those to an executing worker (`Define`, `Forget`, `Push`, `Steal`, `Cancel`, `ItemsTaken`) or to a lessee
+    /// (`FreeBlocks`, `Spill`), and those that the executor has a say in (`Evict`), are the shell's.
     pub fn handle_message(&mut self, from: ProcId, msg: Msg, now_ns: u64, out: &mut Out) {
         let mut gone = Gone::default();
         match msg {
@@ -245,6 +260,13 @@ impl Owner {
                 out.push(Effect::Send { to: from, msg: Msg::Because { question, reason }, urgent: true });
             }
             Msg::Missing { object, node, segment } => self.handle_missing(object, node, segment, now_ns, out),
+            Msg::MakeRoom { node, bytes } => self.make_room(node, bytes, out),
+            Msg::Evicted { forgotten, kept } => self.handle_evicted(from, &forgotten, &kept, out),
+            Msg::Written { node, written } => {
+                for each in written {
+                    self.handle_written(node, each, out);
+                }
+            }
             Msg::Define { .. }
             | Msg::Forget { .. }
             | Msg::Push(_)
@@ -252,6 +274,8 @@ impl Owner {
             | Msg::Cancel { .. }
             | Msg::ItemsTaken { .. }
             | Msg::Because { .. }
+            | Msg::Evict { .. }
+            | Msg::Spill { .. }
             | Msg::FreeBlocks { .. } => {}
         }
         self.settle(gone, out);
@@ -267,6 +291,7 @@ impl Owner {
         let mut gone = Gone::default();
         let orphans = self.objects.handle_process_gone(proc, cause, &mut gone, out);
         self.settle(gone, out);
+        self.spills_without(proc, out);
         for id in orphans {
             self.fulfil(id, owner_died(id, cause), now_ns, out);
         }

@@ -84,6 +84,17 @@ impl Payload {
         self.is_error() && self.data.get(1).is_some_and(|code| FAILURES.contains(code))
     }
 
+    /// The code of an exception, and what it says in plain text, cut to [`TEXT_BYTES_MAX`].
+    #[must_use]
+    pub fn describe_error(&self) -> (u8, String) {
+        let code = self.data.get(1).copied().unwrap_or(ErrorCode::Other as u8);
+        if self.data.first() != Some(&TAG_ERROR_TEXT) {
+            return (code, String::new());
+        }
+        let text = self.data.get(2..).unwrap_or_default();
+        (code, String::from_utf8_lossy(&text[..text.len().min(TEXT_BYTES_MAX)]).into_owned())
+    }
+
     /// The same exception under another code.
     #[must_use]
     pub fn with_code(&self, code: ErrorCode) -> Self {
@@ -94,6 +105,9 @@ impl Payload {
         Self { data: Blob::new(&data), refs: self.refs.clone() }
     }
 }
+
+/// What history keeps of an exception's text.
+pub const TEXT_BYTES_MAX: usize = 1024;
 
 /// First byte of a payload that holds an exception's text; the code follows.
 pub const TAG_ERROR_TEXT: u8 = 64;

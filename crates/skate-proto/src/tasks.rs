@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use crate::describe::Unrun;
 use crate::ids::{ActorId, LeaseId, NodeKey, ObjectId, ProcId, SegmentId, TaskId};
 use crate::leases::ClassId;
 use crate::msg::{CallDef, Done, Msg, Push, Reason, Returns, Slot, WaitsFor};
@@ -111,6 +112,7 @@ pub(crate) struct TaskEntry {
     pub(crate) parent: Option<TaskId>,
     pub(crate) cancelled: bool,
     pub(crate) stored_results: u32,
+    pub(crate) submitted_ns: u64,
     pub(crate) pushed_ns: u64,
 }
 
@@ -267,6 +269,7 @@ impl Owner {
             parent,
             cancelled: false,
             stored_results: 0,
+            submitted_ns: now_ns,
             pushed_ns: 0,
         };
         self.definitions[def].users += 1;
@@ -376,6 +379,7 @@ impl Owner {
         self.objects.hand_over(&args.refs, to, out);
         let mut deps = Vec::with_capacity(dep_ids.len());
         for (slot, id) in dep_ids {
+            self.objects.touch(id);
             let value = self.objects.value(id).cloned().expect("a started task has all its arguments");
             self.objects.hand_over(value.refs(), to, out);
             // The reader of a stored argument holds the object itself, which keeps the block.
@@ -461,7 +465,14 @@ impl Owner {
         if entry.retries_left > 0 {
             entry.retries_left -= 1;
         }
+        self.attempt_again(task, now_ns, out);
+    }
+
+    /// Another attempt, whoever is charged for it.
+    pub(crate) fn attempt_again(&mut self, task: TaskId, now_ns: u64, out: &mut Out) {
+        let Some(entry) = self.tasks.get_mut(&task) else { return };
         entry.attempt += 1;
+        entry.pushed_ns = 0;
         match entry.actor {
             Some(actor) => self.requeue_call(actor, task, now_ns, out),
             None => self.enqueue(task, true, now_ns, out),
@@ -542,7 +553,19 @@ impl Owner {
         for &inner in &error.refs {
             self.objects.retain(inner);
         }
+        self.note_unrun(task, error, out);
         self.complete(task, vec![Value::Inline(error.clone())], u32::MAX, now_ns, out);
+    }
+
+    /// An attempt ended here and not by an answer: who keeps history hears of it.
+    pub(crate) fn note_unrun(&self, task: TaskId, error: &Payload, out: &mut Out) {
+        let Some(entry) = self.tasks.get(&task) else { return };
+        let def = self.definitions[entry.def].call.clone();
+        if def.recorded {
+            let (attempt, since_ns) = (entry.attempt, entry.pushed_ns);
+            let (code, text) = error.describe_error();
+            out.push(Effect::Unrun(Unrun { task, attempt, def, code, text, since_ns }));
+        }
     }
 
     fn drop_task(&mut self, task: TaskId, out: &mut Out) {

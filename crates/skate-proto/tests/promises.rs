@@ -68,6 +68,7 @@ fn tasks_fail_with_their_placement_group() {
         retry_exceptions: false,
         backpressure: 0,
         actor: None,
+        recorded: true,
     };
     let def = owner.define(call, Blob::new(b"code"), Some(class), 3);
     let task: TaskId = owner.submit(def, Payload::plain(b""), vec![], None, None, 0, &mut out).unwrap();

@@ -117,7 +117,7 @@ fn an_idle_lease_goes_back_after_a_while_and_at_once_when_asked() {
     bench.owner.handle_timeout(due, &mut bench.out);
     assert_eq!(bench.effects(), [Effect::Node(ToNode::LeaseReturn { lease: LeaseId(1), reusable: true, node: NODE })]);
     bench.lend(2, WORKER);
-    bench.owner.handle_lease_reclaim(LeaseId(2), true, bench.now, &mut bench.out);
+    bench.owner.handle_lease_reclaim(LeaseId(2), true, NODE, bench.now, &mut bench.out);
     assert!(bench.effects().contains(&Effect::Node(ToNode::LeaseReturn {
         lease: LeaseId(2),
         reusable: true,
@@ -152,8 +152,8 @@ fn a_lease_that_nobody_waits_for_any_more_stays() {
     let f = bench.function(3);
     let task = bench.submit(f);
     bench.lend(1, WORKER);
-    bench.owner.handle_lease_reclaim(LeaseId(1), true, bench.now, &mut bench.out);
-    bench.owner.handle_lease_reclaim(LeaseId(1), false, bench.now, &mut bench.out);
+    bench.owner.handle_lease_reclaim(LeaseId(1), true, NODE, bench.now, &mut bench.out);
+    bench.owner.handle_lease_reclaim(LeaseId(1), false, NODE, bench.now, &mut bench.out);
     bench.effects();
     bench.now += TURN_NS;
     bench.done(WORKER, task, 5 * MS);
@@ -166,7 +166,7 @@ fn a_reclaimed_lease_with_work_is_kept_for_its_turn_and_then_returned() {
     let f = bench.function(3);
     let tasks: Vec<TaskId> = (0..3).map(|_| bench.submit(f)).collect();
     bench.lend(1, WORKER);
-    bench.owner.handle_lease_reclaim(LeaseId(1), true, bench.now, &mut bench.out);
+    bench.owner.handle_lease_reclaim(LeaseId(1), true, NODE, bench.now, &mut bench.out);
     assert!(
         bench.effects().contains(&Effect::Node(ToNode::LeaseKept { lease: LeaseId(1), node: NODE })),
         "the node looks elsewhere"
@@ -443,7 +443,7 @@ fn unused_definitions_are_forgotten_and_so_are_their_functions_at_workers() {
                 Effect::Send { msg: Msg::Forget { ids }, .. } => executor.handle_forget(ME, &ids),
                 Effect::Send { msg: Msg::Push(push), .. } => {
                     executor.handle_push(ME, push, &mut Out::default());
-                    assert!(executor.take("").unwrap().blob.is_some(), "work comes with its function");
+                    assert!(executor.take("", 0).unwrap().blob.is_some(), "work comes with its function");
                 }
                 _ => {}
             }
@@ -495,6 +495,44 @@ fn classes_that_nothing_uses_are_forgotten() {
     bench.effects();
     bench.owner.handle_lease_granted(ClassId(5), LeaseId(77), OTHER, NODE, 1, vec![], bench.now, &mut bench.out);
     assert_eq!(bench.effects(), [Effect::Node(ToNode::LeaseReturn { lease: LeaseId(77), reusable: true, node: NODE })]);
+}
+
+#[test]
+fn a_lease_that_is_granted_twice_is_one() {
+    let mut bench = Bench::new();
+    let f = bench.function(0);
+    let [first, second] = [bench.submit(f), bench.submit(f)];
+    bench.effects();
+    bench.lend(1, WORKER);
+    bench.lend(1, WORKER);
+    assert_eq!(bench.pushes(), [(WORKER, first)]);
+    // What runs there is still known: its worker's end is its own.
+    bench.owner.handle_process_gone(WORKER, "killed", Death::Crashed, bench.now, &mut bench.out);
+    assert_eq!(bench.error(first), ErrorCode::WorkerCrashed);
+    assert!(bench.value(second).is_none());
+}
+
+#[test]
+fn a_lease_of_which_nothing_was_heard_goes_back_when_it_is_wanted() {
+    let mut bench = Bench::new();
+    bench.owner.handle_lease_reclaim(LeaseId(7), false, NODE, bench.now, &mut bench.out);
+    assert_eq!(bench.effects(), []);
+    bench.owner.handle_lease_reclaim(LeaseId(7), true, NODE, bench.now, &mut bench.out);
+    assert_eq!(bench.effects(), [Effect::Node(ToNode::LeaseReturn { lease: LeaseId(7), reusable: true, node: NODE })]);
+}
+
+#[test]
+fn a_worker_that_is_known_to_have_ended_is_given_nothing() {
+    let mut bench = Bench::new();
+    let f = bench.function(0);
+    let task = bench.submit(f);
+    bench.owner.handle_process_gone(WORKER, "killed", Death::Crashed, bench.now, &mut bench.out);
+    bench.effects();
+    bench.lend(1, WORKER);
+    // Nobody would be told of its end again: another one is asked for.
+    assert_eq!(bench.effects(), [Effect::Node(ToNode::LeaseDemand { class: bench.class, count: 1 })]);
+    bench.lend(2, OTHER);
+    assert_eq!(bench.pushes(), [(OTHER, task)]);
 }
 
 #[test]
@@ -588,6 +626,7 @@ fn an_actor_that_nobody_can_reach_any_more_when_its_arguments_come_is_not_made()
         is_async: false,
         groups: vec![],
         detached: false,
+        recorded: true,
     };
     let deps = vec![(Slot::Position(0), ObjectId { task: made, index: 0 })];
     bench.owner.create_actor(creation, Payload::plain(b""), deps, bench.now, &mut bench.out);
@@ -610,7 +649,7 @@ fn whoever_was_told_that_a_worker_is_blocked_is_told_when_it_is_not() {
         let push = Push { task, def: 0, attempt: 0, args: Payload::plain(b""), deps: vec![], gpu_ids: vec![] };
         executor.handle_push(owner, push, &mut out);
     }
-    executor.take("").unwrap();
+    executor.take("", 0).unwrap();
     executor.block(&mut out);
     out.effects.clear();
     executor.unblock(&mut out);

@@ -3,12 +3,13 @@
 //! Each process runs the real machines. A link delivers in order; which link delivers next is the
 //! schedule's choice, and what the node says is a link, too. Processes hold references, put values that
 //! contain them (small ones, or blocks of shared memory), call tasks, generators and actors with them,
-//! block, cancel, lose memory, and die. Workers and hosts of actors are started as they are needed.
+//! block, view values, have them spilled, cancel, lose memory, and die. Workers and hosts of actors are started as they are needed.
 //!
 //! The oracles are global and know nothing of tokens:
 //!
 //! - safety, after every step: an object that a living process holds is known to its living owner, and the
-//!   block of its value has not been freed; no block is freed twice;
+//!   block of its value has not been freed; no block is freed twice; a block that somebody views, or that a task which
+//!   begins was told of, has not been freed;
 //! - liveness, when everything has been delivered: whatever the driver waits for is there, and when
 //!   everything has been dropped, nothing is left anywhere: no object, task, stream, actor or block.
 
@@ -25,6 +26,7 @@ use skate_proto::msg::{ActorSpec, CallDef, Msg, Returns, Slot};
 use skate_proto::objects::WaiterId;
 use skate_proto::owner::{Effect, Out, Owner, ToNode};
 use skate_proto::payload::{Blob, ErrorCode, Payload, Value};
+use skate_proto::spilling::Written;
 use skate_proto::streams::Next;
 
 const NODE: u64 = 100;
@@ -43,6 +45,7 @@ enum Packet {
     Gone(ProcId),
     Granted(ClassId, LeaseId, ProcId),
     Actor(ActorId, ActorState),
+    Written(Written),
 }
 
 struct Running {
@@ -58,6 +61,8 @@ struct Process {
     held: Vec<ObjectId>,
     streams: Vec<TaskId>,
     handles: Vec<ObjectId>,
+    /// Objects that it views, and the block that each view is on.
+    views: Vec<(ObjectId, SegmentId)>,
     running: Option<Running>,
     /// Definitions: a function, one that is not repeated, a generator, one that is held back.
     defs: [u32; 4],
@@ -91,6 +96,7 @@ impl Process {
             held: Vec::new(),
             streams: Vec::new(),
             handles: Vec::new(),
+            views: Vec::new(),
             running: None,
             defs,
             alive: true,
@@ -109,6 +115,7 @@ fn call(actor: Option<ActorId>) -> CallDef {
         retry_exceptions: false,
         backpressure: 0,
         actor,
+        recorded: true,
     }
 }
 
@@ -209,7 +216,7 @@ impl World {
                             self.blocks.remove(&location.segment).is_some() || self.lost.remove(&location.segment);
                         assert!(known, "{me:?} frees a block that is not in use: {location:?}");
                     }
-                    Effect::Notify { .. } | Effect::Unread(_) => {}
+                    Effect::Notify { .. } | Effect::Unread(_) | Effect::Unrun(_) => {}
                 }
             }
         }
@@ -235,6 +242,10 @@ impl World {
                 }
                 Packet::Granted(class, lease, worker) => {
                     owner.handle_lease_granted(class, lease, worker, NodeKey(NODE), 1, vec![], now, out)
+                }
+                Packet::Written(written) => owner.handle_written(NodeKey(NODE), written, out),
+                Packet::Core(Msg::Evict { objects }) => {
+                    owner.handle_evict(from, &objects, |object| executor.forget_place(object), out);
                 }
                 Packet::Actor(actor, state) => owner.handle_actor_state(actor, state, now, out),
                 Packet::Core(Msg::Define { id, def, blob }) => executor.handle_define(from, id, def, blob),
@@ -322,6 +333,20 @@ impl World {
                 record.stopping = true;
                 if record.host.is_none() {
                     self.end_actor(actor);
+                }
+            }
+            ToNode::Spill { owner, offered } => {
+                assert_eq!(owner, me, "all processes are on one node");
+                for offer in offered {
+                    self.next_segment += 1;
+                    let spill = SegmentId(SegmentId::SPILLED + self.next_segment);
+                    // Every fourth is not written: there is enough room by then, or none on the disk.
+                    let spill = (!self.next_segment.is_multiple_of(4)).then_some(spill);
+                    if let Some(spill) = spill {
+                        self.blocks.insert(spill, me);
+                    }
+                    let (object, serial, len) = (offer.object, offer.serial, offer.from.len);
+                    self.send(MANAGER, me, Packet::Written(Written { object, serial, spill, len }));
                 }
             }
             ToNode::ActorKill { .. } | ToNode::PeerLost { .. } => {}
@@ -536,6 +561,7 @@ impl World {
                 is_async: false,
                 groups: vec![],
                 detached: false,
+                recorded: true,
             };
             let deps: Vec<(Slot, ObjectId)> =
                 process.held.get(choice % 5).map(|id| (Slot::Position(0), *id)).into_iter().collect();
@@ -602,6 +628,29 @@ impl World {
         self.bury();
     }
 
+    /// A reader begins to view a value where it is, or ends to.
+    fn view(&mut self, me: ProcId, choice: usize) {
+        self.step(me, |process, _| {
+            if choice.is_multiple_of(2) && !process.views.is_empty() {
+                let (id, _) = process.views.swap_remove(choice % process.views.len());
+                process.owner.objects.end_view(id);
+                process.owner.release(id, &mut process.out);
+            } else if let Some(id) = pick(&process.held, choice)
+                && let Some(Value::Stored { location, .. }) = process.owner.objects.read(id).cloned()
+                && !location.is_spilled()
+            {
+                process.owner.objects.retain_view(id);
+                process.views.push((id, location.segment));
+            }
+        });
+    }
+
+    /// The node is short of memory, and asks a process.
+    fn spill(&mut self, me: ProcId, choice: usize) {
+        let bytes = if choice.is_multiple_of(3) { 1 } else { 256 };
+        self.step(me, |process, _| process.owner.make_room(NodeKey(NODE), bytes, &mut process.out));
+    }
+
     /// The memory of a stored value is lost, and a reader notices.
     fn lose(&mut self, me: ProcId, choice: usize) {
         let process = self.process(me);
@@ -622,9 +671,17 @@ impl World {
     /// A worker begins a task, goes on with it, or ends it and returns some of what it saw.
     fn work(&mut self, me: ProcId, choice: usize) -> bool {
         let Some(running) = &self.process(me).running else {
-            let Some(work) = self.process(me).executor.take("") else {
+            let Some(work) = self.process(me).executor.take("", 0) else {
                 return false;
             };
+            for (_, id, value) in &work.deps {
+                let Value::Stored { location, .. } = value else { continue };
+                if !self.process(me).executor.knows_place(*id) {
+                    continue; // it asks the owner
+                }
+                let there = self.blocks.contains_key(&location.segment) || self.lost.contains(&location.segment);
+                assert!(there || !self.is_alive(id.owner()), "{me:?} is to read {id} where it was freed");
+            }
             if work.kind == WorkKind::CreateActor {
                 // Its references are kept until the process ends.
                 self.process(me).executor.left(work.task);
@@ -727,6 +784,10 @@ impl World {
                     assert!(there || !current, "{me:?} holds {id}, whose block has been freed");
                 }
             }
+            for (id, segment) in process.views.iter().filter(|(id, _)| self.is_alive(id.owner())) {
+                let there = self.blocks.contains_key(segment) || self.lost.contains(segment);
+                assert!(there, "{me:?} views {id}, whose block has been freed");
+            }
         }
     }
 
@@ -788,6 +849,9 @@ impl World {
                     process.owner.release(ObjectId { task, index: 0 }, &mut process.out);
                 }
             });
+            while !self.process(me).views.is_empty() {
+                self.view(me, 0);
+            }
             while !self.process(me).held.is_empty() || !self.process(me).handles.is_empty() {
                 self.drop_one(me, 0);
             }
@@ -811,7 +875,7 @@ fn keep(process: &mut Process, ids: &[ObjectId]) {
 
 type Act = fn(&mut World, ProcId, usize);
 
-const ACTS: [(u32, Act); 12] = [
+const ACTS: [(u32, Act); 14] = [
     (2, World::put),
     (4, World::submit),
     (3, World::drop_one),
@@ -824,6 +888,8 @@ const ACTS: [(u32, Act); 12] = [
     (2, World::call),
     (1, World::cancel),
     (1, World::lose),
+    (2, World::view),
+    (2, World::spill),
     (1, |world, me, _| {
         world.block(me);
     }),
@@ -913,6 +979,7 @@ fn finish(mut world: World) {
             process.owner.statistics().into_iter().filter(|(name, count)| *count > 0 && EMPTY.contains(name)).collect();
         assert_eq!(left, [], "{id:?} is not empty");
         assert_eq!(process.executor.running_count(), 0, "{id:?} runs something");
+        assert_eq!(process.owner.spilling(), 0, "{id:?} waits for ever for a spill");
     }
     assert!(world.blocks.is_empty(), "blocks were never freed: {:?}", world.blocks);
     assert!(world.leases.is_empty(), "leases never went back: {:?}", world.leases);

@@ -95,6 +95,39 @@ impl PyCore {
         Bytes::of_fetched(&self.inner, fetched)?.load(py, self.hooks.get(), Some(id))
     }
 
+    fn why_of(&self, py: Python<'_>, mut id: ObjectId) -> PyResult<Vec<(String, String)>> {
+        let mut chain = Vec::new();
+        let deadline = || Some(Instant::now() + Duration::from_secs(5));
+        // Arguments of arguments; a cycle is impossible, a long chain is cut.
+        while chain.len() < 64 {
+            let mut reason = self.inner.why(id);
+            if reason.waits_for == WaitsFor::Owner {
+                let (where_, _) = self.ask_node(py, "why.process", rmp_int(id.owner().0))?;
+                match waiting(py, || self.inner.ask_why(id, deadline())) {
+                    Ok(told) => reason = Reason { text: format!("{}; its owner is {where_}", told.text), ..told },
+                    Err(_) => {
+                        let text = format!("it belongs to {where_}, which does not answer");
+                        reason = Reason { text, waits_for: WaitsFor::Nothing };
+                    }
+                }
+            }
+            chain.push((format!("object {id}"), reason.text));
+            let question = match reason.waits_for {
+                WaitsFor::Nothing | WaitsFor::Owner => break,
+                WaitsFor::Object(argument) => {
+                    id = argument;
+                    continue;
+                }
+                WaitsFor::Lease(class) => ("why.lease", rmp_pair(u64::from(class), id.owner().0)),
+                WaitsFor::Actor(actor) => ("why.actor", rmp_bin(&actor.to_bytes())),
+            };
+            let (text, ok) = self.ask_node(py, question.0, question.1)?;
+            chain.push(("node".into(), if ok { text } else { format!("the node could not say: {text}") }));
+            break;
+        }
+        Ok(chain)
+    }
+
     /// The node's answer to a request as text, and whether it could give one.
     fn ask_node(&self, py: Python<'_>, op: &str, args: Vec<u8>) -> PyResult<(String, bool)> {
         let deadline = Some(Instant::now() + Duration::from_secs(5));
@@ -138,7 +171,12 @@ impl PyCore {
             inner.set_signals(handler_raised);
         }
         inner.set_task_oom_retries(task_oom_retries);
-        *CURRENT.lock() = Some(inner.clone());
+        let mut current = CURRENT.lock();
+        // A tool beside a driver leaves the driver's references as they are.
+        if role != Role::Tool || current.is_none() {
+            *current = Some(inner.clone());
+        }
+        drop(current);
         Ok(Self { inner, hooks })
     }
 
@@ -288,37 +326,13 @@ impl PyCore {
 
     /// The chain of reasons why a value is not there: (what, reason), outermost first.
     fn why(&self, py: Python<'_>, reference: &Bound<'_, ObjectRef>) -> PyResult<Vec<(String, String)>> {
-        let mut chain = Vec::new();
-        let mut id = reference.get().id_in(&self.inner)?;
-        let deadline = || Some(Instant::now() + Duration::from_secs(5));
-        // Arguments of arguments; a cycle is impossible, a long chain is cut.
-        while chain.len() < 64 {
-            let mut reason = self.inner.why(id);
-            if reason.waits_for == WaitsFor::Owner {
-                let (where_, _) = self.ask_node(py, "why.process", rmp_int(id.owner().0))?;
-                match waiting(py, || self.inner.ask_why(id, deadline())) {
-                    Ok(told) => reason = Reason { text: format!("{}; its owner is {where_}", told.text), ..told },
-                    Err(_) => {
-                        let text = format!("it belongs to {where_}, which does not answer");
-                        reason = Reason { text, waits_for: WaitsFor::Nothing };
-                    }
-                }
-            }
-            chain.push((format!("object {id}"), reason.text));
-            let question = match reason.waits_for {
-                WaitsFor::Nothing | WaitsFor::Owner => break,
-                WaitsFor::Object(argument) => {
-                    id = argument;
-                    continue;
-                }
-                WaitsFor::Lease(class) => ("why.lease", rmp_pair(u64::from(class), id.owner().0)),
-                WaitsFor::Actor(actor) => ("why.actor", rmp_bin(&actor.to_bytes())),
-            };
-            let (text, ok) = self.ask_node(py, question.0, question.1)?;
-            chain.push(("node".into(), if ok { text } else { format!("the node could not say: {text}") }));
-            break;
-        }
-        Ok(chain)
+        self.why_of(py, reference.get().id_in(&self.inner)?)
+    }
+
+    /// The same by the object's id, which need not be held here.
+    fn why_id(&self, py: Python<'_>, id: &[u8]) -> PyResult<Vec<(String, String)>> {
+        let id = ObjectId::from_bytes(id).ok_or_else(|| PyValueError::new_err("an object id has 28 bytes"))?;
+        self.why_of(py, id)
     }
 
     fn _describe_objects(&self) -> Vec<String> {
@@ -336,7 +350,7 @@ impl PyCore {
         PyBytes::new(py, &actor.to_bytes())
     }
 
-    #[pyo3(signature = (actor, *, blob, args, kwargs, place, run, env, strategy, name, namespace, class_name, label, max_restarts, max_task_retries, max_pending_calls, max_concurrency, is_async, concurrency_groups, detached))]
+    #[pyo3(signature = (actor, *, blob, args, kwargs, place, run, env, strategy, name, namespace, class_name, label, max_restarts, max_task_retries, max_pending_calls, max_concurrency, is_async, concurrency_groups, detached, recorded))]
     #[expect(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn create_actor(
         &self,
@@ -360,6 +374,7 @@ impl PyCore {
         is_async: bool,
         concurrency_groups: HashMap<String, u32>,
         detached: bool,
+        recorded: bool,
     ) -> PyResult<()> {
         let _ = max_task_retries;
         let call = extract_call(py, &self.inner, self.hooks.get(), args, kwargs)?;
@@ -383,6 +398,7 @@ impl PyCore {
             is_async,
             groups,
             detached,
+            recorded,
         };
         self.inner.create_actor(creation, call.args, call.deps);
         self.inner.release_all(&call.temporary);
@@ -452,8 +468,8 @@ impl PyCore {
         let log = py.detach(|| self.inner.next_log());
         Ok(match log {
             None => None,
-            Some(Log::Lines { name, pid, stream, lines }) => {
-                Some((name, pid, stream, lines).into_pyobject(py)?.into_any())
+            Some(Log::Lines { name, pid, stream, lines, ip }) => {
+                Some((name, pid, stream, lines, ip).into_pyobject(py)?.into_any())
             }
             Some(Log::Notice { level, text }) => Some((level, text).into_pyobject(py)?.into_any()),
             Some(Log::Unhandled(payload)) => {
@@ -493,7 +509,7 @@ impl PyCore {
 
     fn actor_failed(&self, py: Python<'_>, error: &Bound<'_, PyAny>) -> PyResult<()> {
         let payload = crate::task::error_payload(py, self.hooks.get(), error, ErrorCode::ActorDied)?;
-        self.inner.actor_failed(&payload.data);
+        self.inner.actor_failed(&payload.data, crate::task::words(error).as_deref().unwrap_or_default());
         Ok(())
     }
 

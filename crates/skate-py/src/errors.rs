@@ -12,6 +12,8 @@ use skate_core::transport::DiscoverError;
 // What the core says must be told from what user code raises, which may be any builtin exception.
 create_exception!(ray._core, CoreClosed, PyConnectionError, "The core has lost its node, or was closed.");
 create_exception!(ray._core, StoreFull, PyMemoryError, "The object store has no room for a value.");
+create_exception!(ray._core, DiskFull, StoreFull, "Neither the object store nor the disk has room for a value.");
+create_exception!(ray._core, NotYourTurn, StoreFull, "Others need the room in the object store first.");
 
 /// The Python layer turns these into Ray's exceptions, where it knows what the user asked for.
 pub(crate) fn to_py(error: CoreError) -> PyErr {
@@ -29,6 +31,8 @@ pub(crate) fn to_py(error: CoreError) -> PyErr {
             }
         }
         CoreError::StoreFull(_) => StoreFull::new_err(error.to_string()),
+        CoreError::DiskFull(_) => DiskFull::new_err(error.to_string()),
+        CoreError::NotYourTurn(_) => NotYourTurn::new_err(error.to_string()),
         CoreError::TooManyPendingCalls(_) => Python::attach(|py| {
             let class = py.import("ray.exceptions").and_then(|module| module.getattr("PendingCallsLimitExceeded"));
             match class.and_then(|class| class.call1((error.to_string(),))) {

@@ -48,6 +48,18 @@ fn memfd(name: &str, size: u64) -> PyResult<i32> {
     Ok(fd.into_raw_fd())
 }
 
+/// The signal and the descriptor of dumps of stacks, for `faulthandler.register`.
+#[pyfunction]
+fn stack_target() -> (i32, i32) {
+    (skate_core::stacks::signal(), skate_core::stacks::descriptor())
+}
+
+/// Puts the core's handler in front of `faulthandler`'s.
+#[pyfunction]
+fn install_stack_handler() {
+    skate_core::stacks::install();
+}
+
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Hooks>()?;
@@ -61,9 +73,12 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<template::Template>()?;
     module.add("CoreClosed", module.py().get_type::<errors::CoreClosed>())?;
     module.add("StoreFull", module.py().get_type::<errors::StoreFull>())?;
+    module.add("DiskFull", module.py().get_type::<errors::DiskFull>())?;
     module.add_function(wrap_pyfunction!(refs::_rebuild_ref, module)?)?;
     module.add_function(wrap_pyfunction!(random_id, module)?)?;
     module.add_function(wrap_pyfunction!(memfd, module)?)?;
+    module.add_function(wrap_pyfunction!(stack_target, module)?)?;
+    module.add_function(wrap_pyfunction!(install_stack_handler, module)?)?;
     module.add_function(wrap_pyfunction!(node_core::discover, module)?)?;
     module.add("ROLE_NODE", ROLE_NODE)?;
     module.add("ROLE_DRIVER", ROLE_DRIVER)?;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -11,6 +12,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
 use skate_core::core::CoreError;
 use skate_core::relay::{Limits, Relay};
+use skate_core::spill::format::OBJECT_LEN;
+use skate_core::spill::{self, Piece, SpillError, Spiller};
 use skate_core::transfer::{Bulk, Failure, Outcome, Pull, SILENCE_S_MAX, Source, parse_address};
 use skate_core::transport::{
     Address, Called, CloseReason, Config, DiscoverError, Driven, Frame, Handler, Listener, PeerInfo, SendMode,
@@ -28,6 +31,7 @@ enum Event {
     Left { proc: u64, reason: String, ended: bool },
     Fd(u64),
     Pulled(Outcome),
+    Spilled(&'static str, spill::Outcome),
     Stranger { ticket: u64, target: u64 },
 }
 
@@ -53,11 +57,23 @@ struct Queue {
     bulk: OnceLock<Bulk>,
     /// Passes on connections to nodes that only connect outwards; only a head's does.
     relay: Option<Relay>,
+    spiller: OnceLock<Spiller>,
 }
 
 impl Queue {
     fn add(&self, event: Event) {
         self.events.add(event);
+    }
+
+    /// Started by its first use, which most sessions never come to.
+    fn spiller(&self) -> &Spiller {
+        self.spiller.get_or_init(|| {
+            let (written, restored) = (self.events.clone(), self.events.clone());
+            Spiller::new(
+                move |outcome| written.add(Event::Spilled("written", outcome)),
+                move |outcome| restored.add(Event::Spilled("restored", outcome)),
+            )
+        })
     }
 
     fn bulk(&self) -> &Bulk {
@@ -253,6 +269,15 @@ impl NodeCore {
                     let failures: Vec<_> = failures.into_iter().map(failure).collect();
                     ("pulled", ticket, error, failures, bytes).into_pyobject(py)?.into_any()
                 }
+                Event::Spilled(what, spill::Outcome { ticket, result }) => {
+                    let (kind, error) = match result {
+                        Ok(()) => ("", String::new()),
+                        Err(error @ SpillError::Full(_)) => ("full", error.to_string()),
+                        Err(error @ SpillError::Damaged(_)) => ("damaged", error.to_string()),
+                        Err(error) => ("io", error.to_string()),
+                    };
+                    (what, ticket, kind, error).into_pyobject(py)?.into_any()
+                }
                 Event::Stranger { ticket, target } => ("stranger", ticket, target).into_pyobject(py)?.into_any(),
             };
             list.append(item)?;
@@ -378,6 +403,44 @@ impl NodeCore {
         self.queue.bulk().cancel(ticket);
     }
 
+    /// Begins to write a spill file. Its end is an event ("written", ticket, kind, error), in which an empty kind is
+    /// success. `pieces` are (object, segment's descriptor or -1, path of another file, offset, length, place in the
+    /// file), in order of their places.
+    fn write_spill(
+        &self,
+        ticket: u64,
+        path: PathBuf,
+        pieces: Vec<(Vec<u8>, i32, PathBuf, u64, u64, u64)>,
+        capacity_share: f64,
+    ) -> PyResult<()> {
+        let mut segments: HashMap<i32, Arc<OwnedFd>> = HashMap::new();
+        let mut read = |(object, fd, from, offset, len, at): (Vec<u8>, i32, PathBuf, u64, u64, u64)| {
+            let source = if fd < 0 {
+                spill::Source::Record { path: from, at: offset }
+            } else if let Some(segment) = segments.get(&fd) {
+                spill::Source::Block { segment: segment.clone(), offset }
+            } else {
+                // SAFETY: as for `send_fd`.
+                let segment = Arc::new(unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()?);
+                segments.insert(fd, segment.clone());
+                spill::Source::Block { segment, offset }
+            };
+            Ok(Piece { object: object_id(&object)?, source, len, at })
+        };
+        let pieces = pieces.into_iter().map(&mut read).collect::<PyResult<_>>()?;
+        self.queue.spiller().write(spill::Write { ticket, path, pieces, capacity_share });
+        Ok(())
+    }
+
+    /// Begins to read a spilled value into a segment of this node. Its end is an event ("restored", ticket, kind, error).
+    fn read_spill(&self, ticket: u64, path: PathBuf, name: &[u8], at: u64, length: u64, fd: i32) -> PyResult<()> {
+        // SAFETY: as for `send_fd`.
+        let segment = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()?;
+        let object = object_id(name)?;
+        self.queue.spiller().read(spill::Read { ticket, path, object, at, len: length, segment });
+        Ok(())
+    }
+
     fn close(&self, py: Python<'_>) {
         py.detach(|| {
             self.transport.shutdown();
@@ -385,7 +448,14 @@ impl NodeCore {
             if let Some(relay) = &self.queue.relay {
                 relay.shutdown();
             }
+            if let Some(spiller) = self.queue.spiller.get() {
+                spiller.shutdown();
+            }
         });
         *self.queue.events.transport.lock() = None;
     }
+}
+
+fn object_id(bytes: &[u8]) -> PyResult<[u8; OBJECT_LEN]> {
+    bytes.try_into().map_err(|_| PyValueError::new_err(format!("an object's id has {OBJECT_LEN} bytes")))
 }

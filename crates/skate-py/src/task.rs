@@ -9,14 +9,15 @@ use parking_lot::Mutex;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
-use skate_core::core::{Core, INLINE_ANSWER_BYTES_MAX};
+use skate_core::core::{Core, CoreError, INLINE_ANSWER_BYTES_MAX};
 use skate_proto::executor::{Work, WorkKind};
 use skate_proto::ids::{ObjectId, TaskId};
 use skate_proto::msg::{Returns, Slot};
-use skate_proto::payload::{ErrorCode, Payload, TAG_ERROR_PICKLE, Value};
+use skate_proto::payload::{ErrorCode, Payload, TAG_ERROR_PICKLE, TEXT_BYTES_MAX, Value};
 
 use crate::Hooks;
 use crate::core::waiting;
+use crate::errors::NotYourTurn;
 use crate::refs::ObjectRef;
 use crate::value::{Bytes, Serialized};
 
@@ -43,6 +44,16 @@ pub(crate) fn error_payload(
     Ok(Serialized::pickle(py, hooks, error, TAG_ERROR_PICKLE, code as u8)?.into_payload(py))
 }
 
+/// The end of an exception's text, which names it; for history.
+pub(crate) fn words(error: &Bound<'_, PyAny>) -> Option<String> {
+    let text: String = error.str().ok()?.extract().ok()?;
+    let mut from = text.len().saturating_sub(TEXT_BYTES_MAX);
+    while !text.is_char_boundary(from) {
+        from += 1;
+    }
+    Some(text[from..].trim().to_owned())
+}
+
 /// One piece of work handed to this worker.
 #[pyclass(frozen, module = "ray._core")]
 pub(crate) struct Task {
@@ -51,9 +62,13 @@ pub(crate) struct Task {
     work: Work,
     started: Instant,
     items: Mutex<u32>,
+    /// The exception that ended a stream, in words.
+    stream_error: Mutex<Option<String>>,
     answered: Mutex<bool>,
     /// The counts that came with the work have been given back.
     forgotten: AtomicBool,
+    /// The argument for which there was no room.
+    refused: Mutex<Option<ObjectId>>,
 }
 
 impl Task {
@@ -64,8 +79,10 @@ impl Task {
             work,
             started: Instant::now(),
             items: Mutex::new(0),
+            stream_error: Mutex::new(None),
             answered: Mutex::new(false),
             forgotten: AtomicBool::new(false),
+            refused: Mutex::new(None),
         }
     }
 
@@ -74,17 +91,40 @@ impl Task {
     }
 
     /// Sends results once; a second answer is a bug in the worker's loop, but must not end it.
-    fn answer(&self, results: Vec<Value>, retryable: bool) -> PyResult<()> {
+    fn answer(&self, results: Vec<Value>, failure: Option<&str>, retryable: bool) -> PyResult<()> {
         let mut answered = self.answered.lock();
         if std::mem::replace(&mut *answered, true) {
             return Err(PyRuntimeError::new_err("the task has been answered already"));
         }
         CURRENT_TASK.set(None);
         let items = *self.items.lock();
-        self.core.answer(&self.work, results, retryable, self.run_ns(), items);
+        self.core.answer(&self.work, results, failure, retryable, self.run_ns(), items);
         // Not when this object is dropped: the loop that holds it may wait long for its next one.
         self.forget_arguments();
         Ok(())
+    }
+
+    fn gather<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyTuple>, Bound<'py, PyDict>)> {
+        let whole = self.work.deps.iter().find(|(slot, ..)| *slot == Slot::Whole);
+        let bytes = match whole {
+            Some((_, id, value)) => self.bytes_of(py, *id, value)?,
+            None => Bytes::of_blob(&self.work.args.data),
+        };
+        let (mut positional, keywords) = bytes.load_args(py, self.hooks.get())?;
+        let keywords = keywords.unwrap_or_else(|| PyDict::new(py));
+        for (slot, id, value) in &self.work.deps {
+            match slot {
+                Slot::Whole => {}
+                Slot::Keyword(name) => keywords.set_item(name, self.value_of(py, *id, value)?)?,
+                Slot::Position(at) => {
+                    let place = positional
+                        .get_mut(*at as usize)
+                        .ok_or_else(|| PyValueError::new_err("an argument's position is out of range"))?;
+                    *place = self.value_of(py, *id, value)?;
+                }
+            }
+        }
+        Ok((PyTuple::new(py, positional)?, keywords))
     }
 
     fn value_of<'py>(&self, py: Python<'py>, id: ObjectId, value: &Value) -> PyResult<Bound<'py, PyAny>> {
@@ -95,7 +135,14 @@ impl Task {
         match value {
             Value::Inline(payload) => Ok(Bytes::of_blob(&payload.data)),
             Value::Stored { location, .. } => {
-                let fetched = waiting(py, || self.core.get_at(id, *location))?;
+                let get = || {
+                    self.core.get_at(id, *location).inspect_err(|error| {
+                        if let CoreError::NotYourTurn(object) = error {
+                            *self.refused.lock() = Some(*object);
+                        }
+                    })
+                };
+                let fetched = waiting(py, get)?;
                 Bytes::of_fetched(&self.core, fetched)
             }
         }
@@ -223,27 +270,20 @@ impl Task {
         self.work.owner.0
     }
 
+    /// Tasks that each have some of their arguments in memory and wait for room for the others might wait for each
+    /// other: all but one let go then, and begin anew.
     fn arguments<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyTuple>, Bound<'py, PyDict>)> {
-        let whole = self.work.deps.iter().find(|(slot, ..)| *slot == Slot::Whole);
-        let bytes = match whole {
-            Some((_, id, value)) => self.bytes_of(py, *id, value)?,
-            None => Bytes::of_blob(&self.work.args.data),
-        };
-        let (mut positional, keywords) = bytes.load_args(py, self.hooks.get())?;
-        let keywords = keywords.unwrap_or_else(|| PyDict::new(py));
-        for (slot, id, value) in &self.work.deps {
-            match slot {
-                Slot::Whole => {}
-                Slot::Keyword(name) => keywords.set_item(name, self.value_of(py, *id, value)?)?,
-                Slot::Position(at) => {
-                    let place = positional
-                        .get_mut(*at as usize)
-                        .ok_or_else(|| PyValueError::new_err("an argument's position is out of range"))?;
-                    *place = self.value_of(py, *id, value)?;
+        loop {
+            match self.gather(py) {
+                Err(error) if error.is_instance_of::<NotYourTurn>(py) => {
+                    let refused = self.refused.lock().take();
+                    if let Some(object) = refused {
+                        waiting(py, || self.core.await_turn(object, None))?;
+                    }
                 }
+                gathered => return gathered,
             }
         }
-        Ok((PyTuple::new(py, positional)?, keywords))
     }
 
     /// Whether the results, or an error, were sent: an exception that comes later is not the task's.
@@ -295,17 +335,18 @@ impl Task {
                     .collect::<PyResult<_>>()?
             }
         };
-        self.answer(results, false)
+        self.answer(results, None, false)
     }
 
     #[pyo3(signature = (error, *, retryable))]
     fn fail(&self, py: Python<'_>, error: &Bound<'_, PyAny>, retryable: bool) -> PyResult<()> {
         let payload = error_payload(py, self.hooks.get(), error, ErrorCode::Task)?;
-        self.answer(vec![Value::Inline(payload)], retryable)
+        let text = if self.core.is_recorded(&self.work) { words(error) } else { None };
+        self.answer(vec![Value::Inline(payload)], text.as_deref(), retryable)
     }
 
     fn fail_code(&self, code: u8, message: &str) -> PyResult<()> {
-        self.answer(vec![Value::Inline(Payload::error(code_of(code), message))], false)
+        self.answer(vec![Value::Inline(Payload::error(code_of(code), message))], None, false)
     }
 
     /// One item of a stream; waits while back-pressure holds.
@@ -324,11 +365,13 @@ impl Task {
     /// The exception that ends a stream, as its last item.
     fn yield_error(&self, py: Python<'_>, error: &Bound<'_, PyAny>) -> PyResult<()> {
         let payload = error_payload(py, self.hooks.get(), error, ErrorCode::Task)?;
+        *self.stream_error.lock() = words(error);
         self.send_item(py, Value::Inline(payload))
     }
 
     fn finish_stream(&self) -> PyResult<()> {
-        self.answer(vec![Value::Inline(Payload::plain(&[0]))], false)
+        let failure = self.stream_error.lock().take();
+        self.answer(vec![Value::Inline(Payload::plain(&[0]))], failure.as_deref(), false)
     }
 }
 

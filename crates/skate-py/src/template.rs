@@ -100,7 +100,7 @@ impl Drop for Template {
 #[pymethods]
 impl Template {
     #[new]
-    #[pyo3(signature = (core, *, blob, name, num_returns, max_retries, retry_exceptions, demand = None, env = Vec::new(), strategy = Vec::new(), actor = None, method = String::new(), concurrency_group = String::new(), backpressure = -1))]
+    #[pyo3(signature = (core, *, blob, name, num_returns, max_retries, retry_exceptions, demand = None, env = Vec::new(), strategy = Vec::new(), actor = None, method = String::new(), concurrency_group = String::new(), backpressure = -1, recorded = true))]
     #[expect(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn new(
         core: &Bound<'_, PyCore>,
@@ -116,6 +116,7 @@ impl Template {
         method: String,
         concurrency_group: String,
         backpressure: i64,
+        recorded: bool,
     ) -> PyResult<Self> {
         let py = core.py();
         let core = core.get();
@@ -142,6 +143,7 @@ impl Template {
             retry_exceptions,
             backpressure: u32::try_from(backpressure).unwrap_or(0),
             actor: actor.as_ref().map(|handle| handle.bind(py).get().actor()),
+            recorded,
         };
         let def = core.inner.define(call, Blob::new(blob), class, max_retries);
         Ok(Self { core: core.inner.clone(), hooks: core.hooks.clone_ref(py), def, returns, handle: actor })

@@ -380,7 +380,7 @@ enum Hold {
     Stored(#[expect(dead_code, reason = "held, not read")] StoredHold),
 }
 
-/// A count on a stored object: released with its last view.
+/// A view on a stored object, which all views in Python share: it ends with the last of them.
 pub(crate) struct StoredHold {
     core: Arc<Core>,
     object: ObjectId,
@@ -391,7 +391,7 @@ pub(crate) struct StoredHold {
 impl Drop for StoredHold {
     fn drop(&mut self) {
         if !self.core.is_forked() {
-            self.core.release(self.object);
+            self.core.release_view(self.object);
         }
     }
 }

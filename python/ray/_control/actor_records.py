@@ -110,8 +110,8 @@ class Actor(msgspec.Struct):
     incarnation: int = 0
     proc: int = 0
     node: int = 0
-    """Where its process is, or was last."""
     pid: int = 0
+    """Where its process is, or was last: its log is still there."""
     cause_kind: int = CAUSE_TEXT
     cause: bytes = b""
     doom: ActorDeath | None = None

@@ -101,6 +101,8 @@ class ActorTable(Machine):
         self._subscribers: dict[bytes, dict[int, None]] = {}
         """Also of actors whose `ActorCreate` is still on its way: a handle can be faster."""
         self._connected: dict[int, None] = {}
+        self._returning = False
+        """Nodes have time to come back, and have not said all yet."""
         self._grouped: dict[bytes, dict[bytes, Actor]] = {}
         """Actors that are not dead, by the placement group that they are in."""
         self.names = names.NameTable()
@@ -284,14 +286,17 @@ class ActorTable(Machine):
                 self._subscribers.setdefault(actor.id, {})[event.sender] = None
             self._emit(Send(event.sender, self._state(actor)))
             return
-        creator = int.from_bytes(message.actor[:8], "big")
-        if creator in self._connected:
+        if self._may_be_created(message.actor):
             self._subscribers.setdefault(message.actor, {})[event.sender] = None
             state, cause = ACTOR_PENDING, b""
         else:
             state = ACTOR_DEAD
             cause = b"the actor is not known: it ended long ago, or its creator died before creating it"
         self._emit(Send(event.sender, ActorState(message.actor, state, 0, 0, 0, CAUSE_TEXT, cause, 0, 0)))
+
+    def _may_be_created(self, actor: bytes) -> bool:
+        """Whether the creation of an actor that is not known may still be on its way."""
+        return self._returning or int.from_bytes(actor[:8], "big") in self._connected
 
     def _publish(self, actor: Actor) -> None:
         subscribers = tuple(self._subscribers.get(actor.id, ()))
@@ -324,7 +329,8 @@ class ActorTable(Machine):
             return
         if actor.state == "alive":
             # Calls that were made are in the worker's queue already; it finishes them, then announces its end.
-            actor.doom = actor.doom or ActorDeath(NO_HANDLES, final=True)
+            if actor.doom is None or not actor.doom.final:
+                actor.doom = ActorDeath(NO_HANDLES, final=True)
             self._free_name(actor)
             self._emit(Send(actor.proc, ActorStop(actor.id)))
         else:
@@ -392,7 +398,6 @@ class ActorTable(Machine):
         self._save(actor)
         self._emit(Save(LIVES_TABLE, actor.id, None))
         self._publish(actor)
-        actor.pid = 0
         owned = self._owned.get(actor.owner, {})
         owned.pop(actor.id, None)
         if not owned:
@@ -499,21 +504,27 @@ class ActorTable(Machine):
     def _on_member_subscribes(self, event: FromNode, message: MemberSubscribes, now: float) -> None:
         for actor_id in message.actors:
             actor = self._actors.get(actor_id)
-            if actor is not None and actor.state in ("alive", "dead"):
-                self._emit(Send(message.proc, self._state(actor)))
-            if actor is None or actor.state != "dead":
-                # Of one that is not known the creation may be among what is said again: see `give_up_unknown`.
+            if actor is None and self._may_be_created(actor_id):
                 self._subscribers.setdefault(actor_id, {})[message.proc] = None
+                continue
+            if actor is None or actor.state == "dead":
+                cause = actor.cause if actor is not None else b"the actor is not known: it ended long ago"
+                kind = actor.cause_kind if actor is not None else CAUSE_TEXT
+                self._emit(Send(message.proc, ActorState(actor_id, ACTOR_DEAD, 0, 0, 0, kind, cause, 0, 0)))
+                continue
+            self._subscribers.setdefault(actor_id, {})[message.proc] = None
+            if actor.state == "alive":
+                self._emit(Send(message.proc, self._state(actor)))
 
-    def give_up_unknown(self) -> None:
-        """All has been said again: actors that are not known by now, and whose creators have gone, will never be."""
-        for actor in list(self._subscribers):
-            if actor not in self._actors and int.from_bytes(actor[:8], "big") not in self._connected:
-                self._never_created(actor)
+    def expect_return(self) -> None:
+        """Nodes may come back and say of actors, and of their creators, what is not known yet."""
+        self._returning = True
 
     def give_up_missing(self) -> None:
         """Nodes have had their time to come back: what did not come with them has ended, or was never placed."""
-        self.give_up_unknown()
+        self._returning = False
+        for actor_id in [x for x in self._subscribers if x not in self._actors and not self._may_be_created(x)]:
+            self._never_created(actor_id)
         for name in self.names.release_reservations_but(self._connected):
             self._save_name(name.name, name.namespace)
         for actor in list(self._actors.values()):
@@ -562,7 +573,7 @@ class ActorTable(Machine):
             elif actor.name and actor.state != "missing" and not (actor.doom and actor.doom.final):
                 taken = self.names.get(actor.name, actor.namespace)
                 self._require(taken and taken.actor == actor.id, f"{actor.id.hex()} has lost its name")
-            if not (actor.detached or actor.state in ("dead", "missing") or actor.doom):
+            if not (actor.detached or actor.state in ("dead", "missing") or actor.doom or self._returning):
                 self._require(actor.owner in self._connected, f"{actor.id.hex()} outlives its owner")
         for subscribers in self._subscribers.values():
             for proc in subscribers:

@@ -47,7 +47,7 @@ class Demand(msgspec.Struct):
     queued: dict[int, None] = {}
     """Nodes on which it stands in line."""
     given: dict[int, int] = {}
-    """Leases that each node was asked for, for spreading."""
+    """Leases that each node was asked for; only of demands that are to be spread."""
     shy: dict[int, float] = {}
     """Nodes that refused, and until when they are left alone."""
     held_back: dict[int, str] = {}

@@ -242,7 +242,7 @@ class GroupTable(Machine):
 
     def _plan(self, group: Group, now: float) -> None:
         """Ask nodes, if there are any that might do."""
-        nodes = self._nodes.living()
+        nodes = self._nodes.ready()
         wish = Wish(group.strategy, group.missing, group.selectors, group.placed, group.target)
         whole = [place_of(node, node.total) for node in nodes]
         possible = choose(whole, wish)
@@ -408,7 +408,7 @@ class GroupTable(Machine):
 
     def _fits(self, group: Group) -> bool:
         """Whether there is room for a group beside what is being kept for it."""
-        places = [place_of(node, node.room()) for node in self._nodes.living()]
+        places = [place_of(node, node.room()) for node in self._nodes.ready()]
         return (
             choose(places, Wish(group.strategy, group.missing, group.selectors, group.placed, group.target)) is not None
         )

@@ -73,6 +73,10 @@ class JobTable:
     def get(self, number: int) -> Job | None:
         return self._jobs.get(number)
 
+    def all(self) -> list[Job]:
+        """Jobs that run, and ended ones that are remembered, oldest first."""
+        return [self._jobs[number] for number in sorted(self._jobs)]
+
     def running(self) -> list[Job]:
         """Jobs whose driver is connected, oldest first."""
         return [self._jobs[number] for number in self._by_driver.values()]

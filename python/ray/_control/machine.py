@@ -210,6 +210,9 @@ class Deadlines(Generic[K]):
     def __contains__(self, key: K) -> bool:
         return key in self._at
 
+    def get(self, key: K) -> float | None:
+        return self._at[key][0] if key in self._at else None
+
     def next(self) -> float | None:
         """The earliest deadline."""
         while self._heap:

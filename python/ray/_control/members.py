@@ -4,16 +4,23 @@ Owns where every connected core is, which is how everything for a process of ano
 history of deaths. Nodes tell their own members of local deaths at once; deaths elsewhere are told to every node, many
 at a time.
 
-Invariants: a member is connected or remembered as ended, not both; who asked about a process is answered once.
+After a restart of the head (`restore`) members that are not known may come with their node. What is for them waits
+until that has said all that is on it, or until nobody is waited for any more (`end_return`); and who comes is told of
+those who have ended since.
+
+Invariants: a member is connected or remembered as ended, not both; who asked about a process is answered once; only
+while nodes may come back anything waits.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Final
 
 import msgspec
 
 from ray._control.actor_records import ActorWorkerGone
+from ray._control.held import Held
 from ray._control.machine import (
     Deadlines,
     Event,
@@ -36,7 +43,7 @@ from ray._control.messages import (
     MemberJoined,
     OwnersAsked,
     SegmentOrphaned,
-    ToMembers,
+    ToMember,
     ToOtherNode,
     WhoIs,
 )
@@ -110,13 +117,20 @@ class MemberTable(Machine):
         """Members of a node that has come back and has not said that they are still there."""
         self._untold: dict[int, list[tuple[int, str]]] = {}
         """Deaths that other nodes have not heard of, by the node on which they were."""
+        self._returning = False
+        """Nodes of the time before a restart may still come back."""
+        self._announcing: dict[int, None] = {}
+        """Nodes that have come back and have not said all."""
+        self._held = Held()
+        self._since_return: deque[tuple[int, int, str]] = deque(maxlen=DEATHS_REMEMBERED)
+        """Deaths since a restart of the head, for who comes back later: on which node, process and cause."""
         self._deadlines: Deadlines[str] = Deadlines()
         self._events = {Tick: self._on_tick, NodeCame: self._on_node_came, NodeLost: self._on_node_lost}
         self._node_messages = {
             MemberJoined: self._on_joined,
             MemberGone: self._on_gone,
             Announced: self._on_announced,
-            ToMembers: self._on_to_members,
+            ToMember: self._on_to_member,
             ToOtherNode: self._on_to_other_node,
             WhoIs: self._on_who_is,
             SegmentOrphaned: self._on_orphaned,
@@ -148,12 +162,20 @@ class MemberTable(Machine):
         return self._deadlines.next()
 
     def statistics(self) -> dict[str, int]:
-        return {"members": len(self._members), "member_deaths_remembered": len(self._deaths)}
+        return {
+            "members": len(self._members),
+            "member_deaths_remembered": len(self._deaths),
+            "held_for_returning_members": len(self._held),
+        }
 
     # ------------------------------------------------------------------ coming and going
 
     def _on_node_came(self, event: NodeCame, now: float) -> None:
         self._by_node.setdefault(event.node, {})
+        if event.returns and self._returning:
+            self._announcing[event.node] = None
+            if dead := [(proc, cause) for node, proc, cause in self._since_return if node != event.node]:
+                self._emit(ToNode(event.node, DeathsElsewhere(dead)))
 
     def _on_joined(self, event: FromNode, message: MemberJoined, now: float) -> None:
         self._unconfirmed.get(event.node, {}).pop(message.proc, None)
@@ -175,6 +197,9 @@ class MemberTable(Machine):
         for member in self._unconfirmed.pop(event.node, {}).values():
             cause = f"the {member} has ended while its node had no connection"
             self._leave(member, MemberGone(member.proc, member.pid, cause, (), 0, intended=False), now)
+        if event.node in self._announcing:
+            del self._announcing[event.node]
+            self._take_again(self._held.release((event.node, *self._by_node[event.node])), now)
 
     def _on_gone(self, event: FromNode, message: MemberGone, now: float) -> None:
         member = self._members.get(message.proc)
@@ -188,6 +213,8 @@ class MemberTable(Machine):
 
     def _on_node_lost(self, event: NodeLost, now: float) -> None:
         self._unconfirmed.pop(event.node, None)
+        self._announcing.pop(event.node, None)
+        self._held.release((event.node,))
         for member in self._by_node.pop(event.node, {}).values():
             cause = f"its node was lost: {event.reason}"
             gone = MemberGone(member.proc, member.pid, f"the {member} is gone, because {cause}", (), 0, intended=False)
@@ -211,6 +238,9 @@ class MemberTable(Machine):
             if now - asked_at >= ENDS_BY_ITSELF_S and member.node in self._by_node and self.node_of(asker):
                 self._emit(NodesApart(self.node_of(asker), member.node))
         self._emit(ProcessLeft(member.proc))
+        self._take_again(self._held.release((member.proc,)), now)
+        if self._returning:
+            self._since_return.append((member.node, member.proc, cause))
         if len(self._by_node) > 1 or member.node not in self._by_node:
             self._untold.setdefault(member.node, []).append((member.proc, cause))
             if sum(len(dead) for dead in self._untold.values()) >= TELL_ALL_AT:
@@ -222,6 +252,14 @@ class MemberTable(Machine):
         if self._deadlines.due(now):
             self._tell_all()
 
+    def tell_ended(self, node: int, procs: tuple[int, ...]) -> None:
+        """A node has come back and serves these: that one has ended it may not have heard, or only a head before."""
+        unknown = "it ended while the head was away"
+        died = [(proc, self._deaths.get(proc)) for proc in procs if proc not in self._members]
+        dead = [(proc, gone.cause if gone is not None else unknown) for proc, gone in died]
+        if dead:
+            self._emit(ToNode(node, DeathsElsewhere(dead)))
+
     def _tell_all(self) -> None:
         untold, self._untold = self._untold, {}
         self._deadlines.clear("tell")
@@ -230,25 +268,52 @@ class MemberTable(Machine):
             if dead:
                 self._emit(ToNode(node, DeathsElsewhere(dead)))
 
+    # ------------------------------------------------------------------ coming back after a restart of the head
+
+    def restore(self) -> None:
+        """There was a control service before, and its nodes have time to come back."""
+        self._returning = True
+
+    def end_return(self, now: float) -> None:
+        """Nobody is waited for any more."""
+        self._returning = False
+        self._announcing.clear()
+        self._since_return.clear()
+        self._take_again(self._held.release_all(), now)
+
+    def holds_something_of(self, node: int) -> bool:
+        """Whether anything that this node has said still waits for others."""
+        return self._held.has_from(node)
+
+    def _waits(self, event: FromNode, whom: int) -> bool:
+        """Whether a message for this process or node is kept, because that may come back or has not said all."""
+        if not self._returning or whom in self._deaths:
+            return False
+        node = whom if whom in self._by_node else self.node_of(whom)
+        return (not node or node in self._announcing) and self._held.hold(whom, event)
+
+    def _take_again(self, held: list[FromNode], now: float) -> None:
+        for event in held:
+            self._node_messages[type(event.message)](event, event.message, now)
+
     # ------------------------------------------------------------------ passing on
 
-    def _on_to_members(self, event: FromNode, message: ToMembers, now: float) -> None:
-        by_node: dict[int, list[int]] = {}
-        for proc in message.procs:
-            if node := self.node_of(proc):
-                by_node.setdefault(node, []).append(proc)
+    def _on_to_member(self, event: FromNode, message: ToMember, now: float) -> None:
+        if self._waits(event, message.proc):
+            return
         if message.kind == KIND_LEASE_GRANTED:
             grant = decode(message.kind, message.body)
             assert isinstance(grant, LeaseGranted)
-            for proc in message.procs:
-                # Before the grant itself, which the owner's node counts against what it expects.
-                self._emit(GrantPassed(event.node, proc, grant.class_id))
-        for node, procs in by_node.items():
-            self._emit(ToNode(node, Deliver(tuple(procs), message.kind, message.corr, message.body)))
+            # Before the grant itself, which the owner's node counts against what it expects.
+            self._emit(GrantPassed(event.node, message.proc, grant.class_id))
+        if node := self.node_of(message.proc):
+            said = Deliver((message.proc,), message.kind, message.corr, message.body, event.node, message.serial)
+            self._emit(ToNode(node, said))
 
     def _on_to_other_node(self, event: FromNode, message: ToOtherNode, now: float) -> None:
-        if message.node in self._by_node:
-            self._emit(ToNode(message.node, FromMember(message.proc, message.kind, message.corr, message.body)))
+        if not self._waits(event, message.node) and message.node in self._by_node:
+            said = FromMember(message.proc, message.kind, message.corr, message.body, event.node, message.serial)
+            self._emit(ToNode(message.node, said))
 
     def _on_orphaned(self, event: FromNode, message: SegmentOrphaned, now: float) -> None:
         body = encode(SegmentAdopted(message.segment, event.node, message.lessee))
@@ -265,7 +330,7 @@ class MemberTable(Machine):
 
     def _on_who_is(self, event: FromNode, message: WhoIs, now: float) -> None:
         asker, member = self._members.get(message.asker), self._members.get(message.proc)
-        if asker is None:
+        if asker is None or self._waits(event, message.proc):
             return
         if member is None:
             unknown = f"process {message.proc:016x} is not known: it never joined, or ended long ago"
@@ -279,6 +344,7 @@ class MemberTable(Machine):
             self._emit(Send(asker.proc, _lost(member.proc, cause)))
 
     def check_invariants(self) -> None:
+        self._require(self._returning or not (len(self._held) or self._announcing), "something waits for nobody")
         for proc, member in self._members.items():
             self._require(proc not in self._deaths, f"process {proc} is both connected and dead")
             self._require(member.node in self._by_node, f"process {proc} is on a node that is lost")

@@ -55,6 +55,9 @@ class NodeHello(Message, frozen=True):
     client: bool = False
     returns: bool = False
     """It has been part of the cluster and lost its head. What is on it follows, up to `Announced`."""
+    head: int = 0
+    heard: int = 0
+    """The head that it had before it lost it, and how many of that one's messages (`REPEATED`) it has had."""
     relayed: bool = False
 
 
@@ -86,7 +89,14 @@ class SegmentOrphaned(Message, frozen=True):
 
 
 class Announced(Message, frozen=True):
-    """The node that returns has said all; what it had said before and was not heard follows."""
+    """The node that returns has said all; what it had said before and does not know to be heard follows.
+
+    `first` is how many of its messages were heard, as it knows. A control service that heard more leaves those out.
+    `owners` are processes of other nodes for which leases are or wait there. Of those that have ended it is told.
+    """
+
+    first: int = 0
+    owners: tuple[int, ...] = ()
 
 
 class MemberJoined(Message, frozen=True):
@@ -124,23 +134,25 @@ class MemberSaid(Message, frozen=True):
     body: bytes
 
 
-class ToMembers(Message, frozen=True):
-    """A frame for members of other nodes. Those that are not known are left out."""
+class ToMember(Message, frozen=True):
+    """A frame for a member of another node, if that is known. `serial`: see `_node.relay`."""
 
-    procs: tuple[int, ...]
+    proc: int
     kind: int
     corr: int
     body: bytes
+    serial: int = 0
 
 
 class ToOtherNode(Message, frozen=True):
-    """A member's message that is for the manager of another node, as it came."""
+    """A member's message that is for the manager of another node, as it came. `serial`: see `_node.relay`."""
 
     node: int
     proc: int
     kind: int
     corr: int
     body: bytes
+    serial: int = 0
 
 
 class ActorPlaced(Message, frozen=True):
@@ -232,10 +244,30 @@ class FreeIs(Message, frozen=True):
     free: dict[str, int]
 
 
+class MemberRows(msgspec.Struct, frozen=True, array_like=True):
+    """What one member has told; `rows` is a msgpack list. Process 0 is the node itself."""
+
+    proc: int
+    role: int
+    pid: int
+    job: int
+    total: int
+    rows: bytes
+
+
+class StateIs(Message, frozen=True):
+    """Answer to `AskState`. `silent` are the pids of members that have not answered in time."""
+
+    ticket: int
+    members: list[MemberRows]
+    silent: list[int]
+
+
 class Alive(Message, frozen=True):
-    """Answer to `AreYouAlive`."""
+    """Answer to `AreYouAlive`. `heard` is how many of the head's messages (`REPEATED`) the node has had."""
 
     serial: int
+    heard: int = 0
 
 
 class BundlesPrepared(Message, frozen=True):
@@ -273,7 +305,7 @@ class Nodes(Message, frozen=True):
 
 
 class Heard(Message, frozen=True):
-    """This many of the node's messages since its last `Announced` or `NodeHello` need not be said again.
+    """This many of the node's messages, counted from its first `NodeHello`, need not be said again.
 
     Those that say how things are just now (`NEWS`) are not counted.
     """
@@ -282,21 +314,28 @@ class Heard(Message, frozen=True):
 
 
 class Deliver(Message, frozen=True):
-    """A frame for members of the receiving node. Those that have gone meanwhile are left out."""
+    """A frame for members of the receiving node. Those that have gone meanwhile are left out.
+
+    `source` and `serial`: the node that says it, and how that has numbered it (`ToMember`); 0 for the control service.
+    """
 
     procs: tuple[int, ...]
     kind: int
     corr: int
     body: bytes
+    source: int = 0
+    serial: int = 0
 
 
 class FromMember(Message, frozen=True):
-    """A message of another node's member, for the receiving node's manager."""
+    """A message of another node's member, for the receiving node's manager. `source` and `serial` as in `Deliver`."""
 
     proc: int
     kind: int
     corr: int
     body: bytes
+    source: int = 0
+    serial: int = 0
 
 
 class PlaceActor(Message, frozen=True):
@@ -485,6 +524,18 @@ class AskFree(Message, frozen=True):
     ticket: int
 
 
+class AskState(Message, frozen=True):
+    """Somebody wants to see `what` there is on the node and what its members own: see `ray._node.looks`.
+
+    Answered by `StateIs` after `timeout_s` at the latest.
+    """
+
+    ticket: int
+    what: str
+    limit: int
+    timeout_s: float
+
+
 class AreYouAlive(Message, frozen=True):
     """To be answered at once by `Alive`. `heard` is the last question whose answer has come; 0 if none has."""
 
@@ -503,7 +554,7 @@ TO_CONTROL: Final[dict[int, type[Message]]] = {
     129: MemberJoined,
     130: MemberGone,
     131: MemberSaid,
-    132: ToMembers,
+    132: ToMember,
     133: ToOtherNode,
     134: ActorPlaced,
     135: ActorUnplaceable,
@@ -521,6 +572,7 @@ TO_CONTROL: Final[dict[int, type[Message]]] = {
     192: BundlesPrepared,
     193: BundlesRefused,
     211: SegmentOrphaned,
+    212: StateIs,
 }
 
 FROM_CONTROL: Final[dict[int, type[Message]]] = {
@@ -543,6 +595,7 @@ FROM_CONTROL: Final[dict[int, type[Message]]] = {
     176: AskFree,
     177: AreYouAlive,
     178: Leave,
+    184: AskState,
     179: Heard,
     200: PrepareBundles,
     201: CommitBundles,
@@ -561,6 +614,7 @@ NEWS: Final = frozenset(
         ActorRefused,
         FreeIs,
         Alive,
+        StateIs,
         ActorHosted,
         MemberSubscribes,
         Announced,
@@ -568,6 +622,26 @@ NEWS: Final = frozenset(
     )
 )
 """Messages to the control service that need not be repeated to a new one: it hears of the state anew."""
+
+REPEATED: Final = frozenset(
+    (
+        Deliver,
+        FromMember,
+        StopMember,
+        MemberExits,
+        MemberBroke,
+        JobGone,
+        DeathsElsewhere,
+        GiveUpMember,
+        AskFree,
+        PrepareBundles,
+        CommitBundles,
+        ReleaseBundles,
+        OwnersAsked,
+    )
+)
+"""Messages of the control service that are said again to a node whose connection broke before it had them. The others
+say how things are, and are said anew to who comes back; what had been placed there is placed anew."""
 
 KINDS: Final[dict[type[Message], int]] = {
     message: kind for table in (TO_CONTROL, FROM_CONTROL) for kind, message in table.items()

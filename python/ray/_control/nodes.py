@@ -10,11 +10,15 @@ to be lost is told to leave, because everything on it was given up meanwhile.
 A node that only connects outwards has the head's address: of a head that was restarted elsewhere everybody hears it
 anew, with the others.
 
+Every node is told of every other. Who joins alone is announced at once; of those that join within `ANNOUNCE_S` of each
+other the others hear in one message, since a message to each for each of thousands would take minutes. Until then a
+node is given no work; as soon as it has some of its own, all are told (`Announce`).
+
 Functions travel as pickles of code, which another minor version of Python cannot run: a node with another one than the
 head's is told to leave, too.
 
-Invariants: a node is there (maybe away), expected or lost; every node has been announced to every other, and its loss
-too; the head is never lost nor away.
+Invariants: a node is there (maybe away), expected or lost; every node has been announced to every other or is one of
+the newcomers, and its loss was told too; the head is never lost nor away.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from typing import Final
 
 import msgspec
 
-from ray._control.machine import Deadlines, FromNode, Log, Machine, Save, Tick, ToNode
+from ray._control.machine import Deadlines, Event, FromNode, Log, Machine, Save, Tick, ToNode
 from ray._control.messages import Alive, AreYouAlive, Leave, NodeEntry, NodeHello, Nodes, Resources
 from ray._control.node_records import (
     DisconnectNode,
@@ -47,6 +51,9 @@ see `_node.fence`."""
 PATIENCE_S: Final = ASK_S * UNANSWERED_MAX
 """No node is taken for lost so soon after it was last heard, unless it is known that its process has ended."""
 
+ANNOUNCE_S: Final = 0.1
+"""After an announcement the next one waits for so long, to be of all who join meanwhile."""
+
 AWAY_S: Final = 2.0
 """How long a node may at least be away whose connection broke; mostly it is until `PATIENCE_S` are over, because it may
 not know that it is away, and runs on until its fence closes."""
@@ -59,6 +66,14 @@ TABLE: Final = "nodes"
 
 LOST_REMEMBERED: Final = 1000
 """Lost nodes that can still be listed, and of which nodes that join are told; older ones are forgotten."""
+
+
+class Announce(Event, frozen=True):
+    """A newcomer has something to say that others may hear of: they must know it first."""
+
+
+_ANNOUNCE: Final = 0
+"""Stands for the next announcement among deadlines of nodes, whose keys are never zero."""
 
 
 class NodeTable(Machine):
@@ -77,9 +92,20 @@ class NodeTable(Machine):
         self._expected: dict[int, NodeHello] = {}
         self._lost: dict[int, Node] = {}
         self._serial = 0
+        self._joined = 0
+        self._newcomers: dict[int, Node] = {}
+        """Nodes that the others were not told of, in the order in which they joined."""
+        self._announced_at = float("-inf")
+        self._watchers: list[dict[int, None]] = []
+        self._watchers_of: dict[int, list[dict[int, None]]] = {}
         self._deadlines: Deadlines[int] = Deadlines()
         """Of nodes that are away; that of the head is for the next questions."""
-        self._events = {NodeLost: self._on_lost, NodeWentAway: self._on_away, Tick: self._on_tick}
+        self._events = {
+            NodeLost: self._on_lost,
+            NodeWentAway: self._on_away,
+            Announce: self._on_announce,
+            Tick: self._on_tick,
+        }
         self._node_messages = {NodeHello: self._on_hello, Resources: self._on_resources, Alive: self._on_alive}
 
     # ------------------------------------------------------------------ queries
@@ -96,13 +122,45 @@ class NodeTable(Machine):
         """Nodes that are there and not away, in the order in which they joined."""
         return [node for node in self._nodes.values() if not node.away]
 
+    def ready(self) -> list[Node]:
+        """Those of them that may be given work."""
+        return [node for node in self._nodes.values() if node.announced and not node.away]
+
     def expected(self) -> list[int]:
         """Nodes of the time before the head was restarted that have not come back."""
         return list(self._expected)
 
+    def is_expected(self, key: int) -> bool:
+        """Whether the node is one of these."""
+        return key in self._expected
+
     def all(self) -> list[Node]:
         """Also those that are away, or were lost."""
         return [*self._nodes.values(), *self._lost.values()]
+
+    def is_new(self, key: int) -> bool:
+        """Whether the others have not been told of it yet."""
+        return key in self._newcomers
+
+    def watch(self, only: int = 0) -> dict[int, None]:
+        """A dictionary into which the keys of nodes are put that have changed; now, of all. Whoever reads it clears it.
+
+        Args:
+            only: Watch this node alone, whether it is there or not.
+        """
+        dirty = dict.fromkeys([only] if only else self._nodes)
+        if only:
+            self._watchers_of.setdefault(only, []).append(dirty)
+        else:
+            self._watchers.append(dirty)
+        return dirty
+
+    def unwatch(self, dirty: dict[int, None], only: int = 0) -> None:
+        """Forget what `watch` returned."""
+        watchers = self._watchers_of[only] if only else self._watchers
+        watchers[:] = [other for other in watchers if other is not dirty]
+        if only and not watchers and only not in self._nodes:
+            del self._watchers_of[only]
 
     @property
     def is_alone(self) -> bool:
@@ -140,7 +198,7 @@ class NodeTable(Machine):
     def _return(self, node: Node, now: float) -> None:
         node.away, node.unanswered = False, 0
         node.heard_at, node.answered = now, 0
-        node.free, node.assumed = {}, []
+        node.forget_view()
         self._deadlines.clear(node.key)
         others = [_entry(other) for other in self._nodes.values() if other is not node]
         self._emit(ToNode(node.key, Nodes(others, [], self._durable, whole=True, welcome=True)))
@@ -172,22 +230,52 @@ class NodeTable(Machine):
             heard_at=now,
             python=message.python,
             client=message.client,
+            order=self._joined,
+            watchers=self._watchers,
+            own_watchers=self._watchers_of.setdefault(message.node, []),
             relayed=message.relayed,
         )
-        others = list(self._nodes.values())
-        self._nodes[new.key] = new
+        self._joined += 1
+        others = [_entry(node) for node in self._nodes.values()]
+        self._nodes[new.key] = self._newcomers[new.key] = new
         if self._expected.pop(new.key, None) is None and new.key != self.head:
             self._emit(Save(TABLE, _key(new.key), msgspec.msgpack.encode(message)))
         if others:
             # Values may be sought by their old places: it must know which of them it need not wait for.
             gone = [(node.key, _loss(node)) for node in self._lost.values()]
-            self._emit(ToNode(new.key, Nodes([_entry(node) for node in others], gone, self._durable, welcome=True)))
-            for node in others:
-                self._emit(ToNode(node.key, Nodes([_entry(new)], [], self._durable)))
+            self._emit(ToNode(new.key, Nodes(others, gone, self._durable, welcome=True)))
             self._emit(Log(f"{new} has {'come back' if message.returns else 'joined'}"))
             if self.head not in self._deadlines:
                 self._deadlines.set(self.head, now + ASK_S)
-        self._emit(NodeCame(new.key))
+        if now >= self._announced_at + ANNOUNCE_S:
+            self._announce(now)
+        elif _ANNOUNCE not in self._deadlines:
+            self._deadlines.set(_ANNOUNCE, self._announced_at + ANNOUNCE_S)
+        self._emit(NodeCame(new.key, message.returns))
+
+    def _on_announce(self, event: Announce, now: float) -> None:
+        self._announce(now)
+
+    def _announce(self, now: float) -> None:
+        """Tell everybody of those who have joined. A newcomer was told of the others that were there before it."""
+        newcomers, self._newcomers = self._newcomers, {}
+        self._deadlines.clear(_ANNOUNCE)
+        self._announced_at = now
+        entries = [_entry(node) for node in newcomers.values()]
+        to_all = Nodes(entries, [], self._durable)
+        heard = 0
+        for node in self._nodes.values():
+            if node.key in newcomers:
+                heard += 1
+                message = Nodes(entries[heard:], [], self._durable)
+            else:
+                message = to_all
+            if message.joined:
+                self._emit(ToNode(node.key, message))
+        for node in newcomers.values():
+            node.announced = True
+            node.changed()
+            self._emit(NodeFreed(node.key))
 
     def restore(self, key: bytes, value: bytes) -> None:
         """Take over a record of the control service before."""
@@ -209,7 +297,7 @@ class NodeTable(Machine):
         node = self._nodes.get(event.node)
         if node is not None and not node.away:
             node.away, node.reason = True, event.reason
-            node.free, node.assumed = {}, []
+            node.forget_view()
             left_s = max(AWAY_S, node.heard_at + PATIENCE_S - now)
             self._deadlines.set(node.key, now + left_s)
             self._emit(Log(f"the connection with {node} was lost ({event.reason}); it has {left_s:.0f} s to return"))
@@ -220,7 +308,10 @@ class NodeTable(Machine):
             return
         self._require(node.key != self.head, "the head has lost itself")
         node.alive, node.reason = False, event.reason
-        node.free, node.assumed = {}, []
+        node.forget_view()
+        if not self._watchers_of.get(node.key):
+            self._watchers_of.pop(node.key, None)
+        self._newcomers.pop(node.key, None)
         self._lost[node.key] = node
         self._deadlines.clear(node.key)
         self._emit(Save(TABLE, _key(node.key), None))
@@ -229,8 +320,9 @@ class NodeTable(Machine):
         self._emit(Log(f"{node} is lost: {event.reason}"))
         self._emit(ToNode(node.key, Leave(f"it was taken to be lost: {event.reason}")))
         self._emit(DisconnectNode(node.key))
+        gone = Nodes([], [(node.key, _loss(node))], self._durable)
         for other in self._nodes.values():
-            self._emit(ToNode(other.key, Nodes([], [(node.key, _loss(node))], self._durable)))
+            self._emit(ToNode(other.key, gone))
 
     # ------------------------------------------------------------------ what they say
 
@@ -248,7 +340,9 @@ class NodeTable(Machine):
 
     def _on_tick(self, event: Tick, now: float) -> None:
         for key in self._deadlines.due(now):
-            if key == self.head:
+            if key == _ANNOUNCE:
+                self._announce(now)
+            elif key == self.head:
                 self._ask(now)
             else:
                 reason = f"its connection was lost ({self._nodes[key].reason}), and it did not come back"
@@ -272,6 +366,9 @@ class NodeTable(Machine):
             self._require(node.alive and node.key not in self._lost, f"{node} is both there and lost")
             self._require(node.key not in self._expected, f"{node} is there and expected")
             self._require(node.key != self.head or not node.away, "the head is away")
+            self._require(node.announced != (node.key in self._newcomers), f"{node} is announced wrongly")
+            node.check()
+        self._require(not self._newcomers or _ANNOUNCE in self._deadlines, "newcomers are never announced")
 
 
 def _key(node: int) -> bytes:
@@ -283,4 +380,6 @@ def _loss(node: Node) -> str:
 
 
 def _entry(node: Node) -> NodeEntry:
-    return NodeEntry(node.key, node.address, node.hostname, node.relayed)
+    if node.entry is None:
+        node.entry = NodeEntry(node.key, node.address, node.hostname, node.relayed)
+    return node.entry

@@ -7,19 +7,24 @@ stands in line on nodes that could meet it, where it takes part in the sharing o
 How nodes are chosen: of those that are allowed and have room, those that are wished for first; then evenly, the least
 used first. Nodes that have lost each other lately (`APART_S`) get nothing from one another as long as there is another
 choice; but between a node and one that only connects outwards is the head, which both reach. "SPREAD" counts what the
-same demand has got from each node. Actors prefer the node of their creator while it is less than half used.
+same demand has got from each node. Actors prefer the node of their creator while it is less than half used. Demands
+that ask for the same share a view of the nodes (`Candidates`) and wait in turn (`Alike`), so that nothing here goes
+through all nodes or all demands for one of them.
 
 Invariants: a demand is placed at most as often as it was asked for; what a lost node had been given and not granted
-is placed anew; a demand with a count of zero waits for nothing.
+is placed anew; a demand with a count of zero waits for nothing; by its owner, by its home and by the nodes that it
+remembers, each demand is found.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import itertools
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from ray._control import strategy as strategies
 from ray._control.actor_records import PlaceActor as ActorWanted
 from ray._control.actor_records import Unplaceable, WithdrawActor
+from ray._control.alike import Kinds
 from ray._control.demands import ACTORS, Demand, Key
 from ray._control.group_records import GroupOver, GroupPlaced
 from ray._control.machine import (
@@ -46,7 +51,7 @@ from ray._control.messages import (
     WithdrawLeases,
 )
 from ray._control.messages import WithdrawActor as WithdrawActorFromNode
-from ray._control.node_records import NodeCame, NodeFreed, NodeLost, NodeWentAway, fits
+from ray._control.node_records import NodeCame, NodeFreed, NodeLost, NodeWentAway
 from ray._control.shown import show, show_demand, show_part
 from ray._control.waits import Waits
 from ray._protocol import LeaseFailed
@@ -54,15 +59,27 @@ from ray._protocol import LeaseFailed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ray._control.alike import Alike, Asked
+    from ray._control.candidates import Candidates
     from ray._control.groups import GroupTable
     from ray._control.node_records import Node
     from ray._control.nodes import NodeTable
+
+T = TypeVar("T", int, bytes)
 
 QUEUE_AFTER_S: Final = 0.1
 """How long a demand waits for room anywhere before it stands in line on nodes."""
 
 QUEUES_MAX: Final = 4
 """Nodes on which one demand stands in line."""
+
+LINES_MAX: Final = 16
+"""Demands of one kind in line on a node, on average; more of them wait here until one of these is met. Each costs the
+node time whenever it shares out."""
+
+TRIES_MAX: Final = 64
+"""Demands in a row for which there was room and none that they may have; then the rest of their kind waits for the next
+occasion."""
 
 NEAR_UTILIZATION: Final = 0.5
 """An actor lives on its creator's node while that is used less than this."""
@@ -80,7 +97,6 @@ SHY_S: Final = 0.05
 SHY_OF_MEMORY_S: Final = 1.0
 """The same if the demand is held back there for want of memory, which the view of what is free does not show. Meanwhile
 it stands in line there, as anywhere."""
-
 
 BUNDLES_SHOWN: Final = 4
 """Of a placement group's bundles a sentence tells no more than these."""
@@ -103,10 +119,24 @@ class Placement(Machine):
         self._groups = groups
         self._node_of = node_of
         self._demands: dict[Key, Demand] = {}
+        self._kinds = Kinds(nodes)
+        self._kind_of: dict[Key, Alike] = {}
+        self._waiting: dict[Asked, Alike] = {}
+        """Kinds of which any demand waits."""
+        self._by_owner: dict[int, dict[Key, Demand]] = {}
+        """Demands for leases."""
+        self._by_home: dict[int, dict[Key, Demand]] = {}
+        """The same."""
+        self._at: dict[int, dict[Key, Demand]] = {}
+        """Demands that remember anything of a node."""
+        self._by_group: dict[bytes, dict[Key, Demand]] = {}
+        """Demands in a placement group."""
         self._hosts: dict[int, int] = {}
         """Nodes of the processes that are actors."""
         self._apart: dict[tuple[int, int], float] = {}
         """Nodes that have lost each other, though both are here, and until when they are kept apart; oldest first."""
+        self._apart_of: dict[int, dict[int, float]] = {}
+        """The same, by the first of each pair."""
         self._waits = Waits()
         self._deadlines: Deadlines[str] = Deadlines()
         self._events = {
@@ -163,7 +193,7 @@ class Placement(Machine):
         if demand is None:
             if self._nodes.get(event.node) is None or not message.count:
                 return
-            demand = self._demands[key] = Demand(
+            demand = Demand(
                 key=key,
                 home=event.node,
                 job=message.job,
@@ -176,13 +206,15 @@ class Placement(Machine):
                 since=now,
                 retriable=message.retriable,
             )
+            self._add(demand)
         count = max(message.count - (demand.placed - message.heard), 0)
         if count and not demand.count:
             demand.since = now
-        demand.count = count
+        self._set_count(demand, count)
         if not count:
             self._leave_queues(demand)
-            demand.held_back.clear()
+            for node in list(demand.held_back):
+                self._remember_held_back(demand, node, "")
         self._place(demand, now)
 
     def _on_leases_refused(self, event: FromNode, message: LeasesRefused, now: float) -> None:
@@ -192,29 +224,31 @@ class Placement(Machine):
         self._note_refusal(demand, event.node, message.held_back, now)
         if event.node == demand.home:  # it keeps its own books
             demand.placed -= message.count
-            demand.count += message.count
+            self._set_count(demand, demand.count + message.count)
         else:
             self._unplace(demand, event.node, min(message.count, demand.out.get(event.node, 0)))
         self._place(demand, now)
 
     def _note_refusal(self, demand: Demand, node: int, held_back: str, now: float) -> None:
         demand.shy[node] = now + (SHY_OF_MEMORY_S if held_back else SHY_S)
+        self._remember_held_back(demand, node, held_back)
+
+    def _remember_held_back(self, demand: Demand, node: int, held_back: str) -> None:
         demand.held_back.pop(node, None)
         if held_back:
             demand.held_back[node] = held_back
+        self._index(demand, node)
 
     def _unplace(self, demand: Demand, node: int, count: int) -> None:
         """What was placed on a node is not coming from there."""
         if count <= 0:
             return
         demand.placed -= count
-        demand.count += count
-        demand.out[node] -= count
-        if not demand.out[node]:
-            del demand.out[node]
+        self._set_count(demand, demand.count + count)
+        self._count_out(demand, node, -count)
         if demand.is_actor:
             if (host := self._nodes.get(node)) is not None:
-                host.actors -= 1
+                host.count_actor(-1)
         else:
             self._emit(ToNode(demand.home, PlacedElsewhere(demand.owner, demand.class_id, -count)))
 
@@ -222,14 +256,12 @@ class Placement(Machine):
         demand = self._demands.get((event.owner, event.class_id))
         if demand is None:
             return
-        demand.held_back.pop(event.node, None)
+        self._remember_held_back(demand, event.node, "")
         if demand.out.get(event.node):
-            demand.out[event.node] -= 1
-            if not demand.out[event.node]:
-                del demand.out[event.node]
-        elif demand.queued.get(event.node):
-            del demand.queued[event.node]
-            demand.count = max(demand.count - 1, 0)
+            self._count_out(demand, event.node, -1)
+        elif event.node in demand.queued:
+            self._leave_line(demand, event.node)
+            self._set_count(demand, max(demand.count - 1, 0))
             if not demand.count:
                 self._leave_queues(demand)
         self._forget_if_done(demand)
@@ -240,16 +272,28 @@ class Placement(Machine):
             return  # the head was between them, maybe another one than now; with this one both are connected
         for pair in ((event.asker, event.node), (event.node, event.asker)):
             self._apart.pop(pair, None)
-            self._apart[pair] = now + APART_S
-        while len(self._apart) > APART_MAX or next(iter(self._apart.values())) <= now:
-            del self._apart[next(iter(self._apart))]
+            self._apart[pair] = self._apart_of.setdefault(pair[0], {})[pair[1]] = now + APART_S
+        self._forget_apart(now)
+
+    def _forget_apart(self, now: float) -> None:
+        """Nodes whose time is over may have to do with each other again, and of too many pairs the oldest."""
+        while self._apart and (len(self._apart) > APART_MAX or next(iter(self._apart.values())) <= now):
+            home, node = next(iter(self._apart))
+            del self._apart[home, node], self._apart_of[home][node]
+            if not self._apart_of[home]:
+                del self._apart_of[home]
+
+    def _apart_from(self, home: int, now: float) -> dict[int, float]:
+        """Nodes that are kept apart from one."""
+        self._forget_apart(now)
+        return self._apart_of.get(home, {})
 
     def _on_process_left(self, event: ProcessLeft, now: float) -> None:
-        for demand in [x for x in self._demands.values() if x.key[0] == event.proc]:
+        for demand in list(self._by_owner.get(event.proc, {}).values()):
             self._withdraw(demand)
         host = self._nodes.get(self._hosts.pop(event.proc, 0))
         if host is not None:
-            host.actors -= 1
+            host.count_actor(-1)
 
     # ------------------------------------------------------------------ actors
 
@@ -257,7 +301,7 @@ class Placement(Machine):
         key = (ACTORS, event.actor)
         if (old := self._demands.get(key)) is not None:
             self._withdraw(old)
-        demand = self._demands[key] = Demand(
+        demand = Demand(
             key=key,
             home=self._node_of(event.creator),
             job=event.job,
@@ -271,8 +315,9 @@ class Placement(Machine):
             incarnation=event.incarnation,
             lives_for=event.owner,
             retriable=event.retriable,
-            count=1,
         )
+        self._add(demand)
+        self._set_count(demand, 1)
         self._place(demand, now)
 
     def _on_actor_withdrawn(self, event: WithdrawActor, now: float) -> None:
@@ -293,10 +338,12 @@ class Placement(Machine):
         demand = self._demands.get((ACTORS, message.actor))
         if demand is None or demand.incarnation != message.incarnation or node not in {**demand.out, **demand.queued}:
             return False
-        demand.queued.pop(node, None)
-        demand.count = 0
-        if not demand.out.pop(node, 0) and (host := self._nodes.get(node)) is not None:
-            host.actors += 1  # it queued there, and was not counted yet
+        if node in demand.queued:
+            self._leave_line(demand, node)
+        if demand.out.get(node):
+            self._count_out(demand, node, -demand.out[node])
+        elif (host := self._nodes.get(node)) is not None:
+            host.count_actor(1)  # it queued there, and was not counted yet
         self._withdraw(demand)
         self._hosts[message.proc] = node
         return True
@@ -314,47 +361,57 @@ class Placement(Machine):
         if not demand.count:
             self._forget_if_done(demand)
             return
-        if demand.strategy.kind == strategies.GROUP and self._waits_for_group(demand, now):
+        kind = self._kind_of[demand.key]
+        apart = self._apart_from(demand.home, now)
+        candidates = kind.candidates(apart)
+        kind.is_hopeless = kind.is_hopeless or candidates is None
+        if demand.strategy.kind == strategies.GROUP and self._waits_for_group(demand, candidates, now):
             return
-        only = self._nodes.living()[0]
-        if self._nodes.is_alone and demand.strategy.allows(only):
-            # The only node knows best: it queues, shares out fairly and tells people why something waits.
-            if only.key not in demand.queued:
-                self._give(demand, only, demand.count, queue=True)
-            return
-        able = self._able(demand, now)
-        if not able and demand.strategy.node in self._nodes.expected():
+        if self._nodes.is_alone:
+            only = self._nodes.living()[0]
+            if demand.strategy.allows(only):
+                # The only node knows best: it queues, shares out fairly and tells people why something waits.
+                if only.key not in demand.queued:
+                    self._give(demand, [(only, demand.count)], queue=True)
+                return
+        if candidates is None and self._nodes.is_expected(demand.strategy.node):
             return  # the node that it asks for may come back to this head
-        if not able and self._is_bound_to_lost(demand):
+        if candidates is None and self._is_bound_to_lost(demand):
             self._fail(demand, self._describe_hopeless(demand))
             self._withdraw(demand)
             return
-        self._set_hopeless(demand, "" if able else self._describe_hopeless(demand), now)
-        if not able:
+        self._set_hopeless(demand, "" if candidates is not None else self._describe_hopeless(demand), now)
+        if candidates is None:
             return
-        for node, count in self._choose(demand, able, now):
-            self._give(demand, node, count, queue=False)
+        self._give(demand, self._choose(demand, candidates, apart, now), queue=False)
         if demand.count:
             self._wait(demand, now)
         else:
             self._leave_queues(demand)
             self._end_wait(demand)
 
-    def _able(self, demand: Demand, now: float | None = None) -> list[Node]:
-        """Nodes that could meet the demand some time, of which a preference for one that can leaves only that; with
-        `now` those that its home reaches, if there are any.
-        """
-        able = [node for node in self._nodes.living() if self._is_able(demand, node)]
-        if self._apart and now is not None:
-            able = [node for node in able if self._apart.get((demand.home, node.key), 0.0) <= now] or able
-        if demand.strategy.kind == strategies.NODE:
-            return [node for node in able if demand.strategy.wishes(node)] or able
-        return able
+    def _place_waiting(self, kind: Alike, now: float) -> None:
+        """Give away what there is room for among those who wait for the same, in turn."""
+        candidates = kind.candidates()
+        hopeless = candidates is None
+        if self._nodes.is_alone or hopeless != kind.is_hopeless or (hopeless and self._may_fail(kind)):
+            for demand in list(kind.waiting.values()):
+                self._place(demand, now)
+            kind.is_hopeless = hopeless
+            return
+        fruitless = 0
+        while candidates is not None and kind.waiting and candidates.has_room() and fruitless < TRIES_MAX:
+            key, demand = next(iter(kind.waiting.items()))
+            kind.waiting.move_to_end(key)
+            before = demand.count
+            self._place(demand, now)
+            fruitless = fruitless + 1 if demand.count == before else 0
+            candidates.refresh()
 
-    def _waits_for_group(self, demand: Demand, now: float) -> bool:
+    def _waits_for_group(self, demand: Demand, candidates: Candidates | None, now: float) -> bool:
         """Whether no bundle that the demand may run in is there yet; if its group is gone, it fails."""
         group = demand.strategy.group
-        if any(self._is_able(demand, node) for node in self._nodes.living()):
+        if candidates is not None:
             demand.for_group = False
             return False
         if gone := self._groups.gone(group):
@@ -369,26 +426,35 @@ class Placement(Machine):
                 self._waits.add(demand, now, infeasible=False)
         return demand.for_group
 
-    def _is_able(self, demand: Demand, node: Node) -> bool:
-        return demand.strategy.allows(node) and node.can_ever(demand.demand) and node.can_ever(demand.place)
-
     def _is_bound_to_lost(self, demand: Demand) -> bool:
         """Whether it may run on one node only, and that node will not come back: node ids are never used again."""
         strategy = demand.strategy
-        return strategy.kind == strategies.NODE and not strategy.soft and self._nodes.get(strategy.node) is None
+        if strategy.kind != strategies.NODE or strategy.soft:
+            return False
+        return self._nodes.get(strategy.node) is None and not self._nodes.is_expected(strategy.node)
 
-    def _choose(self, demand: Demand, able: list[Node], now: float) -> list[tuple[Node, int]]:
+    def _may_fail(self, kind: Alike) -> bool:
+        """Whether those who wait for the same have waited in vain: one stands for all."""
+        return any(
+            self._is_bound_to_lost(demand) or (demand.strategy.group and self._groups.gone(demand.strategy.group))
+            for demand in itertools.islice(kind.waiting.values(), 1)
+        )
+
+    def _choose(
+        self, demand: Demand, candidates: Candidates, apart: dict[int, float], now: float
+    ) -> list[tuple[Node, int]]:
         """Nodes with room, and how many leases each gets."""
         demand.shy = {node: until for node, until in demand.shy.items() if until > now}
-        room = [
-            (node, fit)
-            for node in able
-            if node.key not in demand.shy
-            and not (demand.is_actor and node.key in demand.queued)
-            and not (demand.strategy.is_local_first and not demand.is_actor and node.key == demand.home)
-            and (fit := fits(node.room(), demand.demand)) > 0
-        ]
-        room.sort(key=lambda entry: self._rank(demand, entry[0]))
+        excluded = dict.fromkeys(demand.shy)
+        if candidates.has_others_than(apart):
+            excluded.update(dict.fromkeys(apart))
+        if demand.is_actor:
+            excluded.update(demand.queued)
+        elif demand.strategy.is_local_first:
+            excluded[demand.home] = None  # it had its chance
+        room = candidates.best(demand.count, excluded)
+        if demand.is_actor and demand.strategy.kind != strategies.SPREAD and demand.home not in excluded:
+            room = self._nearest(demand, candidates, room)
         chosen: dict[int, tuple[Node, int]] = {}
         left = demand.count
         while left > 0 and room:
@@ -404,29 +470,89 @@ class Placement(Machine):
             room = following
         return list(chosen.values())
 
-    def _rank(self, demand: Demand, node: Node) -> tuple[object, ...]:
-        """What is smaller comes first."""
-        wished = not demand.strategy.wishes(node)
-        used = node.utilization()
-        if demand.strategy.kind == strategies.SPREAD:
-            return wished, demand.given.get(node.key, 0) if not demand.is_actor else node.actors, used
-        if demand.is_actor:
-            near = node.key == demand.home and used < NEAR_UTILIZATION
-            return wished, not near, used
-        return wished, used
+    def _nearest(self, demand: Demand, candidates: Candidates, room: list[tuple[Node, int]]) -> list[tuple[Node, int]]:
+        """An actor's creator's node, if it has room and is not much used; but what is wished for comes first."""
+        home = candidates.with_room(demand.home)
+        if home is None or home[0].utilization() >= NEAR_UTILIZATION:
+            return room
+        is_better = room and candidates.is_wished(room[0][0]) and not candidates.is_wished(home[0])
+        return room if is_better else [home]
 
-    def _give(self, demand: Demand, node: Node, count: int, *, queue: bool) -> None:
-        demand.given[node.key] = demand.given.get(node.key, 0) + count
-        # Of a node that is alone nobody asks what is free, and it does not say so.
-        serial = node.serial if self._nodes.is_alone else node.assume(demand.demand, count)
-        demand.count -= count
-        demand.placed += count
-        node.actors += demand.is_actor
-        if demand.is_actor or node.key != demand.home:
-            demand.out[node.key] = demand.out.get(node.key, 0) + count
+    def _give(self, demand: Demand, chosen: list[tuple[Node, int]], *, queue: bool) -> None:
+        """Have these nodes lend as many leases. The owner's node hears first that they are on their way."""
+        total = sum(count for _, count in chosen)
+        if not total:
+            return
+        self._set_count(demand, demand.count - total)
+        demand.placed += total
         if not demand.is_actor:
-            self._emit(ToNode(demand.home, PlacedElsewhere(demand.owner, demand.class_id, count)))
-        self._emit(ToNode(node.key, _order(demand, count, serial, queue=queue)))
+            self._emit(ToNode(demand.home, PlacedElsewhere(demand.owner, demand.class_id, total)))
+        for node, count in chosen:
+            if demand.strategy.kind == strategies.SPREAD:
+                demand.given[node.key] = demand.given.get(node.key, 0) + count
+                node.changed()
+            # Of a node that is alone nobody asks what is free, and it does not say so.
+            serial = node.serial if self._nodes.is_alone else node.assume(demand.demand, count)
+            if demand.is_actor:
+                node.count_actor(1)
+            if demand.is_actor or node.key != demand.home:
+                self._count_out(demand, node.key, count)
+            self._index(demand, node.key)
+            self._emit(ToNode(node.key, _order(demand, count, serial, queue=queue)))
+
+    # ------------------------------------------------------------------ books
+
+    def _add(self, demand: Demand) -> None:
+        self._demands[demand.key] = demand
+        self._kind_of[demand.key] = self._kinds.join(demand)
+        if not demand.is_actor:
+            self._by_owner.setdefault(demand.owner, {})[demand.key] = demand
+            self._by_home.setdefault(demand.home, {})[demand.key] = demand
+        if demand.strategy.group:
+            self._by_group.setdefault(demand.strategy.group, {})[demand.key] = demand
+
+    def _remove(self, demand: Demand) -> None:
+        if self._demands.pop(demand.key, None) is None:
+            return
+        kind = self._kind_of.pop(demand.key)
+        self._kinds.leave(demand, kind)
+        if not kind.waiting:
+            self._waiting.pop(kind.asked, None)
+        for node in {**demand.out, **demand.queued, **demand.given, **demand.held_back}:
+            _take(self._at, node, demand.key)
+        if not demand.is_actor:
+            _take(self._by_owner, demand.owner, demand.key)
+            _take(self._by_home, demand.home, demand.key)
+        if demand.strategy.group:
+            _take(self._by_group, demand.strategy.group, demand.key)
+
+    def _set_count(self, demand: Demand, count: int) -> None:
+        """Note how much of it waits."""
+        demand.count = count
+        kind = self._kind_of[demand.key]
+        if not count:
+            kind.unlined.pop(demand.key, None)
+            if kind.waiting.pop(demand.key, None) is not None and not kind.waiting:
+                del self._waiting[kind.asked]
+        elif demand.key not in kind.waiting:
+            kind.waiting[demand.key] = kind.unlined[demand.key] = demand
+            self._waiting[kind.asked] = kind
+
+    def _count_out(self, demand: Demand, node: int, by: int) -> None:
+        """Note how many of its leases are on their way from a node."""
+        count = demand.out.get(node, 0) + by
+        if count:
+            demand.out[node] = count
+        else:
+            demand.out.pop(node, None)
+        self._index(demand, node)
+
+    def _index(self, demand: Demand, node: int) -> None:
+        """Keep the demand among those that remember anything of a node, if it does."""
+        if node in demand.out or node in demand.queued or node in demand.given or node in demand.held_back:
+            self._at.setdefault(node, {})[demand.key] = demand
+        else:
+            _take(self._at, node, demand.key)
 
     # ------------------------------------------------------------------ waiting
 
@@ -461,28 +587,47 @@ class Placement(Machine):
         else:
             self._emit(Send(demand.owner, LeaseFailed(demand.class_id, reason, group_removed)))
 
-    def _stand_in_line(self, demand: Demand, now: float) -> None:
-        """Let nodes that could meet the demand share out to it what becomes free."""
-        if demand.hopeless or now - demand.since < QUEUE_AFTER_S:
-            return
-        able = [
-            node
-            for node in self._able(demand, now)
-            if node.key not in demand.queued and (demand.is_actor or node.key != demand.home)
-        ]
-        able.sort(key=lambda node: self._rank(demand, node))
-        room = (1 if demand.is_actor else QUEUES_MAX) - len(demand.queued)
-        for node in able[: max(min(room, demand.count), 0)]:
-            demand.queued[node.key] = None
-            self._emit(ToNode(node.key, _order(demand, 1, node.serial, queue=True)))
+    def _stand_in_line(self, kind: Alike, now: float) -> None:
+        """Let nodes that could meet demands share out to them what becomes free."""
+        while kind.unlined:
+            key, demand = next(iter(kind.unlined.items()))
+            apart = self._apart_from(demand.home, now)
+            candidates = kind.candidates(apart)
+            if candidates is None or kind.lines >= LINES_MAX * len(candidates.able):
+                return
+            if now - demand.since < QUEUE_AFTER_S:
+                return
+            del kind.unlined[key]
+            excluded = dict.fromkeys(demand.queued)
+            if candidates.has_others_than(apart):
+                excluded.update(dict.fromkeys(apart))
+            if not demand.is_actor:
+                excluded[demand.home] = None
+            room = (1 if demand.is_actor else QUEUES_MAX) - len(demand.queued)
+            for node in candidates.in_line(max(min(room, demand.count), 0), excluded):
+                demand.queued[node] = None
+                kind.lines += 1
+                self._index(demand, node)
+                there = self._nodes.get(node)
+                assert there is not None, "an able node is lost"
+                self._emit(ToNode(node, _order(demand, 1, there.serial, queue=True)))
+
+    def _leave_line(self, demand: Demand, node: int) -> None:
+        """It does not stand in line there any more, and may stand in another one."""
+        kind = self._kind_of[demand.key]
+        del demand.queued[node]
+        kind.lines -= 1
+        self._index(demand, node)
+        if demand.key in kind.waiting:
+            kind.unlined[demand.key] = demand
 
     def _leave_queues(self, demand: Demand) -> None:
-        for node in demand.queued:
+        for node in list(demand.queued):
+            self._leave_line(demand, node)
             if demand.is_actor:
                 self._emit(ToNode(node, WithdrawActorFromNode(demand.actor)))
             else:
                 self._emit(ToNode(node, WithdrawLeases(demand.owner, demand.class_id)))
-        demand.queued.clear()
 
     def _withdraw(self, demand: Demand) -> None:
         self._leave_queues(demand)
@@ -491,17 +636,15 @@ class Placement(Machine):
             for key in demand.out:
                 self._emit(ToNode(key, WithdrawActorFromNode(demand.actor)))
                 if (node := self._nodes.get(key)) is not None:
-                    node.actors -= 1
-        self._demands.pop(demand.key, None)
+                    node.count_actor(-1)
+        self._remove(demand)
 
     def _on_tick(self, event: Tick, now: float) -> None:
         if self._deadlines.due(now):
-            waiting = [demand for demand in self._demands.values() if demand.count]
-            for demand in waiting:
-                self._place(demand, now)
-                if demand.count and not demand.for_group:
-                    self._stand_in_line(demand, now)
-            if any(demand.count and not demand.hopeless and not demand.for_group for demand in waiting):
+            for kind in list(self._waiting.values()):
+                self._place_waiting(kind, now)
+                self._stand_in_line(kind, now)
+            if any(not kind.is_hopeless for kind in self._waiting.values()):
                 self._deadlines.set("queue", now + QUEUE_AFTER_S)
         self._tell_waits(now)
 
@@ -514,9 +657,8 @@ class Placement(Machine):
         self._place_all(now)
 
     def _place_all(self, now: float) -> None:
-        for demand in list(self._demands.values()):
-            if demand.count:
-                self._place(demand, now)
+        for kind in list(self._waiting.values()):
+            self._place_waiting(kind, now)
 
     def _on_node_lost(self, event: NodeLost, now: float) -> None:
         self._take_back(event.node, now)
@@ -526,16 +668,19 @@ class Placement(Machine):
 
     def _take_back(self, lost: int, now: float) -> None:
         """What a node was given is placed anew. Should it have begun with some, that is too much, and goes back."""
-        for demand in list(self._demands.values()):
-            demand.queued.pop(lost, None)
+        for demand in list(self._by_home.get(lost, {}).values()):
+            self._withdraw(demand)
+        anew = list(self._at.get(lost, {}).values())
+        for demand in anew:
+            if lost in demand.queued:
+                self._leave_line(demand, lost)
             demand.given.pop(lost, None)
             demand.held_back.pop(lost, None)
-            if not demand.is_actor and demand.home == lost:
-                self._withdraw(demand)
-                continue
             self._unplace(demand, lost, demand.out.get(lost, 0))
-        for demand in list(self._demands.values()):
-            if demand.count:
+            self._index(demand, lost)
+        self._place_all(now)
+        for demand in anew:
+            if demand.count and demand.key in self._demands:
                 self._place(demand, now)
 
     # ------------------------------------------------------------------ placement groups
@@ -551,7 +696,7 @@ class Placement(Machine):
             self._withdraw(demand)
 
     def _of_group(self, group: bytes) -> list[Demand]:
-        return [demand for demand in self._demands.values() if demand.strategy.group == group]
+        return list(self._by_group.get(group, {}).values())
 
     # ------------------------------------------------------------------ words
 
@@ -560,7 +705,8 @@ class Placement(Machine):
             return demand.hopeless
         if demand.for_group:
             return self._groups.why(demand.strategy.group)
-        able = self._able(demand)
+        candidates = self._kind_of[demand.key].candidates()
+        able = candidates.able if candidates is not None else {}
         many = "1 node" if len(able) == 1 else f"{len(able)} nodes"
         short = [reason for node, reason in demand.held_back.items() if demand.is_actor or node != demand.home]
         if short:
@@ -624,7 +770,7 @@ class Placement(Machine):
 
     def _forget_if_done(self, demand: Demand) -> None:
         if demand.is_actor and not demand.count and not demand.out and not demand.queued:
-            self._demands.pop(demand.key, None)
+            self._remove(demand)
 
     def check_invariants(self) -> None:
         for demand in self._demands.values():
@@ -633,6 +779,33 @@ class Placement(Machine):
             for node in demand.out:
                 # That the node is lost is heard of after the ends of its members.
                 self._require(self._nodes.find(node), f"{demand} is placed on a node that never was")
+            for node in {**demand.out, **demand.queued, **demand.given, **demand.held_back}:
+                self._require(demand.key in self._at.get(node, {}), f"{demand} is not found by node {node:x}")
+            self._require(demand.key in self._kind_of, f"{demand} is of no kind")
+            if not demand.is_actor:
+                self._require(demand.key in self._by_owner.get(demand.owner, {}), f"{demand} is not found by its owner")
+                self._require(demand.key in self._by_home.get(demand.home, {}), f"{demand} is not found by its home")
+            if group := demand.strategy.group:
+                self._require(demand.key in self._by_group.get(group, {}), f"{demand} is not found by its group")
+        indexes = (self._at, self._by_owner, self._by_home, self._by_group)
+        for entries in itertools.chain.from_iterable(index.values() for index in indexes):
+            self._require(entries and entries.keys() <= self._demands.keys(), "a demand is found that is over")
+        for kind in self._kinds:
+            for problem in kind.problems():
+                self._require(False, problem)
+            is_listed = self._waiting.get(kind.asked) is kind
+            self._require(is_listed == bool(kind.waiting), f"{kind.asked} waits wrongly")
+        pairs = sum(len(nodes) for nodes in self._apart_of.values())
+        self._require(pairs == len(self._apart), "nodes are kept apart wrongly")
+
+
+def _take(index: dict[T, dict[Key, Demand]], at: T, key: Key) -> None:
+    """Take an entry out of an index that has no empty ones."""
+    entries = index.get(at)
+    if entries is not None:
+        entries.pop(key, None)
+        if not entries:
+            del index[at]
 
 
 def _order(demand: Demand, count: int, serial: int, *, queue: bool) -> PlaceActor | PlaceLeases:

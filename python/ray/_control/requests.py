@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from ray._control import kv
+from ray._control.collecting import Collector
 from ray._control.demands import ACTORS
 from ray._control.group_placement import demand_of
 from ray._control.group_requests import GroupRequests
-from ray._control.machine import Deadlines, FromNode, Machine, ProcessLeft, Received, Send, Tick, ToNode
-from ray._control.messages import AskFree, FreeIs, FromMember, JobChanged
+from ray._control.machine import Deadlines, FromNode, Machine, ProcessLeft, Received, Send, Tick, ToNode, earliest
+from ray._control.messages import AskFree, FreeIs, FromMember, JobChanged, StateIs
 from ray._control.node_records import NodeLost
 from ray._protocol import KIND_REQUEST, Reply, Request, encode
 
@@ -30,6 +31,13 @@ FREE_S: Final = 1.0
 """How long ``available_resources`` waits for nodes to say what is free; then what they reported last counts."""
 
 _WIRE_STATES: Final = ("PENDING_CREATION", "ALIVE", "RESTARTING", "DEAD")
+
+
+AT_NODE: Final = ("node.files", "node.read")
+"""What a member may ask any node for."""
+
+NEVER_S: Final = 3600.0
+"""Longer than any node may take."""
 
 
 class RefusedError(Exception):
@@ -96,7 +104,8 @@ class ControlRequests(Requests):
         self._serial = 0
         self._deadlines: Deadlines[int] = Deadlines()
         self._events = {Tick: self._on_tick, ProcessLeft: self._on_left, NodeLost: self._on_node_lost}
-        self._node_messages = {FreeIs: self._on_free_is}
+        self._collector = Collector(self._emit, self._answer)
+        self._node_messages = {FreeIs: self._on_free_is, StateIs: self._on_state_is}
         self._ops = {
             "cluster_resources": ((), self._cluster_resources),
             "available_resources": ((), self._available_resources),
@@ -117,12 +126,15 @@ class ControlRequests(Requests):
             "kv.keys": (("prefix", "namespace"), self._kv_keys),
             "job.config": (("config",), self._job_config),
             "job.list": ((), self._job_list),
+            "state.collect": (("what", "limit", "timeout_s"), self._collect),
+            "state.at": (("node", "ask", "arguments"), self._at_node),
+            "state.jobs": ((), self._job_states),
             "stats": (("counts",), self._stats),
             **GroupRequests(service, LATER, RefusedError).ops,
         }
 
     def next_deadline(self) -> float | None:
-        return self._deadlines.next()
+        return earliest(self._deadlines.next(), self._collector.next_deadline())
 
     def _act(self) -> None:
         self._out.extend(self._service.groups.take_effects())
@@ -132,6 +144,45 @@ class ControlRequests(Requests):
         body = encode(Request(op, msgspec.msgpack.encode(arguments)))
         self._emit(ToNode(node, FromMember(event.sender, KIND_REQUEST, event.corr, body)))
         return LATER
+
+    # ------------------------------------------------------------------ looks at all nodes
+
+    def _collect(self, event: Received, now: float, what: str, limit: int, timeout_s: float | None) -> Any:
+        """What nodes and members say themselves; see `ray._node.looks`."""
+        nodes = [node.key for node in self._service.nodes.living()]
+        self._collector.ask(event.sender, event.corr, nodes, what, int(limit), float(timeout_s or NEVER_S), now)
+        return LATER
+
+    def _on_state_is(self, event: FromNode, message: StateIs, now: float) -> None:
+        self._collector.heard(event.node, message)
+
+    def _at_node(self, event: Received, now: float, node: int, ask: str, arguments: list[Any]) -> Any:
+        """A request that one node answers, whichever that is."""
+        if ask not in AT_NODE:
+            text = f"a node is not asked for {ask!r} by others; there are {AT_NODE}"
+            raise RefusedError(ValueError.__name__, text)
+        if self._service.nodes.get(node) is None:
+            known = self._service.nodes.find(node)
+            text = f"{known} is lost: {known.reason}" if known is not None else f"node {node:016x} is not known"
+            raise RefusedError(ValueError.__name__, text)
+        return self._forward(node, event, ask, *arguments)
+
+    def _job_states(self, event: Received, now: float) -> list[dict[str, Any]]:
+        """Jobs with where their drivers are or were, and since when, in seconds before now."""
+        return [
+            {
+                "job": job.number,
+                "driver": job.driver,
+                "pid": job.pid,
+                "node": self._service.members.node_of(job.driver),
+                "age_s": now - job.started,
+                "ended_s": None if job.ended is None else now - job.ended,
+                "namespace": job.namespace,
+                "entrypoint": str(job.config.get("entrypoint", "")),
+                "metadata": job.config.get("metadata") or {},
+            }
+            for job in self._service.jobs.all()
+        ]
 
     # ------------------------------------------------------------------ resources and nodes
 
@@ -164,6 +215,7 @@ class ControlRequests(Requests):
             self._answer(asker, corr, total)
 
     def _on_tick(self, event: Tick, now: float) -> None:
+        self._collector.tick(now)
         for ticket in self._deadlines.due(now):
             for key in list(self._tickets[ticket][2]):
                 node = self._service.nodes.get(key)
@@ -171,10 +223,12 @@ class ControlRequests(Requests):
                 self._add_free(ticket, key, {name: max(units, 0) for name, units in free.items()})
 
     def _on_node_lost(self, event: NodeLost, now: float) -> None:
+        self._collector.node_lost(event.node)
         for ticket in [ticket for ticket, entry in self._tickets.items() if event.node in entry[2]]:
             self._add_free(ticket, event.node, {})
 
     def _on_left(self, event: ProcessLeft, now: float) -> None:
+        self._collector.asker_left(event.proc)
         for ticket in [ticket for ticket, entry in self._tickets.items() if entry[0] == event.proc]:
             del self._tickets[ticket]
             self._deadlines.clear(ticket)
@@ -198,6 +252,7 @@ class ControlRequests(Requests):
                 "IsClient": node.client,
                 "IsOutboundOnly": node.relayed,
                 "Reason": node.reason,
+                "AgeS": now - node.joined_at,
             }
             for node in nodes.all()
         ]
@@ -262,13 +317,14 @@ class ControlRequests(Requests):
         return [self._describe(actor) for actor in self._service.actors.actors()]
 
     def _describe(self, actor: Actor) -> dict[str, Any]:
+        job = self._service.jobs.get(actor.job)
         return {
             "actor": actor.id,
             "owner": actor.owner,
             "owner_node": actor.owner_node,
             "class_name": actor.class_name,
             "name": actor.name,
-            "namespace": actor.namespace,
+            "namespace": actor.namespace or (job.namespace if job is not None else ""),
             "detached": actor.detached,
             "state": _WIRE_STATES[self._service.actors.wire_state(actor)],
             "incarnation": actor.incarnation,
@@ -277,6 +333,8 @@ class ControlRequests(Requests):
             "node": actor.node,
             "pid": actor.pid,
             "job": actor.job,
+            "run": actor.run,
+            "place": actor.place,
             "cause": actor.cause.decode(errors="replace") if actor.cause_kind == 0 else "__init__ raised",
         }
 
@@ -291,7 +349,8 @@ class ControlRequests(Requests):
 
     def _why_lease_elsewhere(self, event: Received, now: float, class_id: int, owner: int, local: str) -> str:
         elsewhere = self._service.placement.why((owner, class_id))
-        return f"{local}; elsewhere: {elsewhere}" if elsewhere else local
+        # What no node has is the same reason everywhere.
+        return f"{local}; elsewhere: {elsewhere}" if elsewhere and elsewhere != local else local
 
     def _why_actor(self, event: Received, now: float, actor: bytes) -> Any:
         record = self._service.actors.get(actor)

@@ -94,10 +94,14 @@ class ControlService:
         self._heard: dict[int, int] = {}
         """Messages of each node that it must not repeat, and which of them it knows of."""
         self._told_heard: dict[int, int] = {}
+        self._greeted: dict[int, int | None] = {}
+        """Nodes that are saying what is on them, and how much was heard of them before; None: by another head."""
+        self._repeated: dict[int, int] = {}
+        """How many of the next messages of a node were heard before its connection broke."""
+        self._served: dict[int, tuple[int, ...]] = {}
+        """By node that has come back, for whom it works; who is not known in the end has ended."""
         self._orphans: dict[tuple[int, int], FromNode] = {}
         """By node and segment, what is asked of members once all are known that have come back."""
-        self._sought: dict[tuple[int, int], FromNode] = {}
-        """By asker and process, who was asked about meanwhile."""
         self._deadlines: Deadlines[str] = Deadlines()
 
     def restore(self, records: Iterable[tuple[str, bytes, bytes]], now: float) -> None:
@@ -115,8 +119,10 @@ class ControlService:
                     lives.append((key, value))
                 case actors.ACTORS_TABLE | actors.NAMES_TABLE:
                     self.actors.restore(table, key, value)
+        self.actors.expect_return()
         for key, value in lives:
             self.actors.restore(actors.LIVES_TABLE, key, value)
+        self.members.restore()
         self._deadlines.set("return", now + RETURN_S)
 
     @property
@@ -142,7 +148,7 @@ class ControlService:
             if key == "return":
                 self._end_return(now)
             else:
-                self._tell_heard()
+                self._tell_heard(now)
         for machine in self._machines:
             deadline = machine.next_deadline()
             if deadline is not None and deadline <= now:
@@ -239,14 +245,10 @@ class ControlService:
         message = event.message
         if self.nodes.get(event.node) is None and type(message) is not messages.NodeHello:
             return  # it is lost, and was told to leave
-        if type(message) in (messages.NodeHello, messages.Announced):
-            self._heard[event.node] = self._told_heard[event.node] = 0
-        elif event.node != self.nodes.head and type(message) not in messages.NEWS:
-            self._heard[event.node] = self._heard.get(event.node, 0) + 1
-            if self._heard[event.node] - self._told_heard.get(event.node, 0) >= HEARD_AT:
-                self._tell_heard()
-            elif "heard" not in self._deadlines:
-                self._deadlines.set("heard", now + HEARD_AFTER_S)
+        if not self._count(event.node, message, now):
+            return
+        if self.nodes.is_new(event.node) and type(message) not in (messages.NodeHello, messages.Resources):
+            self._tell(self.nodes, nodes.Announce(), now)
         match message:
             case messages.MemberSaid():
                 self._on_said(event.node, message)
@@ -260,18 +262,42 @@ class ControlService:
                 if self.is_returning and not self.nodes.expected():
                     # Everybody is back. What was said meanwhile and not heard is on its way right behind.
                     self._deadlines.set("return", now + RETURNED_S)
-                elif not self.is_returning:
-                    self.actors.give_up_unknown()
-                    self._queue.extend(self.actors.take_effects())
+                self._served[event.node] = message.owners
+                if not self.is_returning:
+                    self._tell_ended()
             case messages.SegmentOrphaned() if self.is_returning:
                 self._orphans[event.node, message.segment] = event
-            case messages.WhoIs() if self.is_returning:
-                # Who is not here may be on a node that comes back, and must not be taken for dead.
-                self._sought[message.asker, message.proc] = event
             case messages.NoticeRaised():
                 self._queue.append(Notify(message.job, message.level, message.text))
             case _:
                 self._tell_taker(event, now)
+
+    def _count(self, node: int, message: Message, now: float) -> bool:
+        """Count what nodes must not repeat to a next control service. False if this one has heard it already."""
+        match message:
+            case messages.NodeHello() if message.returns:
+                self._greeted[node] = self._heard.get(node)
+            case messages.NodeHello():
+                self._heard[node] = self._told_heard[node] = 0
+            case messages.Announced() if node in self._greeted:
+                before = self._greeted.pop(node)
+                self._heard[node] = message.first if before is None else before
+                self._repeated[node] = self._heard[node] - message.first
+                self._told_heard[node] = message.first
+                self._deadlines.set("heard", now + HEARD_AFTER_S)
+            case _ if node in self._greeted or node == self.nodes.head or type(message) in messages.NEWS:
+                pass
+            case _ if self._repeated.get(node, 0) > 0:
+                self._repeated[node] -= 1
+                return False
+            case _:
+                self._heard[node] = self._heard.get(node, 0) + 1
+                if self._heard[node] - self._told_heard.get(node, 0) >= HEARD_AT:
+                    # Soon, and not at once: what follows from this message is to be said before.
+                    self._deadlines.set("heard", now)
+                elif "heard" not in self._deadlines:
+                    self._deadlines.set("heard", now + HEARD_AFTER_S)
+        return True
 
     def _on_said(self, node: int, said: messages.MemberSaid) -> None:
         if self.members.node_of(said.proc) != node:
@@ -327,6 +353,8 @@ class ControlService:
     def _on_node_lost(self, event: NodeLost, now: float) -> None:
         if self.nodes.get(event.node) is None:
             return
+        for counts in (self._heard, self._told_heard, self._greeted, self._repeated, self._served):
+            counts.pop(event.node, None)
         others, self._queue = self._queue, deque()
         for machine in (self.nodes, self.groups, self.members, self.placement, self.requests):
             # The members' ends are heard of one by one, before what the node had been given is placed anew; and all
@@ -340,23 +368,32 @@ class ControlService:
         """Nodes had their time: what is not here now is gone."""
         self.nodes.give_up_expected()
         self._queue.extend(self.nodes.take_effects())
+        self.members.end_return(now)
+        self._queue.extend(self.members.take_effects())
         for job in self.jobs.running():
             if not self.members.node_of(job.driver):
                 self._end_job(self.jobs.end(job.driver, now), now)
         self._tell(self.placement, NodeFreed(self.nodes.head), now)  # some may have waited for a node that did not come
         self.actors.give_up_missing()
         self._queue.extend(self.actors.take_effects())
+        self._tell_ended()
         orphans, self._orphans = self._orphans, {}
         self._queue.extend(orphans.values())
-        sought, self._sought = self._sought, {}
-        for asked in sought.values():
-            self._tell_taker(asked, now)  # it was counted when it came
 
-    def _tell_heard(self) -> None:
-        """Let nodes forget what they keep for a next control service."""
+    def _tell_ended(self) -> None:
+        """Nodes that have come back work for nobody who is not there."""
+        served, self._served = self._served, {}
+        for node, owners in served.items():
+            self.members.tell_ended(node, owners)
+        self._queue.extend(self.members.take_effects())
+
+    def _tell_heard(self, now: float) -> None:
+        """Let nodes forget what they keep for a next control service, which would know nothing of what is held here."""
         self._deadlines.clear("heard")
         for node, count in self._heard.items():
-            if count != self._told_heard.get(node):
+            if self.members.holds_something_of(node):
+                self._deadlines.set("heard", now + HEARD_AFTER_S)
+            elif count != self._told_heard.get(node):
                 self._told_heard[node] = count
                 self._out.append(ToNode(node, messages.Heard(count)))
 

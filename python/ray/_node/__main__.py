@@ -126,6 +126,7 @@ def _serve(
             resources=config.resources,
             gpu_ids=tuple(config.gpu_ids),
             object_store_memory=config.object_store_memory,
+            spilling=config.spilling,
             hostname=config.hostname,
             host=config.address,
             address=_announced(config, core),

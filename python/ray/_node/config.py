@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from ray._node.spill_settings import SpillSettings
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -80,6 +82,7 @@ class NodeConfig(msgspec.Struct, frozen=True):
     driver_pid: int = 0
     """The process to die with; 0 for a node that stands alone."""
     memory: MemorySettings = MemorySettings()
+    spilling: SpillSettings = SpillSettings()
 
     @property
     def socket_path(self) -> str:

@@ -42,12 +42,47 @@ class Forward(Event, frozen=True):
 
     proc: int
     message: Message
+    corr: int = 0
 
 
 class Company(Event, frozen=True):
     """The first other node has joined, or the last has gone (`alone`)."""
 
     alone: bool
+
+
+class StateAsked(Event, frozen=True):
+    """The control service passes on that somebody wants to see."""
+
+    message: Message
+
+
+class KeepHistory(Effect, frozen=True):
+    """Append a batch of records of a member to the event log."""
+
+    proc: int
+    pid: int
+    job: int
+    batch: bytes
+
+
+class ListFiles(Effect, frozen=True):
+    """Answer a member's request with the names and sizes of the files of an area: "logs" or "events"."""
+
+    to: int
+    corr: int
+    area: str
+
+
+class ReadFile(Effect, frozen=True):
+    """Answer a member's request with a piece of such a file; a negative `offset` counts from its end."""
+
+    to: int
+    corr: int
+    area: str
+    name: str
+    offset: int
+    size: int
 
 
 class FlushLogs(Effect, frozen=True):
@@ -458,11 +493,14 @@ class DropSegment(Effect, frozen=True):
 
 
 class RoomWanted(Event, frozen=True):
-    """Pulls needs a segment for a copy of `size` bytes. Answered by `RoomGranted` or `RoomDenied` with the ticket."""
+    """Pulls needs a segment for a copy of `size` bytes. Answered by `RoomGranted` or `RoomDenied` with the ticket; at
+    once, unless it `waits`: what is copied only because it will be needed must not stand in the way of what is.
+    """
 
     ticket: int
     node: int
     size: int
+    waits: bool = True
 
 
 class RoomUnwanted(Event, frozen=True):
@@ -485,6 +523,7 @@ class RoomDenied(Event, frozen=True):
 
     ticket: int
     text: str
+    disk_full: bool = False
 
 
 class RoomReturned(Event, frozen=True):
@@ -509,6 +548,120 @@ class CopyEvicted(Event, frozen=True):
     """An idle copy's segment was needed for something else."""
 
     segment: int
+
+
+# ------------------------------------------------------------------ segments <-> spills
+
+
+class RoomShort(Event, frozen=True):
+    """Segments tells spills how many bytes should leave memory, at each change. `waits`: somebody waits for them;
+    otherwise only the high-water mark is exceeded.
+    """
+
+    bytes: int
+    waits: bool
+
+
+class RoomProgress(Event, frozen=True):
+    """Spills tells segments that values have left memory, so room is about to be made; or, with a text, why not."""
+
+    trouble: str
+    disk_full: bool = False
+
+
+class RoomStalled(Event, frozen=True):
+    """Segments tells pulls that somebody waits for room, and nobody has been given any for a while. `others`: not only
+    copies wait, but also values that a process makes.
+    """
+
+    others: bool
+
+
+# ------------------------------------------------------------------ pulls <-> spills
+
+
+class RestoreWanted(Event, frozen=True):
+    """Pulls has a segment for a value that is on the disk of this node. Answered by `PullDone` with the ticket."""
+
+    ticket: int
+    spill: int
+    object: bytes
+    len: int
+    segment: int
+
+
+class LocateSpill(Event, frozen=True):
+    """Another node is to pull a spilled value, from `sources`, of which this node itself is one: spills knows where the
+    value is, and answers with `Located`.
+    """
+
+    node: int
+    spill: int
+    object: bytes
+    sources: tuple[tuple[int, int, int], ...]
+
+
+# ------------------------------------------------------------------ spills <-> shell
+
+
+class SpillPiece(msgspec.Struct, frozen=True):
+    """A value on its way into a spill file, at `at`: a block of a segment, or a record of another spill file."""
+
+    object: bytes
+    source: int
+    offset: int
+    len: int
+    at: int
+
+
+class WriteSpill(Effect, frozen=True):
+    """Write a spill file. Answered by `SpillWritten`; the segments are read until then."""
+
+    file: int
+    pieces: tuple[SpillPiece, ...]
+
+
+class SpillWritten(Event, frozen=True):
+    """Outcome of `WriteSpill`. `kind` is empty if all is written; otherwise there is no file, and it is "full" if the
+    disk has no room, else "damaged" or "io".
+    """
+
+    file: int
+    kind: str
+    error: str
+
+
+class ReadSpill(Effect, frozen=True):
+    """Read a value of a spill file into the start of a segment. Answered by `SpillRead`."""
+
+    ticket: int
+    file: int
+    object: bytes
+    at: int
+    len: int
+    segment: int
+
+
+class SpillRead(Event, frozen=True):
+    """Outcome of `ReadSpill`, after which nothing is written to the segment any more. `kind` is empty if the value is
+    there, "damaged" if it will never be, "io" if it may be another time.
+    """
+
+    ticket: int
+    kind: str
+    error: str
+
+
+class OfferSpill(Effect, frozen=True):
+    """Let other nodes pull from this spill file, as from a segment of its number. May come several times."""
+
+    file: int
+
+
+class DeleteSpill(Effect, frozen=True):
+    """Delete a spill file."""
+
+    file: int
 
 
 # ------------------------------------------------------------------ pulls <-> shell

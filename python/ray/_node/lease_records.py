@@ -8,7 +8,7 @@ import msgspec
 
 from ray._control import messages
 from ray._control import strategy as strategies
-from ray._control.demands import Key  # noqa: TC001
+from ray._control.demands import ACTORS, Key
 from ray._control.machine import Event
 from ray._control.strategy import Strategy
 from ray._node import fairness
@@ -223,6 +223,16 @@ def guest(order: messages.PlaceLeases) -> Want:
         retriable=order.retriable,
         guest=True,
     )
+
+
+def refusal(want: Want, count: int, why: str) -> Message:
+    """What the control service is told of a demand that was placed here and does not fit; `why` is for bundles."""
+    if want.bundles is not None:
+        return messages.BundlesRefused(want.bundles.group, want.bundles.attempt, why)
+    if want.owner == ACTORS:
+        assert isinstance(want.key[1], bytes)
+        return messages.ActorRefused(want.key[1], want.incarnation, want.held_back)
+    return messages.LeasesRefused(want.owner, want.class_id, count, want.held_back)
 
 
 def overflow(want: Want, count: int, heard: int) -> messages.Overflow:

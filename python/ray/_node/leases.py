@@ -5,11 +5,9 @@ told to the control service (`Overflow`), which has other nodes serve it; so dem
 come from there (`LeasesPlaced`), as do actors. Does not know how workers come to be: it asks for one
 (`WantWorker`), and the worker pool answers. An actor is a lease that ends with its worker.
 
-A lease goes through two states. It is *starting* from the moment its resources are taken until a worker
-is there, and *held* until it is returned, its owner dies or its worker dies.
-
-Placement groups wait here for the resources of their bundles like everybody else, and a demand in a group is one for
-the resources that its bundles offer (`bundles`).
+A lease is *starting* from the moment its resources are taken until a worker is there, and then *held* until it is
+returned, its owner dies or its worker dies. Placement groups wait here for the resources of their bundles like all
+others do, and a demand in a group is one for the resources that its bundles offer (`bundles`).
 
 Invariants:
 - what leases and bundles hold and what is free add up to what the node has;
@@ -80,6 +78,7 @@ from ray._node.lease_records import (
     Want,
     guest,
     overflow,
+    refusal,
 )
 from ray._node.resources import is_cpu
 from ray._protocol import (
@@ -224,6 +223,10 @@ class LeaseTable(Machine):
 
     def next_deadline(self) -> float | None:
         return earliest(self._deadlines.next(), self._waits.next_deadline())
+
+    def owners(self) -> list[int]:
+        """Who holds leases, or waits for some."""
+        return list(dict.fromkeys([*(lease.owner for lease in self._leases.values()), *self._turns]))
 
     def reclaim_all(self) -> list[int]:
         """Ask for every lease that is not known to be in use for good; the ids that were asked for, in order."""
@@ -378,7 +381,9 @@ class LeaseTable(Machine):
         blocked = fairness.share_out(self._turns, self.ledger, self._start)
         if GROUPS in self._turns and self._finish_reservations():
             blocked = fairness.share_out(self._turns, self.ledger, self._start)
-        self._refuse_what_waits()
+        if self._refuse_what_waits():
+            # One that was refused may have held what was passed over so often, and others need it too.
+            blocked = fairness.share_out(self._turns, self.ledger, self._start)
         blocked = [want for want in blocked if want.key in self._wants and want.unmet > 0]
         if not any(want.passed_over >= want.patience for want in blocked):
             self._deadlines.clear("hold")
@@ -459,24 +464,18 @@ class LeaseTable(Machine):
             want.queues = order.queue or (want.queues and want.unmet > order.count)
         self._schedule(now)
 
-    def _refuse_what_waits(self) -> None:
-        """What was placed here and does not fit must not wait here, unless it is to queue."""
+    def _refuse_what_waits(self) -> bool:
+        """What was placed here and does not fit must not wait here, unless it is to queue. True if there was any."""
+        any_refused = False
         for want in list(self._wants.values()):
             if want.queues or not (want.guest or want.here):
                 continue
             refused = want.unmet if want.guest else want.here
             if want.starting >= STARTING_PER_DEMAND_MAX or not refused:
                 continue  # it has resources, and goes on when the first of them have workers
+            any_refused = True
             self._report_now()
-            if want.bundles is not None:
-                order, why = want.bundles, self._why(want.key)
-                self._emit(ToControl(messages.BundlesRefused(order.group, order.attempt, why)))
-            elif want.owner == ACTORS:
-                assert isinstance(want.key[1], bytes)
-                self._emit(ToControl(messages.ActorRefused(want.key[1], want.incarnation, want.held_back)))
-            else:
-                refusal = messages.LeasesRefused(want.owner, want.class_id, refused, want.held_back)
-                self._emit(ToControl(refusal))
+            self._emit(ToControl(refusal(want, refused, self._why(want.key) if want.bundles is not None else "")))
             if want.guest:
                 want.count -= refused
                 self._cancel_surplus(want)
@@ -485,6 +484,7 @@ class LeaseTable(Machine):
                 want.heard -= refused
                 want.told_heard -= refused
                 want.told += refused
+        return any_refused
 
     def _on_guest_withdrawn(self, event: GuestWithdrawn, now: float) -> None:
         key = (event.message.owner, event.message.class_id)
@@ -540,6 +540,8 @@ class LeaseTable(Machine):
                 if not event.alone and want.owner in (ACTORS, GROUPS) and want.unmet:
                     want.queues = False
                 continue
+            if not event.alone:
+                want.queues = False  # nor is what was placed here, while there was no other node, bound to wait here
             want.placed_only = want.needs_view(self._node, self.ledger, alone=self._alone)
             self._waits.remove(want)
             want.hopeless = ""
@@ -552,9 +554,7 @@ class LeaseTable(Machine):
             if not want.guest:
                 want.elsewhere = want.here = want.heard = want.told_heard = 0
                 want.told = -1
-        self._placed_serial = 0
-        self._reported = ({}, 0)
-        self._report_at = now
+        self._placed_serial, self._reported, self._report_at = 0, ({}, 0), now
         self._schedule(now)
 
     def _on_job_known(self, event: JobKnown, now: float) -> None:
@@ -734,7 +734,7 @@ class LeaseTable(Machine):
         for lease in fairness.needless_reclaims(blocked, self._ended_by_owners(), self.ledger):
             lease.reclaimed = lease.kept = False
             self._kept -= 1
-            self._emit(Send(lease.owner, LeaseReclaim(lease.id, wanted=False)))
+            self._emit(Send(lease.owner, LeaseReclaim(lease.id, wanted=False, node=self._node)))
 
     def _on_worker_gone(self, event: WorkerGone, now: float) -> None:
         lease = self._by_proc.get(event.proc)
@@ -837,7 +837,7 @@ class LeaseTable(Machine):
         if lease.reclaimed:
             return False
         lease.reclaimed = True
-        self._emit(Send(lease.owner, LeaseReclaim(lease.id)))
+        self._emit(Send(lease.owner, LeaseReclaim(lease.id, wanted=True, node=self._node)))
         return True
 
     # ------------------------------------------------------------------ reasons

@@ -170,10 +170,16 @@ class _File(msgspec.Struct):
 
 
 class LogFiles:
-    """The log files of living workers. Not a machine: it reads files."""
+    """The log files of living workers. Not a machine: it reads files.
 
-    def __init__(self, directory: str) -> None:
+    Args:
+        directory: Where they are.
+        ip: What the node calls itself.
+    """
+
+    def __init__(self, directory: str, ip: str = "") -> None:
         self._directory = directory
+        self._ip = ip
         self._files: dict[str, _File] = {}
         self._names: dict[int, str] = {}
         self._kept: deque[str] = deque()
@@ -291,7 +297,7 @@ class LogFiles:
             shown = name or self._names.get(file.proc, "")
             texts = [line.text for line in group]
             for at in range(0, len(texts), BATCH_LINES):
-                message = LogLines(shown, file.pid, file.stream, texts[at : at + BATCH_LINES])
+                message = LogLines(shown, file.pid, file.stream, texts[at : at + BATCH_LINES], self._ip)
                 batches.append((file.proc, message))
         return batches
 

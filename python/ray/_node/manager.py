@@ -18,6 +18,7 @@ import msgspec
 
 from ray import _protocol as p
 from ray._control import messages
+from ray._control.demands import ACTORS, GROUPS
 from ray._control.machine import (
     Effect,
     Event,
@@ -32,7 +33,7 @@ from ray._control.machine import (
     Tick,
     earliest,
 )
-from ray._node import events, lease_records, requests
+from ray._node import events, lease_records, looks, requests
 from ray._node.config import MemorySettings
 from ray._node.fence import Fence
 from ray._node.leases import LeaseTable
@@ -40,8 +41,11 @@ from ray._node.memory import MemoryWatch
 from ray._node.memory_victims import Tenant
 from ray._node.processes import DiedElsewhere, ProcessEnded, ProcessTable
 from ray._node.pulls import PullTable
+from ray._node.relay import Relay
 from ray._node.resources import Ledger
 from ray._node.segments import SegmentTable
+from ray._node.spill_settings import SpillSettings
+from ray._node.spills import SpillTable
 from ray._node.workers import WorkerPool
 from ray._protocol import (
     ACTOR_DEAD,
@@ -95,6 +99,7 @@ class NodeFacts(msgspec.Struct, frozen=True):
     session_dir: str = ""
     labels: dict[str, str] = {}
     memory: MemorySettings = MemorySettings()
+    spilling: SpillSettings = SpillSettings()
     python: str = ""
     client: bool = False
     relayed: bool = False
@@ -184,11 +189,21 @@ class NodeManager:
         cpus = facts.resources.get("CPU", 0) // UNIT
         self.leases = LeaseTable(node=facts.node, ledger=ledger, new_id=new_id, validate=validate)
         self.pool = WorkerPool(new_id=new_id, idle_limit=max(cpus, 1), validate=validate)
-        self.segments = SegmentTable(node=facts.node, capacity=facts.object_store_memory, validate=validate)
+        self.segments = SegmentTable(
+            node=facts.node,
+            capacity=facts.object_store_memory,
+            high_water_share=facts.spilling.high_water_share if facts.spilling.enabled else 0.0,
+            validate=validate,
+        )
         self.pulls = PullTable(node=facts.node, validate=validate)
+        self.spills = SpillTable(
+            node=facts.node, capacity=facts.object_store_memory, enabled=facts.spilling.enabled, validate=validate
+        )
         self.processes = ProcessTable(validate=validate)
         self.requests = requests.RequestTable(self)
+        self.looks = looks.LookTable(self)
         self.fence = Fence(validate=validate)
+        self.relay = Relay()
         self.memory = MemoryWatch(
             settings=facts.memory,
             place=f"node {facts.name or facts.hostname} ({facts.address or facts.host})",
@@ -209,8 +224,10 @@ class NodeManager:
             self.leases,
             self.segments,
             self.pulls,
+            self.spills,
             self.processes,
             self.requests,
+            self.looks,
             self.fence,
             self.memory,
         )
@@ -222,7 +239,7 @@ class NodeManager:
             messages.FromMember: self._on_from_member,
             messages.PlaceActor: self._on_place_actor,
             messages.WithdrawActor: lambda m, now: self._queue.append(lease_records.ActorWithdrawn(m.actor)),
-            messages.PlaceLeases: lambda m, now: self._tell(self.leases, lease_records.LeasesPlaced(m), now),
+            messages.PlaceLeases: self._on_place_leases,
             messages.WithdrawLeases: lambda m, now: self._tell(self.leases, lease_records.GuestWithdrawn(m), now),
             messages.PlacedElsewhere: lambda m, now: self._tell(self.leases, lease_records.Elsewhere(m), now),
             messages.Hopeless: lambda m, now: self._tell(self.leases, lease_records.NowHopeless(m), now),
@@ -237,6 +254,7 @@ class NodeManager:
             messages.DeathsElsewhere: self._on_deaths_elsewhere,
             messages.GiveUpMember: lambda m, now: self._tell(self.processes, events.GivenUp(m.proc, m.by), now),
             messages.AskFree: self._on_ask_free,
+            messages.AskState: lambda m, now: self._queue.append(events.StateAsked(m)),
             messages.OwnersAsked: lambda m, now: self._queue.append(events.OwnersAsked(m.segment, m.procs)),
             messages.MayHaveMissed: lambda m, now: self._queue.append(events.MayHaveMissed(m.procs)),
             messages.AreYouAlive: self._on_are_you_alive,
@@ -296,7 +314,7 @@ class NodeManager:
             case Send():
                 self._on_send(event)
             case events.Forward():
-                self._on_send(Send(event.proc, event.message))
+                self._on_send(Send(event.proc, event.message, event.corr))
             case events.Company():
                 for machine in (self.processes, self.leases, self.segments):
                     self._tell(machine, event, now)
@@ -355,7 +373,7 @@ class NodeManager:
             case Request():
                 self._on_request(frame, message)
             case LeaseReturn() | LeaseKept() | SegmentClaims() | BlocksFreed() if self._is_for_other(message.node):
-                self._to_control(messages.ToOtherNode(message.node, frame.proc, frame.kind, frame.corr, frame.body))
+                self._to_control(self.relay.to_node(message.node, frame.proc, frame.kind, frame.corr, frame.body))
             case WhereIsNode():
                 self._on_where_is(frame, message)
             case _:
@@ -396,7 +414,17 @@ class NodeManager:
 
     def _counts(self) -> dict[str, int]:
         counts: dict[str, int] = {}
-        for table in (self.pool, self.leases, self.segments, self.pulls, self.processes, self.fence, self.memory):
+        tables = (
+            self.pool,
+            self.leases,
+            self.segments,
+            self.pulls,
+            self.spills,
+            self.processes,
+            self.fence,
+            self.memory,
+        )
+        for table in tables:
             counts.update(table.statistics())
         return counts
 
@@ -410,7 +438,7 @@ class NodeManager:
             self._out.append(send)
         else:
             kind = KINDS[type(send.message)]
-            self._to_control(messages.ToMembers((send.to,), kind, send.corr, encode(send.message)))
+            self._to_control(self.relay.to_member(send.to, kind, send.corr, encode(send.message)))
 
     def _on_tick(self, tick: Tick, now: float) -> None:
         for machine in self._machines:
@@ -432,7 +460,7 @@ class NodeManager:
         self._to_control(messages.MemberJoined(event.proc, event.role, event.pid, job))
         if event.role == ROLE_TOOL:
             return  # it asks and looks, but owns nothing
-        for machine in (self.segments, self.leases, self.pool):
+        for machine in (self.segments, self.spills, self.leases, self.pool):
             self._tell(machine, joined, now)
 
     def _on_core_left(self, event: CoreLeft, now: float) -> None:
@@ -474,7 +502,8 @@ class NodeManager:
     def _process_left(self, proc: int, now: float) -> None:
         self._subscribed.pop(proc, None)
         left = ProcessLeft(proc)
-        for machine in (self.leases, self.segments, self.pulls, self.processes, self.requests):
+        machines = (self.leases, self.segments, self.pulls, self.spills, self.processes, self.requests, self.looks)
+        for machine in machines:
             self._tell(machine, left, now)
 
     # ------------------------------------------------------------------ for a control service that knows nothing yet
@@ -494,9 +523,8 @@ class NodeManager:
                 self._subscribed.setdefault(frame.proc, {})[message.actor] = None
 
     def announcement(self) -> list[Message]:
-        """What is on this node."""
-        said: list[Message] = [msgspec.structs.replace(self.facts.hello(), returns=True)]
-        said += [messages.MemberJoined(x.proc, x.role, x.pid, x.job) for x in self.processes.all()]
+        """What is on this node, between `NodeHello` and `Announced`."""
+        said: list[Message] = [messages.MemberJoined(x.proc, x.role, x.pid, x.job) for x in self.processes.all()]
         for proc, hosted in self._hosted.items():
             if hosted.told:
                 said.append(
@@ -504,7 +532,12 @@ class NodeManager:
                 )
         for proc, actors in self._subscribed.items():
             said.append(messages.MemberSubscribes(proc, list(actors)))
-        return [*said, messages.Announced()]
+        return said
+
+    def owners_elsewhere(self) -> tuple[int, ...]:
+        """Processes of other nodes for which leases are or wait here."""
+        owners = [owner for owner in self.leases.owners() if owner not in (ACTORS, GROUPS)]
+        return tuple(owner for owner in owners if self.processes.get(owner) is None)
 
     def say_demands_again(self, now: float) -> list[Effect]:
         """What the control service knew of this node, and what may have been lost between members and this node."""
@@ -534,6 +567,7 @@ class NodeManager:
             listed = {entry.node: None for entry in message.joined}
             reason = "it was lost while this node had no connection to the head"
             gone += [(node, f"node {node:016x} is lost: {reason}") for node in self.nodes if node not in listed]
+        self.relay.forget(node for node, _ in gone)
         for node, reason in gone:
             self.nodes.pop(node, None)
             self._tell(self.pulls, events.PeerLeft(node), now)
@@ -555,6 +589,8 @@ class NodeManager:
         self._out.append(Send(frame.proc, told))
 
     def _on_deliver(self, message: messages.Deliver, now: float) -> None:
+        if self.relay.is_repeated(message):
+            return
         if message.kind in (KIND_LEASE_GRANTED, KIND_LEASE_FAILED):
             told = decode(message.kind, message.body)
             for proc in message.procs:
@@ -573,10 +609,17 @@ class NodeManager:
 
     def _on_from_member(self, message: messages.FromMember, now: float) -> None:
         # The sender's own node has decoded it already.
-        self._queue.append(Received(message.proc, decode(message.kind, message.body), message.corr))
+        if not self.relay.is_repeated(message):
+            self._queue.append(Received(message.proc, decode(message.kind, message.body), message.corr))
 
     def _on_place_actor(self, message: messages.PlaceActor, now: float) -> None:
         self._queue.append(lease_records.ActorDemand(message))
+
+    def _on_place_leases(self, message: messages.PlaceLeases, now: float) -> None:
+        if self.processes.has_ended(message.owner):
+            # Its end and this order have crossed: the order counts as heard, and nothing is lent.
+            message = msgspec.structs.replace(message, count=0)
+        self._tell(self.leases, lease_records.LeasesPlaced(message), now)
 
     def _on_job_changed(self, message: messages.JobChanged, now: float) -> None:
         self.jobs[message.job] = JobFacts(message.job, message.driver, message.config)
@@ -599,7 +642,7 @@ class NodeManager:
     def _on_deaths_elsewhere(self, message: messages.DeathsElsewhere, now: float) -> None:
         self._tell(self.processes, DiedElsewhere(message.dead), now)
         for proc, _ in message.dead:
-            for machine in (self.leases, self.segments):
+            for machine in (self.leases, self.segments, self.spills):
                 self._tell(machine, ProcessLeft(proc), now)
 
     def _on_are_you_alive(self, message: messages.AreYouAlive, now: float) -> None:

@@ -6,8 +6,9 @@ It is also the port of nodes that only connect outwards: who wants one of them, 
 a stranger, and the head has that node call back.
 
 `WorkerNode` sends messages to the head and receives its answers as frames. When the link breaks it looks for the head,
-or for the next one, at the same addresses, says what is on it, and repeats what was not heard (`Heard`). Meanwhile
-everything on the node goes on; what needs the control service waits.
+or for the next one, at the same addresses, says what is on it, and repeats what was not heard (`Heard`). The head that
+had lost it repeats what the node has not heard (`unheard`). Meanwhile everything on the node goes on; what needs the
+control service waits.
 
 To a shell both look alike: events go in, and effects come out. Still without input or output.
 """
@@ -24,6 +25,7 @@ from ray._control.machine import Effect, Event, Log, Save, Tick, ToNode, earlies
 from ray._control.node_records import DisconnectNode
 from ray._node import events, peer_protocol
 from ray._node.manager import CoreJoined, CoreLeft, FrameCame, Shutdown
+from ray._node.unheard import UNHEARD_MAX, Unheard
 from ray._protocol import ROLE_NODE
 
 if TYPE_CHECKING:
@@ -109,6 +111,9 @@ class HeadNode:
         """Nodes that are connected, also those that have not introduced themselves yet."""
         self._sought: dict[str, int] = {}
         """Nodes that went away, by the address at which they are looked for."""
+        self._unheard = Unheard()
+        self._full: dict[int, None] = {}
+        """Nodes for which more waits than is kept."""
         self._heard: deque[Event] = deque()
         self._records: list[Save] = []
         self._commits = 0
@@ -156,7 +161,13 @@ class HeadNode:
         if self._strangers:
             self._see_to_strangers()
         # What the manager decides on one event is performed before what the control service makes of it.
-        while self._heard:
+        while self._heard or self._full:
+            while self._full:
+                node, _ = self._full.popitem()
+                why = f"more than {UNHEARD_MAX} messages wait for it"
+                self._perform(self.control.node_left(node, why, now, ended=True))
+            if not self._heard:
+                break
             for effect in self.manager.handle(self._heard.popleft(), now):
                 if isinstance(effect, events.ToControl):
                     self._to_control(self._key, effect.message, now)
@@ -197,9 +208,16 @@ class HeadNode:
         match effect:
             case ToNode(node=node, message=message) if node == self._key:
                 self._heard.append(events.FromControl(message))
+            case ToNode(node=node, message=message) if self.control.nodes.get(node) is not None:
+                may_speak = self._unheard.keep(node, message)
+                if self._unheard.is_full(node):
+                    self._full[node] = None
+                if may_speak and node in self._links:
+                    self._out.append(effect)
             case ToNode(node=node) if node not in self._links:
-                pass  # its loss was noticed, or follows
+                pass  # it is lost
             case DisconnectNode(node=node):
+                self._unheard.forget(node)
                 self._links.pop(node, None)
                 self._out.append(events.Disconnect(node))
             case _:
@@ -207,6 +225,7 @@ class HeadNode:
 
     def _on_link_lost(self, left: CoreLeft, now: float) -> None:
         del self._links[left.proc]
+        self._unheard.lost_connection(left.proc)
         self._heard.append(events.LinkLost(left.proc))
         node = self.control.nodes.get(left.proc)
         if node is not None and node.address and not node.relayed and not left.ended:
@@ -252,6 +271,12 @@ class HeadNode:
             self._out.append(Log(f"node {frame.proc:016x} does not speak the protocol (kind {frame.kind})"))
             self._out.append(events.Disconnect(frame.proc))
         else:
+            match message:
+                case messages.Alive(heard=count):
+                    self._unheard.heard(frame.proc, count)
+                case messages.NodeHello(returns=True, head=head, heard=count) if head == self._key:
+                    for unheard in self._unheard.greeted(frame.proc, count):
+                        self._out.append(ToNode(frame.proc, unheard))
             self._to_control(frame.proc, message, now)
 
 
@@ -285,7 +310,9 @@ class WorkerNode:
         self._kept: deque[Message] = deque()
         """What was said and not heard, in order."""
         self._kept_from = 0
-        """How much of what was said since the last greeting was heard."""
+        """How much of what was ever said was heard."""
+        self._had = 0
+        """How many messages of `REPEATED` this head has said."""
         self._links: dict[int, None] = {}
         """Other nodes that are connected, for what nodes say to each other. Their loss is the head's to notice."""
 
@@ -342,6 +369,8 @@ class WorkerNode:
         return out
 
     def _tell(self, message: Message, out: list[Effect]) -> None:
+        if isinstance(message, messages.Alive):
+            message = msgspec.structs.replace(message, heard=self._had)
         if type(message) not in messages.NEWS:
             self._kept.append(message)
             if len(self._kept) > KEPT_MAX:
@@ -351,6 +380,7 @@ class WorkerNode:
 
     def _on_control(self, message: Message, now: float) -> list[Effect]:
         self.joined = True
+        self._had += type(message) in messages.REPEATED
         match message:
             case messages.CallBack(ticket=ticket):
                 return [events.CallBack(self.head, ticket)]
@@ -382,14 +412,17 @@ class WorkerNode:
 
     def _on_found(self, node: int, address: str, now: float) -> list[Effect]:
         """Say what is here, and then again what was not heard."""
+        hello = msgspec.structs.replace(self.manager.facts.hello(), returns=True, head=self.head, heard=self._had)
+        if node != self.head:
+            self._had = 0
         self.head, self._seeking = node, False
-        self._kept_from = 0
         self.manager.fence.greet(now)
         said = list(self._kept)
         out: list[Effect] = []
         out.append(events.KnowNode(node, address))
         out.append(Log(f"a head was found at {address}: node {node:016x}"))
-        out += [ToNode(node, message) for message in self.manager.announcement()]
+        out += [ToNode(node, message) for message in (hello, *self.manager.announcement())]
+        out.append(ToNode(node, messages.Announced(self._kept_from, self.manager.owners_elsewhere())))
         out += [ToNode(node, message) for message in said]
         for effect in self.manager.say_demands_again(now):
             if isinstance(effect, events.ToControl):

@@ -66,11 +66,19 @@ class Dropped(PeerMessage, frozen=True):
     offset: int
 
 
+class SpillFreed(PeerMessage, frozen=True):
+    """A value that the receiver has spilled is not needed any more, says its owner, a process of the sender's."""
+
+    owner: int
+    spill: int
+
+
 KIND_LOCATE: Final = 144
 KIND_LOCATED: Final = 145
 KIND_COPIED: Final = 146
 KIND_UNCOPIED: Final = 147
 KIND_DROPPED: Final = 148
+KIND_SPILL_FREED: Final = 149
 
 PEER_MESSAGES: Final[dict[int, type[PeerMessage]]] = {
     KIND_LOCATE: Locate,
@@ -78,6 +86,7 @@ PEER_MESSAGES: Final[dict[int, type[PeerMessage]]] = {
     KIND_COPIED: Copied,
     KIND_UNCOPIED: Uncopied,
     KIND_DROPPED: Dropped,
+    KIND_SPILL_FREED: SpillFreed,
 }
 
 PEER_KINDS: Final[dict[type[PeerMessage], int]] = {message: kind for kind, message in PEER_MESSAGES.items()}

@@ -124,6 +124,10 @@ class ProcessTable(Machine):
         """Every connected core."""
         return list(self._connected)
 
+    def has_ended(self, proc: int) -> bool:
+        """Whether its end is remembered."""
+        return proc in self._deaths
+
     def statistics(self) -> dict[str, int]:
         return {"connected": len(self._connected), "deaths_remembered": len(self._deaths)}
 

@@ -1,4 +1,4 @@
-"""Copies on this node of values that lie on other nodes.
+"""Copies on this node of values that lie on other nodes, or on its own disk.
 
 Owns which blocks are pulled, in which order and at most how many at a time; which members wait for a copy and which
 hold one; and, by `directory`, who else has copies of the blocks that lie here. Does not move bytes: that is the
@@ -18,6 +18,11 @@ The life of a copy:
 A copy is named by its object and its origin, because an object that was lost and made again is another block. Each
 has a segment of its own, rounded up to pages: a descriptor here and a mapping in each reader, which for the smallest
 copies (100 KiB) costs about as much as moving them; in return a copy goes when its readers go, whatever else is read.
+
+What this node itself has spilled is copied back in the same way, but for two steps: there is nobody to ask where it
+is (`RestoreWanted` instead of `locating`), and who does not want it any more waits for its end.
+
+When copies that are gathered together do not fit together, members take turns: see `turns`.
 
 A member holds a reference to the object until it has its answer, so the origin is not freed under a pull.
 
@@ -41,12 +46,15 @@ from ray._node.events import (
     CopyIdle,
     FromPeer,
     LinkLost,
+    LocateSpill,
     PeerJoined,
     PeerLeft,
     PullDone,
+    RestoreWanted,
     RoomDenied,
     RoomGranted,
     RoomReturned,
+    RoomStalled,
     RoomUnwanted,
     RoomWanted,
     ShareCopy,
@@ -54,10 +62,14 @@ from ray._node.events import (
     ToPeer,
 )
 from ray._node.peer_protocol import Copied, Dropped, Locate, Located, PeerMessage, Uncopied
-from ray._protocol import Pull, PullReleased, SegmentDenied
+from ray._node.spill_files import SPILLED
+from ray._node.turns import TURN_S, TURN_S_MAX, Turns
+from ray._protocol import DENIED_DISK_FULL, DENIED_TURN, Pull, PullReleased, SegmentDenied
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
+
+    from ray._control.machine import Effects
 
 PULLS_MAX: Final = 16
 """Pulls at a time, which is how many threads the bulk client has. More wait in order."""
@@ -76,6 +88,9 @@ DEAD_REMEMBERED: Final = 10_000
 
 Key: TypeAlias = "tuple[bytes, int, int, int]"
 """Object, and the origin: node, segment, offset."""
+
+_TURN: Final[Key] = (b"", 0, 0, 0)
+"""The key of the deadline of a turn."""
 
 _IN_FLIGHT: Final = ("room", "locating", "pulling", "pausing", "ending")
 
@@ -126,11 +141,13 @@ class PullTable(Machine):
         """Attempts, ever since the node started."""
         self._peers: dict[int, str] = {}
         self._dead: dict[int, None] = {}
+        self._turns = Turns()
         self._deadlines: Deadlines[Key] = Deadlines()
         self._events = {
             ProcessLeft: self._on_left,
             RoomGranted: self._on_room_granted,
             RoomDenied: self._on_room_denied,
+            RoomStalled: self._on_room_stalled,
             PullDone: self._on_pull_done,
             CopyEvicted: self._on_evicted,
             PeerJoined: self._on_peer_joined,
@@ -165,6 +182,7 @@ class PullTable(Machine):
             "pulls_running": self._running,
             "pulls_waiting": len(self._gets) + len(self._prefetches),
             "pull_bytes_in_flight": self._in_flight,
+            "members_waiting_for_a_turn": len(self._turns),
             "pulls_finished": self._finished,
             "pulls_failed": self._failed,
             "blocks_copied_elsewhere": len(self.directory),
@@ -175,12 +193,17 @@ class PullTable(Machine):
     def _on_pull(self, event: Received, message: Pull, now: float) -> None:
         key = (message.object, message.node, message.segment, message.offset)
         corr = 0 if message.prefetch else event.corr
+        if event.sender in self._turns:
+            if corr:
+                self._turns.park(event.sender, corr, message)
+            return
         copy = self._copies.get(key)
         if copy is not None and copy.state == "here":
             if corr:
                 self._share(copy, event.sender, corr)
             return
-        if message.node == self._node or message.len <= 0:
+        is_spilled = message.segment >= SPILLED
+        if (message.node == self._node and not is_spilled) or message.len <= 0:
             text = (
                 "the value lies on this node, and needs no copy" if message.len > 0 else "an empty block was asked for"
             )
@@ -197,11 +220,13 @@ class PullTable(Machine):
             self._admit()
 
     def _on_released(self, event: Received, message: PullReleased, now: float) -> None:
+        self._turns.withdraw(event.sender, message.object)
         for key in [key for key in self._by_member.get(event.sender, {}) if key[0] == message.object]:
             self._let_go(self._copies[key], event.sender)
         self._admit()
 
     def _on_left(self, event: ProcessLeft, now: float) -> None:
+        self._turns.leave(event.proc)
         for key in list(self._by_member.get(event.proc, {})):
             self._let_go(self._copies[key], event.proc)
         self._admit()
@@ -227,7 +252,8 @@ class PullTable(Machine):
         match copy.state:
             case "pulling":
                 copy.state = "ending"
-                self._emit(CancelPull(copy.ticket))
+                if copy.key[1] != self._node:
+                    self._emit(CancelPull(copy.ticket))  # from the disk it is here as soon as it is cancelled
                 return
             case "room":
                 self._emit(RoomUnwanted(copy.ticket, self._node))
@@ -242,9 +268,53 @@ class PullTable(Machine):
         self._by_member.setdefault(member, {})[copy.key] = None
         self._emit(ShareCopy(member, corr, copy.segment, copy.size, 0))
 
-    def _deny(self, member: int, corr: int, text: str, *, kept: bool) -> None:
+    def _deny(self, member: int, corr: int, text: str, *, kept: bool, why: int = 0) -> None:
         if corr:
-            self._emit(Send(member, SegmentDenied(text, kept), corr))
+            self._emit(Send(member, SegmentDenied(text, kept, why), corr))
+
+    # ------------------------------------------------------------------ turns
+
+    def handle(self, event: Event, now: float) -> Effects:
+        effects = super().handle(event, now)
+        if not self._turns:
+            self._deadlines.clear(_TURN)
+        elif not any(copy.is_got for copy in self._tickets.values()):
+            if (at := self._deadlines.get(_TURN)) is None or at > now + TURN_S:
+                self._deadlines.set(_TURN, now + TURN_S)
+        elif _TURN not in self._deadlines:
+            self._deadlines.set(_TURN, now + TURN_S_MAX)
+        return effects
+
+    def _on_room_stalled(self, event: RoomStalled, now: float) -> None:
+        """Members are known in the order in which they began to have something to do with copies. What a process makes
+        is needed to end something, and goes before what only begins.
+        """
+        gathering = [member for member in self._by_member if any(self._waiting_for(member))]
+        for member in gathering[0 if event.others else 1 :]:
+            self._turns.wait(member)
+            for copy in list(self._waiting_for(member)):
+                self._send_away(copy, member)
+        self._admit()
+
+    def _waiting_for(self, member: int) -> Iterable[Copy]:
+        for key in self._by_member[member]:
+            copy = self._copies[key]
+            if any(proc == member and corr for proc, corr in copy.wants):
+                yield copy
+
+    def _send_away(self, copy: Copy, member: int) -> None:
+        """It lets go of what it has, and asks again."""
+        for want in [want for want in copy.wants if want[0] == member]:
+            del copy.wants[want]
+            self._deny(member, want[1], "others need the room first", kept=True, why=DENIED_TURN)
+        self._forget_member(copy, member)
+        if copy.state != "ending" and not copy.wants:
+            self._abandon(copy)
+
+    def _next_turn(self, now: float) -> None:
+        member, parked = self._turns.take_next()
+        for corr, question in parked.items():
+            self._on_pull(Received(member, question, corr), question, now)
 
     # ------------------------------------------------------------------ admission
 
@@ -252,7 +322,7 @@ class PullTable(Machine):
         node = copy.key[1]
         if node in self._dead:
             self._lose(copy, _gone_text(node))
-        elif node not in self._peers:
+        elif node != self._node and node not in self._peers:
             copy.state = "unknown"
             self._deadlines.set(copy.key, now + UNKNOWN_NODE_S)
         elif copy.is_got:
@@ -274,7 +344,7 @@ class PullTable(Machine):
             self._in_flight += copy.len
             self._running += 1
             copy.state = "room"
-            self._emit(RoomWanted(copy.ticket, self._node, copy.len))
+            self._emit(RoomWanted(copy.ticket, self._node, copy.len, waits=copy.is_got))
 
     def _remove(self, copy: Copy) -> None:
         """Forget a copy that did not come about."""
@@ -289,10 +359,10 @@ class PullTable(Machine):
         del self._tickets[copy.ticket]
         del self._copies[copy.key]
 
-    def _lose(self, copy: Copy, text: str, *, kept: bool = False) -> None:
+    def _lose(self, copy: Copy, text: str, *, kept: bool = False, why: int = 0) -> None:
         """Whoever waits is told that there will be no copy."""
         for member, corr in copy.wants:
-            self._deny(member, corr, text, kept=kept)
+            self._deny(member, corr, text, kept=kept, why=why)
         for member in dict.fromkeys(member for member, _ in copy.wants):
             self._forget_member(copy, member)
         self._remove(copy)
@@ -314,10 +384,17 @@ class PullTable(Machine):
         if copy.state == "locating":
             self._tell_origin(copy, Uncopied(*_block(copy)))
         copy.segment = 0
-        self._lose(copy, f"a value of another node could not be copied to this one: {event.text}", kept=True)
+        where = "on the disk" if copy.key[1] == self._node else "of another node"
+        why = DENIED_DISK_FULL if event.disk_full else 0
+        self._lose(copy, f"a value {where} could not be copied to memory: {event.text}", kept=True, why=why)
         self._admit()
 
     def _locate(self, copy: Copy) -> None:
+        name, node, segment, _ = copy.key
+        if node == self._node:
+            copy.state = "pulling"
+            self._emit(RestoreWanted(copy.ticket, segment, name, copy.len, copy.segment))
+            return
         copy.state = "locating"
         self._tell_origin(copy, Locate(*_block(copy), into=copy.segment, again=copy.failures > 0))
 
@@ -343,7 +420,7 @@ class PullTable(Machine):
             self._tell_origin(copy, Uncopied(*_block(copy), refused=refused))
             if not copy.wants:
                 self._remove(copy)
-            elif copy.state == "ending" and copy.key[1] in self._peers:
+            elif copy.state == "ending" and (copy.key[1] == self._node or copy.key[1] in self._peers):
                 copy.failures = max(copy.failures, 1)
                 self._locate(copy)  # wanted again while its end was under way
             else:
@@ -373,15 +450,25 @@ class PullTable(Machine):
         node = copy.key[1]
         if node in self._dead:
             self._lose(copy, f"{_gone_text(node)}, and no copy could be had: {error}")
-        elif node in refused or copy.failures == len(PAUSES_S):
+        elif self._is_lost(copy, refused) or copy.failures == len(PAUSES_S):
             self._lose(copy, f"the value could not be copied from node {node:016x}: {error}")
         else:
             copy.state = "pausing"
             self._deadlines.set(copy.key, now + PAUSES_S[copy.failures])
             copy.failures += 1
 
+    def _is_lost(self, copy: Copy, refused: list[int]) -> bool:
+        """Whether the origin does not have it. A node that has spilled a value may have moved it to another file since
+        it said where it was.
+        """
+        _, node, segment, _ = copy.key
+        return node in refused and (node == self._node or segment < SPILLED)
+
     def _on_tick(self, event: Tick, now: float) -> None:
         for key in self._deadlines.due(now):
+            if key == _TURN:
+                self._next_turn(now)
+                continue
             copy = self._copies[key]
             if copy.state == "pausing":
                 self._locate(copy)
@@ -437,6 +524,9 @@ class PullTable(Machine):
 
     def _on_locate(self, node: int, message: Locate, now: float) -> None:
         sources = self.directory.locate(node, message)
+        if message.segment >= SPILLED:
+            self._emit(LocateSpill(node, message.segment, message.object, tuple(sources)))
+            return
         self._emit(ToPeer(node, Located(message.object, message.segment, message.offset, sources)))
 
     # ------------------------------------------------------------------ invariants
@@ -465,6 +555,9 @@ class PullTable(Machine):
                     member in copy.holders or any(member == want for want, _ in copy.wants),
                     f"{member} has nothing to do with {copy}",
                 )
+        for member in self._by_member:
+            is_gathering = any(self._waiting_for(member))
+            self._require(not (is_gathering and member in self._turns), f"{member} gathers, and waits for its turn")
         self._require(not (wrong := self.directory.violation()), wrong)
 
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ray._control.machine import Deadlines, ProcessLeft, Received, Tick
 from ray._control.messages import AskFree, FreeIs
-from ray._control.requests import RefusedError, Requests
-from ray._node.events import FlushLogs, Labelled, ToControl
+from ray._control.requests import LATER, RefusedError, Requests
+from ray._node.events import FlushLogs, Labelled, ListFiles, ReadFile, ToControl
 from ray._protocol import LOG_NAME_CHARS_MAX, ROLE_DRIVER, UNIT
 
 if TYPE_CHECKING:
@@ -17,6 +17,19 @@ RECLAIM_S: Final = 0.05
 """How long ``available_resources`` waits for leases that nobody uses to come back."""
 
 STORE: Final = "object_store_memory"
+
+READ_BYTES_MAX: Final = 512 << 10
+"""Of a file that somebody reads through the node, so much at a time; who wants more asks again."""
+
+AREAS: Final = ("logs", "events")
+"""Directories of a session whose files may be read."""
+
+
+def _area(area: str) -> str:
+    if area not in AREAS:
+        text = f"a node has files of {AREAS}, not {area!r}"
+        raise RefusedError(ValueError.__name__, text)
+    return area
 
 
 class RequestTable(Requests):
@@ -37,6 +50,8 @@ class RequestTable(Requests):
             "why.process": (("proc",), self._why_process),
             "job.mine": ((), self._job_mine),
             "logs.flush": ((), self._flush_logs),
+            "node.files": (("area",), self._files),
+            "node.read": (("area", "name", "offset", "size"), self._read),
             "shutdown": (("reason",), self._shutdown),
         }
         if manager.validates:
@@ -139,6 +154,20 @@ class RequestTable(Requests):
     def _flush_logs(self, event: Received, now: float) -> None:
         """The answer comes behind every line that workers of this node have written."""
         self._emit(FlushLogs())
+
+    def _files(self, event: Received, now: float, area: str) -> Any:
+        """Names and sizes of the node's files of one kind."""
+        self._emit(ListFiles(event.sender, event.corr, _area(area)))
+        return LATER
+
+    def _read(self, event: Received, now: float, area: str, name: str, offset: int, size: int) -> Any:
+        """A piece of such a file: a few hundred kilobytes, so that nobody else waits for long."""
+        if not isinstance(name, str) or "/" in name or name.startswith("."):
+            text = f"{name!r} is no name of a file"
+            raise RefusedError(ValueError.__name__, text)
+        size = min(max(int(size), 0), READ_BYTES_MAX)
+        self._emit(ReadFile(event.sender, event.corr, _area(area), name, int(offset), size))
+        return LATER
 
     def _shutdown(self, event: Received, now: float, reason: str | None) -> None:
         from ray._node.manager import Shutdown

@@ -18,6 +18,9 @@ Copies of what lies on other nodes have a segment each, lent to the node itself 
 nobody holds is *idle*: a cache that counts as free, evicted oldest first when room is needed, and after `IDLE_S` in any
 case, because the object may be gone.
 
+What is lacking, for those who wait or to get below the high-water mark, is told to `spills`, which has values leave
+memory; the segments that become empty by that are returned like any others.
+
 Invariants: the sizes of all segments add up to `used`, which is at most `capacity`; warm segments are at
 most an eighth of it; only copies are idle; who waits has a deadline; nothing that fits waits behind less than
 `OVERTAKES` grants that overtook it.
@@ -52,7 +55,10 @@ from ray._node.events import (
     OwnersAsked,
     RoomDenied,
     RoomGranted,
+    RoomProgress,
     RoomReturned,
+    RoomShort,
+    RoomStalled,
     RoomUnwanted,
     RoomWanted,
     SegmentFailed,
@@ -60,6 +66,7 @@ from ray._node.events import (
     ToControl,
 )
 from ray._protocol import (
+    DENIED_DISK_FULL,
     ROLE_DRIVER,
     BlocksFreed,
     SegmentAdopted,
@@ -72,6 +79,7 @@ from ray._protocol import (
 )
 
 if TYPE_CHECKING:
+    from ray._control.machine import Effects, Event
     from ray._control.messages import SegmentOrphaned
 
 MIN_SEGMENT_BYTES: Final = 1 << 20
@@ -90,7 +98,16 @@ WARM_SHARE: Final = 8
 """Warm segments take at most one part in this many of the capacity."""
 
 WAIT_S: Final = 10.0
-"""How long a request waits for room before it is denied."""
+"""How long a request waits for room before it is denied: counted from the last time that some was made."""
+
+STALL_S: Final = 0.3
+"""How long nobody is given room that somebody waits for, before those who gather copies take turns: see `turns`."""
+
+_STALL: Final = (0, 0)
+"""The key of that deadline; others are of processes, or of segments, which are numbered from 1 on."""
+
+HIGH_WATER_SHARE: Final = 0.8
+"""Of the capacity; when more is lent, values that nobody reads are spilled, before somebody has to wait for that."""
 
 IDLE_S: Final = 10.0
 """How long a copy that nobody holds is kept for the next reader."""
@@ -138,12 +155,21 @@ class SegmentTable(Machine):
     Args:
         node: This node.
         capacity: Bytes that all segments together may have.
+        high_water_share: See `HIGH_WATER_SHARE`; 0 if nothing is spilled.
     """
 
-    def __init__(self, *, node: int, capacity: int, validate: bool = False) -> None:
+    def __init__(
+        self, *, node: int, capacity: int, high_water_share: float = HIGH_WATER_SHARE, validate: bool = False
+    ) -> None:
         super().__init__(validate=validate)
         self._node = node
         self.capacity = capacity
+        self._spills = high_water_share > 0
+        self._high_water = int(capacity * high_water_share) if self._spills else capacity
+        self._short = RoomShort(0, waits=False)
+        self._trouble = ""
+        """Why the last values that should have left memory did not."""
+        self._disk_full = False
         self.used = 0
         self._serial = 0
         self._segments: dict[int, Segment] = {}
@@ -164,6 +190,7 @@ class SegmentTable(Machine):
             RoomReturned: self._on_room_returned,
             CopyIdle: self._on_copy_idle,
             CopyHeld: self._on_copy_held,
+            RoomProgress: self._on_progress,
             OwnersAsked: self._on_owners_asked,
             MayHaveMissed: self._on_may_have_missed,
             Company: self._on_company,
@@ -176,6 +203,25 @@ class SegmentTable(Machine):
             SegmentClaims: self._on_claims,
             BlocksFreed: self._on_freed,
         }
+
+    def handle(self, event: Event, now: float) -> Effects:
+        granted = self._serial
+        effects = super().handle(event, now)
+        if not self._queue:
+            self._deadlines.clear(_STALL)
+        elif self._serial != granted:
+            self._deadlines.set(_STALL, now + STALL_S)
+        short = self._shortage()
+        if short != self._short:
+            self._short = short
+            effects.append(short)
+        return effects
+
+    def _shortage(self) -> RoomShort:
+        in_use = self.used - sum(self._warm.values()) - sum(self._idle.values())
+        wanted = sum(waiting.least for waiting in self._queue.values())
+        lacking = in_use + wanted - (self.capacity if wanted else self._high_water)
+        return RoomShort(min(max(lacking, 1 if wanted else 0), self.capacity), waits=bool(wanted))
 
     # ------------------------------------------------------------------ queries
 
@@ -199,9 +245,17 @@ class SegmentTable(Machine):
     def _on_request(self, event: Received, message: SegmentRequest, now: float) -> None:
         need = max(message.min_bytes, 1)
         key = (event.sender, event.corr)
+        if message.min_bytes <= 0:
+            self._withdraw(key)
+            return
         if event.sender not in self._processes or key in self._queue:
             return
         self._wait(Waiting(event.sender, event.corr, need, max(message.wish_bytes, need)), now)
+
+    def _withdraw(self, key: tuple[int, int]) -> None:
+        self._deadlines.clear(key)
+        if self._queue.pop(key, None) is not None:
+            self._grant_waiting()
 
     def _wait(self, waiting: Waiting, now: float) -> None:
         """Grant it now, or as soon as there is room, or refuse it."""
@@ -217,13 +271,16 @@ class SegmentTable(Machine):
         self._grant_waiting()
         if key in self._queue:
             self._deadlines.set(key, now + WAIT_S)
+            if _STALL not in self._deadlines:
+                self._deadlines.set(_STALL, now + STALL_S)
             self._ask_to_trim(waiting.least)
 
-    def _deny(self, waiting: Waiting, text: str) -> None:
+    def _deny(self, waiting: Waiting, text: str, *, disk_full: bool = False) -> None:
         if waiting.is_copy:
-            self._emit(RoomDenied(waiting.corr, text))
+            self._emit(RoomDenied(waiting.corr, text, disk_full))
         else:
-            self._emit(Send(waiting.proc, SegmentDenied(text), waiting.corr))
+            why = DENIED_DISK_FULL if disk_full else 0
+            self._emit(Send(waiting.proc, SegmentDenied(text, why=why), waiting.corr))
 
     def _grant_waiting(self) -> None:
         """Grant in order of arrival what fits; what is too large now may be overtaken a few times."""
@@ -272,6 +329,18 @@ class SegmentTable(Machine):
                 return segment
         return None
 
+    def _on_progress(self, event: RoomProgress, now: float) -> None:
+        self._trouble, self._disk_full = event.trouble, event.disk_full
+        if not event.trouble:
+            self._wait_on(now)
+
+    def _wait_on(self, now: float) -> None:
+        """Room is being made: whoever waits may hope for longer."""
+        for key in self._queue:
+            self._deadlines.set(key, now + WAIT_S)
+        if self._queue:
+            self._deadlines.set(_STALL, now + STALL_S)
+
     def _ask_to_trim(self, wanted: int) -> None:
         lacking = self.used + wanted - self.capacity
         lessees = tuple(dict.fromkeys(x.lessee for x in self._segments.values() if x.lessee and not x.is_copy))
@@ -280,11 +349,13 @@ class SegmentTable(Machine):
 
     def _on_tick(self, event: Tick, now: float) -> None:
         for key in self._deadlines.due(now):
-            if key[1] in self._idle and not key[0]:
+            if key == _STALL:
+                self._emit(RoomStalled(others=any(not waiting.is_copy for waiting in self._queue.values())))
+            elif key[1] in self._idle and not key[0]:
                 self._evict(key[1])
             else:
                 waiting = self._queue.pop(key)
-                self._deny(waiting, self._full_text(waiting.need))
+                self._deny(waiting, self._full_text(waiting.need), disk_full=self._disk_full)
         self._grant_waiting()
         self._trim_warm()
 
@@ -298,15 +369,18 @@ class SegmentTable(Machine):
                 by_lessee[segment.lessee] = by_lessee.get(segment.lessee, 0) + segment.size
         named = {self._processes.get(proc, "processes that have ended"): held for proc, held in by_lessee.items()}
         if copies:
-            named["copies of values on other nodes"] = copies
+            named["copies of values on other nodes or on disk"] = copies
         largest = sorted(named.items(), key=lambda item: -item[1])[:3]
         holders = ", ".join(f"{name}: {show_bytes(held)}" for name, held in largest)
+        spilling = self._trouble or "the values in it are in use, or are being written by tasks"
+        if not self._spills:
+            spilling = "spilling is switched off (RAY_automatic_object_spilling_enabled)"
         return (
             f"the object store of this node is full: {show_bytes(need)} were asked for, segments with "
             f"{show_bytes(self.used)} of {show_bytes(self.capacity)} are allocated, and not enough became free within "
             f"{WAIT_S:.0f} seconds. "
-            f"Largest holders: {holders}. Drop references that are not needed (del, or let go of views on arrays), "
-            "or start with a larger object_store_memory"
+            f"Nothing more could be spilled: {spilling}. Largest holders: {holders}. Drop references that are not "
+            "needed (del, or let go of views on arrays), or start with a larger object_store_memory"
         )
 
     def _on_failed(self, event: SegmentFailed, now: float) -> None:
@@ -336,6 +410,7 @@ class SegmentTable(Machine):
             return  # a late or repeated return
         del self._segments[segment.id]
         self._warm[segment.id] = segment.size
+        self._wait_on(now)
         self._grant_waiting()
         self._trim_warm()
 
@@ -350,12 +425,14 @@ class SegmentTable(Machine):
     # ------------------------------------------------------------------ copies
 
     def _on_room_wanted(self, event: RoomWanted, now: float) -> None:
-        self._wait(Waiting(event.node, event.ticket, max(event.size, 1), 0, is_copy=True), now)
+        waiting = Waiting(event.node, event.ticket, max(event.size, 1), 0, is_copy=True)
+        if event.waits:
+            self._wait(waiting, now)
+        elif self._queue or not self._grant(waiting):
+            self._deny(waiting, "the object store of this node is full")
 
     def _on_room_unwanted(self, event: RoomUnwanted, now: float) -> None:
-        self._deadlines.clear((event.node, event.ticket))
-        if self._queue.pop((event.node, event.ticket), None) is not None:
-            self._grant_waiting()
+        self._withdraw((event.node, event.ticket))
 
     def _on_room_returned(self, event: RoomReturned, now: float) -> None:
         segment = self._segments.pop(event.segment, None)

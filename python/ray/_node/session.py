@@ -4,7 +4,8 @@ A session directory lies in ``<base>/session_<time>_<pid>_<random>``, where base
 ``<temporary directory>/ray-<uid>``. It holds the node's socket, a lock file and ``logs/``. The node holds
 an flock on the lock file for as long as it lives, and nobody else does; so a directory whose lock is free
 belongs to a node that crashed. Its logs are kept until a few younger ones have crashed; then the next node
-that starts removes it.
+that starts removes it. Spilled values are in ``spill/`` of it, which may be a link to a directory elsewhere; they are
+removed at the first opportunity, since nobody can read them any more.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ import time
 from typing import Final
 
 LOCK_NAME: Final = "lock"
+SPILL_NAME: Final = "spill"
+SPILL_PREFIX: Final = "ray-spilled-"
+"""How directories for spilled values begin that are not in the session directory; the session's name follows."""
+
 SOCKET_NAME: Final = "node.sock"
 SOCKET_PATH_BYTES_MAX: Final = 107
 """What fits into sockaddr_un, less the terminating zero."""
@@ -109,10 +114,43 @@ def sweep(base: str) -> list[str]:
     """
     names = sorted(name for name in os.listdir(base) if name.startswith("session_"))
     stale = [name for name in names if _is_stale(f"{base}/{name}")]
+    for name in stale:
+        remove_spilled(f"{base}/{name}")
     removed = stale[:-CRASHED_KEPT][:SWEEP_MAX]
     for name in removed:
         remove(f"{base}/{name}")
     return removed
+
+
+def make_spill_dir(path: str, elsewhere: str) -> None:
+    """Make the directory for spilled values of a session, if it is not there; `elsewhere` is a directory to make it in,
+    unless that is empty.
+    """
+    spill = f"{path}/{SPILL_NAME}"
+    if os.path.isdir(spill):
+        return
+    if not elsewhere:
+        os.mkdir(spill, mode=0o700)
+        return
+    target = os.path.join(os.path.abspath(elsewhere), f"{SPILL_PREFIX}{os.path.basename(path)}")
+    os.makedirs(target, mode=0o700, exist_ok=True)
+    # Made before anything is written there, so that whoever finds the session finds its values.
+    os.symlink(target, spill)
+
+
+def remove_spilled(path: str) -> None:
+    """Delete what a session has spilled."""
+    spill = f"{path}/{SPILL_NAME}"
+    try:
+        target = os.readlink(spill)
+    except OSError:
+        remove(spill)
+        return
+    # A link that is not ours is not followed.
+    if os.path.basename(target) == f"{SPILL_PREFIX}{os.path.basename(path)}":
+        remove(target)
+    with contextlib.suppress(OSError):
+        os.unlink(spill)
 
 
 def remove(path: str) -> None:

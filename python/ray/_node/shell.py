@@ -22,12 +22,26 @@ from typing import TYPE_CHECKING, Final, Protocol
 from ray._control import messages
 from ray._control.machine import Effect, Event, Log, Multicast, Send, Tick, ToNode, earliest
 from ray._node import descriptors, events, peer_protocol, process, registry, session, wire
+from ray._node.event_log import EventLog, keep
+from ray._node.files import Files
 from ray._node.logs import LogFiles
 from ray._node.manager import CoreJoined, CoreLeft, FrameCame, Shutdown
 from ray._node.membership import Commit, Durable, Seek
 from ray._node.memory_reader import MemoryReader
 from ray._node.seeker import Seeker
-from ray._protocol import KINDS, Message, Pulled, SegmentGranted, SegmentMapped, encode
+from ray._node.spill_files import SPILLED
+from ray._protocol import (
+    DESCRIBE_NOTHING,
+    KINDS,
+    Describe,
+    Described,
+    Message,
+    Pulled,
+    SegmentGranted,
+    SegmentMapped,
+    TaskEvents,
+    encode,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -43,8 +57,14 @@ LIFELINE, SIGNALS, LOGS, DRIVER, SEEKER, RECORDS, STALLS, ZYGOTE = 1, 2, 3, 4, 5
 SHUTDOWN_S: Final = 3.0
 """How long killed processes may take to end before the node leaves without them."""
 
+LAST_RECORDS_S: Final = 0.5
+"""How long members of a node that ends may take to hand in their last records."""
+
 SIGTERM_CAME: Final = "SIGTERM"
 """How `Shell.run` says that somebody else wanted the node's end."""
+
+NO_SEGMENT: Final = -2
+"""Where the descriptor of a segment would stand that is not there."""
 
 LOG_BACKLOG_BYTES_MAX: Final = 8 << 20
 """Log lines for a driver that has this much unread are dropped rather than queued."""
@@ -70,6 +90,14 @@ class Core(Protocol):
         self, ticket: int, sources: Sequence[tuple[int, str, int, int]], length: int, segment: int, fd: int, offset: int
     ) -> None: ...
     def cancel_pull(self, ticket: int) -> None: ...
+    def write_spill(
+        self,
+        ticket: int,
+        path: str,
+        pieces: Sequence[tuple[bytes, int, str, int, int, int]],
+        capacity_share: float,
+    ) -> None: ...
+    def read_spill(self, ticket: int, path: str, name: bytes, at: int, length: int, fd: int) -> None: ...
     def close(self) -> None: ...
 
 
@@ -103,8 +131,10 @@ class Shell:
         self._forks = forks
         self._signals = signals
         self._memfd = memfd
-        self._logs = LogFiles(f"{config.session_dir}/logs")
+        self._logs = LogFiles(f"{config.session_dir}/logs", config.address)
         self._logs_open = False
+        self._history = EventLog(f"{config.session_dir}/events", config.node)
+        self._files = Files(config.session_dir)
         self._memory: MemoryReader | None = None
         self._segments: dict[int, int] = {}
         self._jobs: dict[int, int] = {}
@@ -131,6 +161,9 @@ class Shell:
             events.ForgetNode: lambda effect: self._core.forget_node(effect.node, effect.cause),
             events.CallBack: lambda effect: self._core.call_back(effect.node, effect.ticket),
             events.RefuseStranger: lambda effect: self._core.refuse_stranger(effect.ticket),
+            events.KeepHistory: self._keep_history,
+            events.ListFiles: self._list_files,
+            events.ReadFile: self._read_file,
             events.Fork: self._fork,
             events.Kill: self._kill,
             events.Freeze: lambda effect: self._signal(effect.pids, signal.SIGSTOP),
@@ -148,7 +181,12 @@ class Shell:
             events.CancelPull: lambda effect: self._core.cancel_pull(effect.ticket),
             events.ShareCopy: self._share_copy,
             events.ToPeer: self._tell_peer,
+            events.WriteSpill: self._write_spill,
+            events.ReadSpill: self._read_spill,
+            events.OfferSpill: self._offer_spill,
+            events.DeleteSpill: self._delete_spill,
         }
+        self._offered_spills: set[int] = set()
 
     # ------------------------------------------------------------------ the loop
 
@@ -230,6 +268,10 @@ class Shell:
                 self._queue.append(events.StrangerCame(ticket, target))
             case ("pulled", int(ticket), str(error), list(failures), int(count)):
                 self._queue.append(events.PullDone(ticket, error, tuple(failures), count))
+            case ("written", int(file), str(kind), str(error)):
+                self._queue.append(events.SpillWritten(file, kind, error))
+            case ("restored", int(ticket), str(kind), str(error)):
+                self._queue.append(events.SpillRead(ticket, kind, error))
             case _:
                 log(f"the core reported something unknown: {event!r}")
         self._work()
@@ -393,6 +435,23 @@ class Shell:
                 for effect in self._node.handle(events.Forward(driver, lines), time.monotonic()):
                     self._perform[type(effect)](effect)
 
+    # ------------------------------------------------------------------ files
+
+    def _keep_history(self, effect: events.KeepHistory) -> None:
+        text = self._history.append(effect.proc, effect.pid, effect.job, effect.batch)
+        if text:
+            log(text)
+
+    def _list_files(self, effect: events.ListFiles) -> None:
+        self._reply(effect.to, effect.corr, self._files.list(effect.area))
+
+    def _read_file(self, effect: events.ReadFile) -> None:
+        self._reply(effect.to, effect.corr, self._files.read(effect.area, effect.name, effect.offset, effect.size))
+
+    def _reply(self, to: int, corr: int, reply: Message) -> None:
+        """To a member of this node or another."""
+        self._queue.appendleft(events.Forward(to, reply, corr))
+
     # ------------------------------------------------------------------ messages and segments
 
     def _send(self, effect: Send) -> None:
@@ -470,6 +529,62 @@ class Shell:
         kind = peer_protocol.PEER_KINDS[type(effect.message)]
         self._core.send(effect.node, kind, 0, peer_protocol.encode(effect.message))
 
+    # ------------------------------------------------------------------ spill files
+
+    def _spill_path(self, file: int) -> str:
+        return f"{self._config.session_dir}/{session.SPILL_NAME}/{file & (SPILLED - 1):08x}.spill"
+
+    def _write_spill(self, effect: events.WriteSpill) -> None:
+        pieces = [
+            (piece.object, -1, self._spill_path(piece.source), piece.offset, piece.len, piece.at)
+            if piece.source >= SPILLED
+            else (piece.object, self._segments.get(piece.source, NO_SEGMENT), "", piece.offset, piece.len, piece.at)
+            for piece in effect.pieces
+        ]
+        try:
+            if any(fd == NO_SEGMENT for _, fd, *_ in pieces):
+                msg = "a value was offered that lies in no segment of this node"
+                raise ValueError(msg)
+            session.make_spill_dir(self._config.session_dir, self._config.spilling.directory)
+            path = self._spill_path(effect.file)
+            # What only moves out of files with garbage makes room on a disk, however full that is.
+            moves = all(piece.source >= SPILLED for piece in effect.pieces)
+            share = 1.0 if moves else self._config.spilling.capacity_share
+            self._core.write_spill(effect.file, path, pieces, share)
+        except (OSError, ValueError) as error:
+            self._queue.append(events.SpillWritten(effect.file, "io", str(error)))
+
+    def _read_spill(self, effect: events.ReadSpill) -> None:
+        try:
+            path, fd = self._spill_path(effect.file), self._segments[effect.segment]
+            self._core.read_spill(effect.ticket, path, effect.object, effect.at, effect.len, fd)
+        except (OSError, ValueError) as error:
+            self._queue.append(events.SpillRead(effect.ticket, "io", str(error)))
+
+    def _offer_spill(self, effect: events.OfferSpill) -> None:
+        if effect.file in self._offered_spills:
+            return
+        try:
+            fd = os.open(self._spill_path(effect.file), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            log(f"a spill file cannot be read for another node: {error}")
+            return
+        try:
+            size = os.fstat(fd).st_size
+            self._core.offer_segment(effect.file, fd, size, size)
+            self._offered_spills.add(effect.file)
+        finally:
+            os.close(fd)
+
+    def _delete_spill(self, effect: events.DeleteSpill) -> None:
+        if effect.file in self._offered_spills:
+            self._offered_spills.discard(effect.file)
+            self._core.withdraw_segment(effect.file)
+        try:
+            os.unlink(self._spill_path(effect.file))
+        except OSError as error:
+            log(f"a spill file cannot be deleted: {error}")
+
     # ------------------------------------------------------------------ the end
 
     def remove_at_end(self, path: str) -> None:
@@ -485,11 +600,33 @@ class Shell:
         self._ending = effect.reason
         self._keeps_logs = not effect.wanted and self._config.is_public
 
+    def _gather_records(self) -> None:
+        """Workers are about to be killed: what they have not told of the tasks that they ended is asked for."""
+        processes = self._manager.processes
+        asked = dict.fromkeys(processes.connected())
+        question = encode(Describe(DESCRIBE_NOTHING, 0))
+        for proc in asked:
+            self._core.send(proc, KINDS[Describe], 0, question)
+        deadline = time.monotonic() + LAST_RECORDS_S
+        while asked and (left := deadline - time.monotonic()) > 0:
+            for event in self._core.poll(left):
+                match event:
+                    case ("frame", int(proc), int(kind), int(corr), bytes(body)) if kind == KINDS[TaskEvents]:
+                        for effect in self._node.handle(FrameCame(proc, kind, corr, body), time.monotonic()):
+                            if isinstance(effect, events.KeepHistory):
+                                self._keep_history(effect)
+                    case ("frame", int(proc), kind, *_) if kind == KINDS[Described]:
+                        asked.pop(proc, None)
+                    case ("left", int(proc), _):
+                        asked.pop(proc, None)
+
     def _end(self) -> None:
         """Kill and reap everything, remove the session directory. Bounded by `SHUTDOWN_S`."""
         log(f"ending: {self._ending or 'an error, see above'}")
         if self._at_end:
             registry.remove(self._at_end)
+        if self._ending:
+            self._gather_records()
         self._forks.kill()
         kill_children(self._manager.pool.pids(), self._signals, SHUTDOWN_S)
         self._seeker.close()
@@ -499,8 +636,12 @@ class Shell:
         for fd in self._segments.values():
             os.close(fd)
         self._logs.close()
+        self._history.close()
         if self._memory is not None:
             self._memory.close()
+        session.remove_spilled(self._config.session_dir)
+        if self._ending:
+            keep(self._config.session_dir)
         if self._ending and not self._keeps_logs:
             session.remove(self._config.session_dir)  # after a crash, the logs in it are all that is left to look at
 

@@ -22,6 +22,7 @@ class Worker(msgspec.Struct):
     state: str
     since: float
     pid: int = 0
+    started: float = 0.0
     joined: bool = False
     reaped: bool = False
     exit_code: int = 0
@@ -39,6 +40,19 @@ class Worker(msgspec.Struct):
     """It did not end by itself, and was killed."""
     failure: str = ""
     """Why it was given up before it joined."""
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """A worker that was there, for people who look."""
+
+    proc: int
+    pid: int
+    job: int
+    cause: str
+    exit_code: int
+    intended: bool
+    started: float
+    at: float
 
 
 class Ticket(msgspec.Struct, frozen=True):

@@ -50,7 +50,7 @@ from ray._node.events import (
     ZygoteLost,
 )
 from ray._node.exits import describe_exit
-from ray._node.worker_records import STARTING, Kind, Ticket, Worker
+from ray._node.worker_records import STARTING, Ended, Kind, Ticket, Worker
 from ray._protocol import RETRY_CHARGED, ROLE_WORKER, Exit
 
 if TYPE_CHECKING:
@@ -97,6 +97,10 @@ UNCLAIMED_EXITS: Final = 1024
 """Exits of children that no `Forked` has named yet; older ones are forgotten."""
 
 
+ENDED_REMEMBERED: Final = 1000
+"""Ended workers that can be listed; older ones are forgotten."""
+
+
 class WorkerPool(Machine):
     """See the module's docstring.
 
@@ -117,6 +121,7 @@ class WorkerPool(Machine):
         self._starting: dict[Kind, int] = {}
         self._failures: dict[Kind, int] = {}
         self._unclaimed: deque[tuple[int, int, float]] = deque(maxlen=UNCLAIMED_EXITS)
+        self._ended: deque[Ended] = deque(maxlen=ENDED_REMEMBERED)
         self._deadlines: Deadlines[int] = Deadlines()
         self._delayed = ""
         """Why no worker can be started just now; empty if one can."""
@@ -147,6 +152,14 @@ class WorkerPool(Machine):
         """The job that a worker serves; 0 if it is none of ours."""
         worker = self._workers.get(proc)
         return worker.kind[0] if worker is not None else 0
+
+    def living(self) -> list[Worker]:
+        """Every worker, to be looked at."""
+        return list(self._workers.values())
+
+    def ended(self) -> list[Ended]:
+        """Those that were there, as far as they are remembered, oldest first."""
+        return list(self._ended)
 
     def pids(self) -> list[int]:
         """Every process that was forked and not reaped."""
@@ -231,7 +244,7 @@ class WorkerPool(Machine):
     def _fork(self, kind: Kind, now: float) -> None:
         proc = self._new_id()
         self._require(proc not in self._workers, f"process id {proc} drawn twice")
-        worker = Worker(proc, kind, "forking", now)
+        worker = Worker(proc, kind, "forking", now, started=now)
         self._workers[proc] = worker
         self._starting[kind] = self._starting.get(kind, 0) + 1
         self._deadlines.set(proc, now + FORK_DEADLINE_S)
@@ -418,6 +431,9 @@ class WorkerPool(Machine):
             killed=killed,
             oom_kill=event.oom_kill,
         )
+        intended = bool(worker.announced) and not evicted
+        ended = Ended(worker.proc, worker.pid, worker.kind[0], cause, worker.exit_code, intended, worker.started, now)
+        self._ended.append(ended)
         if worker.joined:
             intended = bool(worker.announced) and not evicted
             oom, retry = bool(evicted or event.oom_kill), worker.retry if evicted else RETRY_CHARGED

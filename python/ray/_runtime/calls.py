@@ -111,9 +111,9 @@ def remote_callable(recipe: Recipe) -> Callable[..., Any]:
 def translated(error: BaseException) -> BaseException:
     """Ray's exception for what the core says; anything else, user code's builtin exceptions included, as it is."""
     if isinstance(error, _core.StoreFull):
-        from ray.exceptions import ObjectStoreFullError
+        from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 
-        return ObjectStoreFullError(str(error))
+        return (OutOfDiskError if isinstance(error, _core.DiskFull) else ObjectStoreFullError)(str(error))
     if isinstance(error, _core.CoreClosed):
         from ray._runtime import session
 

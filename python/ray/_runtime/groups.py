@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ray._runtime.ids import PlacementGroupID
     from ray.util.placement_group import PlacementGroup
 
-__all__ = ["Home", "check_index", "create", "home_of", "make_id", "selector", "to_wire"]
+__all__ = ["Home", "check_index", "create", "home_of", "make_id", "selector", "statistics_of", "to_wire"]
 
 
 class Home(NamedTuple):
@@ -226,3 +226,17 @@ def selector(labels: Mapping[str, str], what: str) -> dict[str, tuple[str, tuple
             raise ValueError(message)
         found[label] = ("not in" if negated else "in", tuple(values))
     return found
+
+
+_PROGRESS = {"CREATED": "FINISHED", "REMOVED": "REMOVED"}
+
+
+def statistics_of(entry: dict[str, Any]) -> dict[str, Any]:
+    """How the placing of a group went, under Ray's names, of what the control service says about it."""
+    return {
+        "end_to_end_creation_latency_ms": round(entry["created_s"] * 1e3, 3),
+        "scheduling_latency_ms": round(entry["placing_s"] * 1e3, 3),
+        "scheduling_attempt": entry["attempts"],
+        "highest_retry_delay_ms": 0.0,
+        "scheduling_state": "INFEASIBLE" if entry["infeasible"] else _PROGRESS.get(entry["state"], "QUEUED"),
+    }

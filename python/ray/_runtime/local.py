@@ -19,14 +19,15 @@ __all__ = ["RayContext", "init", "shutdown"]
 
 SHUTDOWN_TIMEOUT_S = 5.0
 LOG_DRAIN_TIMEOUT_S = 1.0
+ENTRYPOINT_CHARS_MAX = 1000  # of the command line, as lists of jobs show it; what is longer is cut
 
 _IGNORED_EXTRAS = frozenset(
     ("_node_name", "_metrics_export_port", "_skip_env_hook", "_driver_object_store_memory", "_redis_username")
 )
 _ABSENT_EXTRAS = frozenset(
     (
-        "_enable_object_reconstruction", "_plasma_directory", "_redis_password", "_system_config",
-        "_temp_dir", "_tracing_startup_hook", "object_spilling_directory",
+        "_enable_object_reconstruction", "_plasma_directory", "_redis_password", "_temp_dir",
+        "_tracing_startup_hook",
     )
 )  # fmt: skip
 
@@ -107,6 +108,7 @@ def init(
     resources: dict[str, float] | None = None,
     labels: dict[str, str] | None = None,
     object_store_memory: int | None = None,
+    object_spilling_directory: str | None = None,
     local_mode: bool = False,
     ignore_reinit_error: bool = False,
     include_dashboard: bool | None = None,
@@ -141,6 +143,7 @@ def init(
         resources: Further resources, by name.
         labels: Labels of the new node, for label selectors.
         object_store_memory: Bytes of shared memory for values, no more than the machine has; 30 % of it by default.
+        object_spilling_directory: A directory for values that leave a full store; a temporary one by default.
         local_mode: Not available.
         ignore_reinit_error: Return the running cluster's context instead of raising when there is one.
         include_dashboard: True only warns that there is no dashboard yet.
@@ -170,7 +173,7 @@ def init(
         NotImplementedError: If an argument asks for what does not exist yet.
         ValueError, TypeError: If an argument is out of range or of the wrong type.
     """
-    unknown = sorted(set(kwargs) - _IGNORED_EXTRAS - _ABSENT_EXTRAS - {"_memory", "_node_ip_address"})
+    unknown = sorted(set(kwargs) - _IGNORED_EXTRAS - _ABSENT_EXTRAS - {"_memory", "_node_ip_address", "_system_config"})
     if unknown:
         message = f"ray.init() has no argument {', '.join(map(repr, unknown))}"
         raise RuntimeError(message)
@@ -208,6 +211,8 @@ def init(
                 resources=resources,
                 labels=labels,
                 object_store_memory=object_store_memory,
+                object_spilling_directory=object_spilling_directory,
+                _system_config=kwargs.get("_system_config"),
                 _memory=kwargs.get("_memory"),
             )
         if configure_logging:
@@ -215,6 +220,7 @@ def init(
         if include_dashboard:
             _warn("ray.init(include_dashboard=True): Skate has no dashboard yet, and goes on without one.")
         if where == "local":
+            kwargs["object_spilling_directory"] = object_spilling_directory
             place = _start(amounts, check_labels(labels, "ray.init()"), job, kwargs, logging_config)
         else:
             place = joining.enter(where)
@@ -334,7 +340,15 @@ def _start(
     """Starts a cluster of one node for this program."""
     ip, token = extras.get("_node_ip_address") or "127.0.0.1", os.urandom(32)
     variables = {**_logging_variables(logging_config), **job["runtime_env"].get("env_vars", {})}
-    node = nodes.start(token=token, amounts=amounts, ip=ip, labels=labels, env_vars=variables)
+    node = nodes.start(
+        token=token,
+        amounts=amounts,
+        ip=ip,
+        labels=labels,
+        env_vars=variables,
+        spilling_directory=extras.get("object_spilling_directory"),
+        system_config=extras.get("_system_config"),
+    )
     return joining.Place(node.node, node.address, node.session_dir, token, "local", ip, node)
 
 
@@ -363,7 +377,8 @@ def _enter(core: Any, place: joining.Place, job: dict[str, Any], *, log_to_drive
     from ray._runtime.ids import NodeID
 
     temp_dir, session_name = os.path.split(place.session_dir)
-    facts = {**job, "log_to_driver": log_to_driver}
+    entrypoint = " ".join(sys.orig_argv)[:ENTRYPOINT_CHARS_MAX]
+    facts = {**job, "log_to_driver": log_to_driver, "entrypoint": entrypoint}
     if place.head_address != "local":
         # The workers of a cluster were not started by this program, and run its tasks as if they had been.
         cwd = nodes.current_directory()

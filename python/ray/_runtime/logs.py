@@ -35,15 +35,17 @@ class Output(NamedTuple):
     pid: int
     text: str
     repeats: int  # 0, or how many other processes printed it too; one is shown like any line
+    ip: str = ""  # of its node; empty if that is the driver's
 
 
 class _Seen:
-    __slots__ = ("deadline", "name", "pid", "pids", "repeats")
+    __slots__ = ("deadline", "ip", "name", "pid", "processes", "repeats")
 
-    def __init__(self, name: str, pid: int, deadline: float) -> None:
+    def __init__(self, name: str, pid: int, ip: str, deadline: float) -> None:
         self.name = name
         self.pid = pid
-        self.pids = {pid}
+        self.ip = ip
+        self.processes = {(pid, ip)}  # machines count their processes alike
         self.repeats = 0
         self.deadline = deadline
 
@@ -58,20 +60,20 @@ class Folder:
         self._fold_s = fold_s
         self._seen: dict[tuple[int, str], _Seen] = {}
 
-    def handle(self, name: str, pid: int, stream: int, lines: list[str], now: float) -> list[Output]:
+    def handle(self, name: str, pid: int, stream: int, lines: list[str], now: float, ip: str = "") -> list[Output]:
         """New lines of one process; returns what to print now."""
         out = self.flush(now)
         for line in lines:
             key = (stream, line)
             seen = self._seen.get(key)
-            if seen is not None and pid not in seen.pids:
-                seen.pids.add(pid)
+            if seen is not None and (pid, ip) not in seen.processes:
+                seen.processes.add((pid, ip))
                 seen.repeats += 1
-                seen.name, seen.pid = name, pid
+                seen.name, seen.pid, seen.ip = name, pid, ip
                 continue
             if seen is None and line.strip() and len(self._seen) < KEYS_MAX:
-                self._seen[key] = _Seen(name, pid, now + self._fold_s)
-            out.append(Output(stream, name, pid, line, 0))
+                self._seen[key] = _Seen(name, pid, ip, now + self._fold_s)
+            out.append(Output(stream, name, pid, line, 0, ip))
         return out
 
     def flush(self, now: float) -> list[Output]:
@@ -83,7 +85,7 @@ class Folder:
                 break
             del self._seen[key]
             if seen.repeats:
-                out.append(Output(key[0], seen.name, seen.pid, key[1], seen.repeats))
+                out.append(Output(key[0], seen.name, seen.pid, key[1], seen.repeats, seen.ip))
         return out
 
     def deadline(self) -> float | None:
@@ -93,7 +95,8 @@ class Folder:
 
 def format_line(output: Output, *, colour: bool) -> str:
     """One line with its prefix."""
-    prefix = f"({output.name} pid={output.pid})"
+    place = f", ip={output.ip}" if output.ip else ""
+    prefix = f"({output.name} pid={output.pid}{place})"
     suffix = f" [repeated {output.repeats}x across cluster]" if output.repeats > 1 else ""
     if colour:
         prefix = f"\033[{_COLOURS[output.pid % len(_COLOURS)]}m{prefix}{_RESET}"
@@ -169,12 +172,15 @@ class Printer:
             else:
                 self._lines(*event)
 
-    def _lines(self, name: str, pid: int, stream: int, lines: list[str]) -> None:
+    def _lines(self, name: str, pid: int, stream: int, lines: list[str], ip: str) -> None:
+        from ray._runtime import session
+
+        ip = "" if ip == session.node_ip_address else ip
         if self._folder is None:
-            _write([Output(stream, name, pid, line, 0) for line in lines])
+            _write([Output(stream, name, pid, line, 0, ip) for line in lines])
             return
         with self._changed:
-            _write(self._folder.handle(name, pid, stream, lines, time.monotonic()))
+            _write(self._folder.handle(name, pid, stream, lines, time.monotonic(), ip))
             if self._folder.deadline() is None:
                 return
             if self._timer is None:

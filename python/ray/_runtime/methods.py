@@ -54,9 +54,19 @@ class ActorMethods:
         max_task_retries: How often calls are run again when the actor dies, unless a method says otherwise.
         max_pending_calls: How many unfinished calls one caller may have; -1 for any number.
         any_order: Whether a call whose arguments are there may overtake one that still waits for its own.
+        recorded: Whether history is kept of its calls.
     """
 
-    __slots__ = ("_bytes", "any_order", "class_name", "groups", "max_pending_calls", "max_task_retries", "methods")
+    __slots__ = (
+        "_bytes",
+        "any_order",
+        "class_name",
+        "groups",
+        "max_pending_calls",
+        "max_task_retries",
+        "methods",
+        "recorded",
+    )
 
     def __init__(
         self,
@@ -66,6 +76,7 @@ class ActorMethods:
         max_task_retries: int,
         max_pending_calls: int,
         any_order: bool,
+        recorded: bool = True,
     ) -> None:
         self.class_name = class_name
         self.methods = methods
@@ -73,6 +84,7 @@ class ActorMethods:
         self.max_task_retries = max_task_retries
         self.max_pending_calls = max_pending_calls
         self.any_order = any_order
+        self.recorded = recorded
         self._bytes: bytes | None = None
 
     def to_bytes(self) -> bytes:
@@ -88,6 +100,7 @@ class ActorMethods:
                     self.max_task_retries,
                     self.max_pending_calls,
                     self.any_order,
+                    self.recorded,
                 )
             )
         return self._bytes
@@ -143,6 +156,7 @@ def describe(cls: type, options: dict[str, Any]) -> ActorMethods:
         options.get("max_task_retries") or 0,
         -1 if pending is None else pending,
         _any_order(cls, options),
+        options.get("enable_task_events", True),
     )
 
 

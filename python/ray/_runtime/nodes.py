@@ -50,6 +50,8 @@ def start(
     standby: bool = False,
     temp_dir: str = "",
     tls: bool = False,
+    spilling_directory: str | None = None,
+    system_config: dict[str, object] | None = None,
     outbound_only: bool = False,
 ) -> NodeProcess:
     """Starts a node and waits until it serves.
@@ -71,15 +73,19 @@ def start(
         standby: Whether a head waits, before it serves, until no other one leads with these records.
         temp_dir: Where its session directory lies, instead of among this user's others.
         tls: Whether a head wants TLS between the nodes of its cluster; who joins does as its head.
+        spilling_directory: Where it spills values to; None: as the environment says, or into the session directory.
+        system_config: Ray's name for settings that are otherwise variables of the environment; those of spilling.
         outbound_only: Whether a node that joins connects outwards only, and is reached through its head.
 
     Raises:
-        ValueError: If no node can be like that, or the environment wants a memory watch that makes no sense.
+        ValueError: If no node can be like that, or the environment wants a memory watch or spilling that makes no
+            sense.
         RuntimeError: If it does not start, with its own words and the end of its log.
     """
     from ray import _core
     from ray._node import launch
     from ray._node.config import NodeConfig, read_memory_settings, session_of
+    from ray._node.spill_settings import as_environment, read_spill_settings
     from ray._runtime.resources import gpu_ids
 
     nodes_dir = ""
@@ -121,6 +127,7 @@ def start(
         head_node=head.node if head is not None else 0,
         head_address=head.address if head is not None else "",
         memory=read_memory_settings(os.environ),
+        spilling=read_spill_settings(spilling_directory, {**os.environ, **as_environment(system_config or {})}),
     )
     return launch.start_local_node(config, stays=stays, temp_dir=temp_dir)
 

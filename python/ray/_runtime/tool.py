@@ -34,7 +34,7 @@ class Tool:
 
         self.place = joining.enter(joining.choose_running(address))
         try:
-            self._core = nodes.join(_core, self.place.socket, self.place.token, self.place.node, _core.ROLE_TOOL)
+            self.core = nodes.join(_core, self.place.socket, self.place.token, self.place.node, _core.ROLE_TOOL)
         except BaseException:
             self._end_node()
             raise
@@ -57,11 +57,11 @@ class Tool:
             TimeoutError: If it did not.
             ConnectionError: If it has ended meanwhile.
         """
-        return session.ask(self._core, op, timeout_s, arguments)
+        return session.ask(self.core, op, timeout_s, arguments)
 
     def close(self) -> None:
         """Leaves."""
-        self._core.close()
+        self.core.close()
         self._end_node()
 
     def _end_node(self) -> None:

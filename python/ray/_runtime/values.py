@@ -38,6 +38,7 @@ def put(value: R, *, _owner: Any = None, _tensor_transport: str | None = None) -
     Raises:
         TypeError: If the value is a reference itself, or cannot be pickled; the message says which part of it.
         ObjectStoreFullError: If there is no room for it.
+        OutOfDiskError: If that is because the disk, which values leave the store for, is full.
     """
     if type(value) is ObjectRef:
         message = "ray.put() was given an ObjectRef, which is stored already; put a list that contains it if you must"

@@ -24,7 +24,7 @@ from types import GeneratorType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ray import _core
-from ray._runtime import context, errors, forked, methods, output
+from ray._runtime import context, errors, forked, methods, output, special_methods, stacks
 from ray._runtime import session as membership
 from ray._runtime.calls import translated
 from ray._runtime.ids import TaskID
@@ -115,6 +115,7 @@ class Worker:
         self.ending: Leave | None = None
         self._end_reason = ""
         self._quitters: set[bytes] = set()  # calls that asked for the end of their actor
+        self._interrupt_came_early = False  # while no user code ran that it could have been for
         self._waits = False  # the main thread is about to wait for work, or waits
         self._heard = threading.Event()  # the main thread knows of the end
         self.loop: asyncio.AbstractEventLoop | None = None  # of an asynchronous actor
@@ -323,6 +324,8 @@ class Worker:
         args, kwargs = arguments
         try:
             running[thread] = self._started[thread] = task.id
+            if self._interrupt_came_early and thread == self.main_thread:
+                self._look_back(task)
             value = function(*args, **kwargs)
             if self.is_fork:
                 forked.end()
@@ -669,10 +672,10 @@ class Worker:
         """A method of the actor, ready to be called."""
         actor = context.actor
         assert actor is not None, "a method came before the actor was created"
-        special = _SPECIAL.get(name)
+        special = special_methods.SPECIAL.get(name)
         method = getattr(actor.instance, name, None) if special is None else special.__get__(actor.instance)
         if method is None:
-            method = _missing(actor.methods.class_name, name)
+            method = special_methods.missing(actor.methods.class_name, name)
         self.bound_methods[name] = method
         return method
 
@@ -707,8 +710,17 @@ class Worker:
             self._heard.set()
             raise self.ending
         task_id = self.running.get(self.main_thread)
-        if task_id is not None and self.core.cancelled(task_id):
+        if task_id is None:
+            self._interrupt_came_early = True
+        elif self.core.cancelled(task_id):
             del self.running[self.main_thread]  # once is enough
+            raise TaskInterrupt
+
+    def _look_back(self, task: Task) -> None:
+        """A cancellation came while no user code ran: perhaps for this task, which was being prepared."""
+        self._interrupt_came_early = False
+        if self.core.cancelled(task.id):
+            del self.running[self.main_thread]
             raise TaskInterrupt
 
 
@@ -765,34 +777,6 @@ def _load(task: Task, set_cpus: Callable[[int], None]) -> Loaded | BaseException
         return errors.task_error(wrapped, task.name)
 
 
-def _missing(class_name: str, name: str) -> Callable[..., Any]:
-    def raise_missing(*_args: Any, **_kwargs: Any) -> Any:
-        message = f"the actor's class {class_name} has no method {name!r}"
-        raise AttributeError(message)
-
-    return raise_missing
-
-
-def _ray_ready(_self: Any) -> bool:
-    return True
-
-
-def _ray_terminate(_self: Any) -> None:
-    assert context.worker is not None, "a method runs in a worker"
-    context.worker.exit_actor("__ray_terminate__ was called")
-
-
-def _ray_call(self: Any, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    return fn(self, *args, **kwargs)
-
-
-_SPECIAL: dict[str, Any] = {
-    "__ray_ready__": _ray_ready,
-    "__ray_terminate__": _ray_terminate,
-    "__ray_call__": _ray_call,
-}
-
-
 def _set_title(title: str) -> None:
     """Names the main thread, as `top` shows it; 15 bytes is what the kernel keeps."""
     try:
@@ -814,6 +798,7 @@ def prepare() -> None:
     import ray.remote_function  # noqa: F401  (loaded for its own sake)
     from ray._runtime import serialization
 
+    stacks.prepare()
     # The pickler class is made at its first use, and used by every worker.
     serialization.load(serialization.dump(prepare)[0], [])
 

@@ -15,11 +15,19 @@ import click
 __all__ = ["cli", "main"]
 
 COMMANDS: Final = {
+    "get": "ray.scripts.state_commands:get_command",
     "get-auth-token": "ray.scripts.auth_token:get_auth_token",
     "health-check": "ray.scripts.health_check:health_check",
+    "list": "ray.scripts.state_commands:list_command",
+    "logs": "ray.scripts.log_commands:logs",
+    "memory": "ray.scripts.memory_command:memory",
+    "stack": "ray.scripts.stack_command:stack",
     "start": "ray.scripts.start:start",
     "status": "ray.scripts.status:status",
     "stop": "ray.scripts.stop:stop",
+    "summary": "ray.scripts.state_commands:summary",
+    "timeline": "ray.scripts.timeline_command:timeline",
+    "why": "ray.scripts.why_command:why",
 }
 """Where each sub-command is."""
 

@@ -102,6 +102,7 @@ def accepts_obsolete(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--labels-file", metavar="FILE", help="The same, as a mapping in a file of JSON or YAML.")
 @click.option("--node-name", help="A name for people; the host's by default.")
 @click.option("--temp-dir", metavar="DIR", help="Where the node's logs and its socket lie.")
+@click.option("--object-spilling-directory", metavar="DIR", help="For values that leave a full object store.")
 @click.option("--token", metavar="HEX", help="The cluster's token. Process lists show it; --token-file does not.")
 @click.option("--token-file", metavar="FILE", help="A file with the cluster's token.")
 @click.option("--tls", is_flag=True, help="Encrypt what nodes say to each other; without it a joiner does as the head.")

@@ -51,6 +51,7 @@ class Asked(msgspec.Struct, kw_only=True):
     labels_file: str | None = None
     node_name: str | None = None
     temp_dir: str | None = None
+    object_spilling_directory: str | None = None
     token: str | None = None
     token_file: str | None = None
     state: str | None = None
@@ -185,6 +186,7 @@ def _start(asked: Asked, token: bytes, head: nodes.HeadFacts | None, announced: 
         findable=True,
         temp_dir=os.path.abspath(asked.temp_dir) if asked.temp_dir else "",
         tls=asked.tls or joining.wants_tls(),
+        spilling_directory=asked.object_spilling_directory,
     )
 
 

@@ -311,8 +311,9 @@ def placement_group_table(placement_group: PlacementGroup | None = None) -> dict
 
 
 def _described(entry: dict[str, Any]) -> dict[str, Any]:
+    from ray._runtime import groups
+
     nodes = [NodeID._from_key(node).hex() if node else "" for node in entry["nodes"]]
-    scheduling = {"CREATED": "FINISHED", "REMOVED": "REMOVED"}.get(entry["state"], "QUEUED")
     return {
         "placement_group_id": entry["group"].hex(),
         "name": entry["name"],
@@ -320,13 +321,7 @@ def _described(entry: dict[str, Any]) -> dict[str, Any]:
         "bundles_to_node_id": dict(enumerate(nodes)),
         "strategy": entry["strategy"],
         "state": entry["state"],
-        "stats": {
-            "end_to_end_creation_latency_ms": round(entry["created_s"] * 1e3, 3),
-            "scheduling_latency_ms": round(entry["placing_s"] * 1e3, 3),
-            "scheduling_attempt": entry["attempts"],
-            "highest_retry_delay_ms": 0.0,
-            "scheduling_state": "INFEASIBLE" if entry["infeasible"] else scheduling,
-        },
+        "stats": groups.statistics_of(entry),
     }
 
 

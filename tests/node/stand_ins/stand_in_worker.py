@@ -25,6 +25,9 @@ def main(*, address: str, session: bytes, token: bytes, node: int, proc: int) ->
                 return
             case p.SegmentAdopted():
                 peer.send(p.KIND_SEGMENT_CLAIMS, p.encode(p.SegmentClaims(message.segment, [], message.node)))
+            case p.Describe():
+                told = p.Described(message.what, 0, b"\x90")
+                peer.send(p.KIND_DESCRIBED, p.encode(told), frame[1])
             case p.Exit():
                 return
 

@@ -1,4 +1,4 @@
-//! Copies on this node of values that lie on other nodes.
+//! Copies on this node of values that lie on other nodes, or on a disk.
 //!
 //! The node makes them (`_node/pulls.py`) and keeps them as long as this process holds them: from its answer to a
 //! `Pull` until `PullReleased`. The hold belongs to the object's entry and ends with it, so that a second reader finds
@@ -15,10 +15,11 @@ use skate_proto::location::Location;
 use skate_proto::msg::Slot;
 use skate_proto::payload::Value;
 
-use super::objects::NO_DESCRIPTOR;
+use super::objects::{NO_DESCRIPTOR, full};
 use super::requests::Answer;
+use super::waiting::Wait;
 use super::{Core, CoreError, Map, State};
-use crate::node_wire;
+use crate::node_wire::{self, Denial};
 use crate::store::Mapping;
 
 /// A block in memory of this process.
@@ -66,8 +67,9 @@ impl Copies {
 }
 
 impl Core {
+    /// Whether it lies in memory of this node.
     pub(super) fn is_here(&self, location: &Location) -> bool {
-        location.node == NodeKey(self.node.0)
+        location.node == NodeKey(self.node.0) && !location.is_spilled()
     }
 
     /// Where a stored value can be read without asking the node.
@@ -101,8 +103,10 @@ impl Core {
         }
         let body = node_wire::pull(object, location, false);
         let ask = |corr| self.tell_node(node_wire::PULL, corr, &body);
-        let pulled = self.ask_with(ask, deadline, self.users_wait());
-        let readable = pulled.and_then(|answer| self.take_copy(answer, location));
+        // Without lending the task's CPUs to others: the value is there, and tasks that begin while a full store makes
+        // this one wait would fill it further.
+        let pulled = self.ask_with(ask, deadline, Wait { blocks: false, hears: true });
+        let readable = pulled.and_then(|answer| self.take_copy(answer, object, location));
         let mut state = self.state.lock();
         state.copies.end_wait(object);
         if let Ok(here) = &readable {
@@ -123,7 +127,7 @@ impl Core {
         readable
     }
 
-    fn take_copy(&self, answer: Answer, origin: &Location) -> Result<Readable, CoreError> {
+    fn take_copy(&self, answer: Answer, object: ObjectId, origin: &Location) -> Result<Readable, CoreError> {
         match answer {
             Answer::Copy { segment, size, offset, fd } => {
                 let mapping =
@@ -132,8 +136,9 @@ impl Core {
                 let node = NodeKey(self.node.0);
                 Ok((mapping, Location { node, segment, lessee: self.node, offset, len: origin.len }))
             }
-            Answer::Denied { message, kept: true } => Err(CoreError::StoreFull(message)),
-            Answer::Denied { message, kept: false } => Err(CoreError::SegmentGone(message)),
+            Answer::Denied { why: Denial::Turn, .. } => Err(CoreError::NotYourTurn(object)),
+            Answer::Denied { message, kept: true, why } => Err(full(message, why == Denial::DiskFull)),
+            Answer::Denied { message, kept: false, .. } => Err(CoreError::SegmentGone(message)),
             Answer::NoDescriptor => Err(CoreError::Store(NO_DESCRIPTOR.into())),
             _ => Err(CoreError::Store("the node answered a pull with something else".into())),
         }
@@ -156,7 +161,19 @@ impl Core {
         }
     }
 
-    /// Nothing counts the object any more, so nothing reads its copies.
+    /// Lets go of copies that nothing views: the node may use their memory.
+    pub(super) fn release_unviewed_copies(&self, state: &mut State) {
+        let objects = &state.owner.objects;
+        let mut unviewed: Vec<ObjectId> =
+            state.copies.held.keys().copied().filter(|object| !objects.is_viewed(*object)).collect();
+        unviewed.sort_unstable();
+        for object in unviewed {
+            state.owner.objects.unmark_copied(object);
+            self.release_copies(state, object);
+        }
+    }
+
+    /// Nothing counts the object any more, or it lies elsewhere now, so nothing reads its copies.
     pub(super) fn release_copies(&self, state: &mut State, object: ObjectId) {
         for copy in state.copies.held.remove(&object).unwrap_or_default() {
             self.store.unmap(copy.here.1.segment);

@@ -7,7 +7,7 @@ use skate_proto::executor::{Executor, Work};
 use skate_proto::ids::{ActorId, TaskId};
 use skate_proto::msg::Msg;
 use skate_proto::owner::Effect;
-use skate_proto::payload::Value;
+use skate_proto::payload::{ErrorCode, Value};
 
 use super::waiting::Wait;
 use super::waiting::thread_id;
@@ -28,7 +28,7 @@ impl Core {
                 if state.closed.is_some() {
                     return Ok(None);
                 }
-                if let Some(work) = state.executor.take(group) {
+                if let Some(work) = state.executor.take(group, self.now_ns()) {
                     return Ok(Some(work));
                 }
                 if state.executor.exiting {
@@ -49,7 +49,7 @@ impl Core {
     /// Work of any group, for an event loop.
     pub fn poll_work(&self) -> Option<Work> {
         let mut state = self.state.lock();
-        let work = state.executor.take_any();
+        let work = state.executor.take_any(self.now_ns());
         if work.is_none() && state.task_event_set && state.closed.is_none() && !state.executor.exiting {
             if let Some(descriptors) = &*self.descriptors.lock() {
                 let _ = rustix::io::read(&descriptors.task_event, &mut [0; 8]);
@@ -96,10 +96,22 @@ impl Core {
         self.transport().wake();
     }
 
-    /// Sends the results of a piece of work and drops its counts.
-    pub fn answer(&self, work: &Work, results: Vec<Value>, retryable: bool, run_ns: u64, items: u32) {
-        self.step(|state, _| {
-            let State { owner, executor, out, .. } = state;
+    /// Sends the results of a piece of work and drops its counts. `failure` is the exception in words, for history.
+    pub fn answer(
+        &self,
+        work: &Work,
+        results: Vec<Value>,
+        failure: Option<&str>,
+        retryable: bool,
+        run_ns: u64,
+        items: u32,
+    ) {
+        self.step(|state, now| {
+            self.note(state, work, &results, failure, now, run_ns);
+            let State { owner, executor, out, served, .. } = state;
+            if work.task.node.0 != self.node.0 && results.iter().any(is_stored) {
+                served.insert(work.owner, work.task.node);
+            }
             for value in &results {
                 owner.objects.hand_over(value.refs(), work.owner, out);
             }
@@ -110,7 +122,10 @@ impl Core {
     /// Sends one item of a stream.
     pub fn send_item(&self, work: &Work, index: u32, value: Value) {
         self.step(|state, _| {
-            let State { owner, out, .. } = state;
+            let State { owner, out, served, .. } = state;
+            if work.task.node.0 != self.node.0 && is_stored(&value) {
+                served.insert(work.owner, work.task.node);
+            }
             owner.objects.hand_over(value.refs(), work.owner, out);
             out.effects.push(Effect::Send {
                 to: work.owner,
@@ -160,12 +175,15 @@ impl Core {
 
     /// `__init__` of the actor that this process is has returned.
     pub fn actor_ready(&self) {
+        self.note_creation(0, "");
         if let Some((actor, life)) = self.own_actor() {
             self.tell_node(node_wire::ACTOR_READY, 0, &node_wire::actor_ready(actor, life));
         }
     }
 
-    pub fn actor_failed(&self, error: &[u8]) {
+    pub fn actor_failed(&self, error: &[u8], text: &str) {
+        self.note_creation(ErrorCode::ActorDied as u8, text);
+        self.flush_history();
         if let Some((actor, life)) = self.own_actor() {
             self.tell_node(node_wire::ACTOR_FAILED, 0, &node_wire::actor_failed(actor, life, error));
         }
@@ -203,4 +221,8 @@ impl Core {
     pub(super) fn own_actor(&self) -> Option<(ActorId, u32)> {
         self.state.lock().actor
     }
+}
+
+fn is_stored(value: &Value) -> bool {
+    matches!(value, Value::Stored { .. })
 }

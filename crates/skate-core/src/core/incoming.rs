@@ -66,7 +66,10 @@ impl Core {
                     let _ = self.store.free(segment, offset);
                 }
                 self.release_segments(&self.store.surplus());
+                self.room_was_made(state);
             }
+            Msg::Evict { objects } => owner.handle_evict(from, &objects, |object| executor.forget_place(object), out),
+            Msg::Spill { offered } => self.tell_node(node_wire::SPILL, 0, &node_wire::spill(from, &offered)),
             Msg::Because { question, reason } => self.answered(state, question, Answer::Reason(reason)),
             other => owner.handle_message(from, other, now, out),
         }
@@ -86,8 +89,8 @@ impl Core {
                 let State { owner, out, .. } = state;
                 owner.handle_lease_granted(ClassId(class), lease, worker, node, pid, gpu_ids, now, out);
             }
-            FromNode::LeaseReclaim { lease, wanted } => {
-                state.owner.handle_lease_reclaim(lease, wanted, now, &mut state.out);
+            FromNode::LeaseReclaim { lease, wanted, node } => {
+                state.owner.handle_lease_reclaim(lease, wanted, node, now, &mut state.out);
             }
             FromNode::Pressure { pressed } => state.owner.handle_pressure(pressed, now, &mut state.out),
             FromNode::WorkerDied { proc, .. } if self.is_connected(proc) => {
@@ -127,7 +130,9 @@ impl Core {
                 };
                 self.answered(state, corr, answer);
             }
-            FromNode::SegmentDenied { message, kept } => self.answered(state, corr, Answer::Denied { message, kept }),
+            FromNode::SegmentDenied { message, kept, why } => {
+                self.answered(state, corr, Answer::Denied { message, kept, why });
+            }
             FromNode::Reply { ok, body } => match state.promises.remove(&corr) {
                 Some((object, value)) => {
                     let kept = if ok { Ok(value) } else { Err(refusal(&body)) };
@@ -136,6 +141,8 @@ impl Core {
                 }
                 None => self.answered(state, corr, Answer::Reply { ok, body }),
             },
+            FromNode::SpillWanted { bytes } => self.make_room(state, bytes),
+            FromNode::Spilled { owner, written } => self.written(state, owner, written),
             FromNode::SegmentTrim { bytes } => self.release_segments(&self.store.take_empty(bytes)),
             // Results of the dead lessee may be on their way still: they are claims, too.
             FromNode::SegmentAdopted { lessee, .. } if !state.deferred.is_empty() || self.is_connected(lessee) => {
@@ -158,7 +165,9 @@ impl Core {
                 state.executor.handle_actor_init(*spec, incarnation, gpu_ids, owner_proc);
                 self.work_arrived(state);
             }
-            FromNode::LogLines { name, pid, stream, lines } => self.add_log(Log::Lines { name, pid, stream, lines }),
+            FromNode::LogLines { name, pid, stream, lines, ip } => {
+                self.add_log(Log::Lines { name, pid, stream, lines, ip });
+            }
             FromNode::Notice { level, text } => self.add_log(Log::Notice { level, text }),
             FromNode::LeaseFailed { class, reason, group_removed } => {
                 let State { owner, out, .. } = state;
@@ -172,6 +181,8 @@ impl Core {
                 }
                 self.node_found(ProcId(node.0), &address, relayed, &cause);
             }
+            // Answered before it comes here.
+            FromNode::Describe { .. } => {}
             // A request: this process stays while others may need what it owns.
             FromNode::Exit if state.executor.running_count() > 0 || !state.owner.is_bare() => {}
             FromNode::ActorStop | FromNode::Exit => {
@@ -213,6 +224,7 @@ impl Core {
 
     pub(super) fn process_gone(&self, state: &mut State, proc: ProcId, cause: &str, death: Death, now: u64) {
         self.transport().drop_route(proc);
+        state.served.remove(&proc);
         let State { owner, executor, out, .. } = state;
         owner.handle_process_gone(proc, cause, death, now, out);
         let (counted, interrupted) = executor.handle_process_gone(proc);
@@ -238,6 +250,9 @@ impl Handler for Shell {
         } else if from == core.node
             && let Some(msg) = node_wire::decode(frame.kind, frame.body)
         {
+            if let FromNode::Describe { what, limit } = msg {
+                return core.describe(frame.corr, what, limit);
+            }
             core.step(|state, now| core.handle_node_message(state, frame.corr, msg, fd, now));
         }
     }
@@ -296,6 +311,9 @@ impl Handler for Shell {
             core.step(|state, now| {
                 state.timer_armed = false;
                 state.owner.handle_timeout(now, &mut state.out);
+                if state.history.poll_timeout().is_some_and(|at| at <= now) {
+                    core.send_history(state);
+                }
             });
         }
     }

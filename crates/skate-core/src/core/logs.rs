@@ -17,6 +17,7 @@ pub enum Log {
         pid: u32,
         stream: u8,
         lines: Vec<String>,
+        ip: String,
     },
     Notice {
         level: String,

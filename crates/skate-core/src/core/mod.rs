@@ -8,16 +8,19 @@
 mod calls;
 mod copies;
 mod executing;
+mod history;
 mod incoming;
 mod logs;
+mod looking;
 mod objects;
 mod requests;
+mod spilling;
 mod waiting;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -35,6 +38,7 @@ use crate::node_wire::{self, FromNode};
 use crate::store::Store;
 use crate::transport::fork::PrivateFd;
 use crate::transport::{Address, Config, DiscoverError, SendMode, StartError, Transport};
+use history::History;
 use incoming::Shell;
 use requests::Answer;
 use waiting::Watch;
@@ -68,6 +72,12 @@ pub enum CoreError {
     #[error("{0}")]
     StoreFull(String),
     #[error("{0}")]
+    DiskFull(String),
+    /// The node had no room for a copy of this object, and wants what was gathered with it let go, so that others can
+    /// go on: [`Core::await_turn`] then, before all are asked for again.
+    #[error("others need the room in the object store first")]
+    NotYourTurn(ObjectId),
+    #[error("{0}")]
     Store(String),
     /// The node does not have the segment any more.
     #[error("{0}")]
@@ -94,12 +104,17 @@ struct State {
     adopted: Map<(NodeKey, SegmentId), usize>,
     /// Copies of values that lie on other nodes, by object.
     copies: copies::Copies,
+    /// Owners on other nodes for whom this process has allocated values.
+    served: BTreeMap<ProcId, NodeKey>,
+    /// Threads that wait for room in the store.
+    allocating: u32,
     /// The actor that this process is, and which of its lives.
     actor: Option<(ActorId, u32)>,
     closed: Option<String>,
     timer_armed: bool,
     task_event_set: bool,
     buffer: Vec<u8>,
+    history: History,
 }
 
 pub struct Core {
@@ -108,6 +123,8 @@ pub struct Core {
     role: Role,
     start: Instant,
     transport: OnceLock<Arc<Transport>>,
+    /// This core, for threads that it starts.
+    this: OnceLock<Weak<Self>>,
     store: Store,
     state: Mutex<State>,
     /// Taken under `state` as well as alone: nothing else may be locked while it is held.
@@ -161,11 +178,14 @@ impl Core {
             waiting_adoptions: Vec::new(),
             adopted: Map::default(),
             copies: copies::Copies::default(),
+            served: BTreeMap::new(),
+            allocating: 0,
             actor: None,
             closed: None,
             timer_armed: false,
             task_event_set: false,
             buffer: Vec::new(),
+            history: History::new(),
         };
         let core = Arc::new(Self {
             me,
@@ -173,6 +193,7 @@ impl Core {
             role,
             start: Instant::now(),
             transport: OnceLock::new(),
+            this: OnceLock::new(),
             store: Store::new(me, NodeKey(node.0)),
             state: Mutex::new(state),
             logs: Mutex::new(VecDeque::new()),
@@ -188,6 +209,7 @@ impl Core {
             closing: AtomicBool::new(false),
             ended: AtomicBool::new(false),
         });
+        let _ = core.this.set(Arc::downgrade(&core));
         let config = Config {
             me,
             role,
@@ -231,6 +253,7 @@ impl Core {
         if self.closing.swap(true, Ordering::AcqRel) {
             return;
         }
+        self.flush_history();
         self.fail("ray.shutdown() was called");
         if let Some(transport) = self.transport.get() {
             transport.shutdown();
@@ -298,6 +321,7 @@ impl Core {
                     Effect::ReleaseCopies(object) => self.release_copies(state, object),
                     Effect::Unread(error) if self.role == Role::Driver => self.add_log(Log::Unhandled(error)),
                     Effect::Unread(_) => {}
+                    Effect::Unrun(unrun) => self.note_unrun(state, &unrun, now),
                 }
             }
             // The vector's memory is used again; nothing was added to the new one unless by loopback.
@@ -309,7 +333,7 @@ impl Core {
             }
         }
         if !state.timer_armed
-            && let Some(at) = state.owner.poll_timeout()
+            && let Some(at) = state.owner.poll_timeout().into_iter().chain(state.history.poll_timeout()).min()
         {
             state.timer_armed = true;
             self.arm_timer(at.saturating_sub(now).max(1_000_000));
@@ -338,6 +362,19 @@ impl Core {
         }
         if let Some(object) = msg.for_owner_of() {
             self.route(object.owner(), object.task.node);
+        }
+        match &msg {
+            Msg::Evict { objects } if !self.is_connected(to) => {
+                // It has the reference of somebody else, and perhaps the place, too. Where it lives is not known, so
+                // that a question might seem to go to somebody who has ended.
+                return state.owner.handle_evicted(to, &[], objects, &mut state.out);
+            }
+            Msg::Spill { offered } => {
+                if let Some(first) = offered.first() {
+                    self.route(to, first.from.node);
+                }
+            }
+            _ => {}
         }
         let mut buffer = std::mem::take(&mut state.buffer);
         buffer.clear();
@@ -373,6 +410,7 @@ impl Core {
             ToNode::ActorKill { actor, no_restart } => {
                 (node_wire::ACTOR_KILL, node_wire::actor_kill(actor, no_restart))
             }
+            ToNode::Spill { owner, offered } => (node_wire::SPILL, node_wire::spill(owner, &offered)),
             ToNode::PeerLost { proc } => (node_wire::PEER_LOST, node_wire::peer_lost(proc)),
         };
         self.tell_node(kind, 0, &body);
@@ -395,6 +433,7 @@ impl Core {
         all.push(("answers", (state.answers.len() + state.promises.len()) as u64));
         all.push(("deferred", (state.deferred.len() + state.waiting_adoptions.len()) as u64));
         all.push(("copied_objects", state.copies.len() as u64));
+        all.push(("spilling", state.owner.spilling() as u64));
         all.push(("adopted_segments", state.adopted.len() as u64));
         let (definitions, functions) = state.executor.known();
         all.push(("known_definitions", definitions as u64));

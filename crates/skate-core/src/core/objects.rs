@@ -3,14 +3,15 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use skate_proto::ids::{ObjectId, SegmentId};
+use skate_proto::ids::{NodeKey, ObjectId, SegmentId};
 use skate_proto::location::Location;
 use skate_proto::msg::Msg;
 use skate_proto::payload::{Payload, Value};
 
 use super::requests::Answer;
+use super::spilling::Segment;
 use super::{Core, CoreError, State};
-use crate::node_wire;
+use crate::node_wire::{self, Denial};
 use crate::store::{Block, Mapping};
 use crate::transport::SendMode;
 
@@ -23,7 +24,7 @@ pub(super) const NO_DESCRIPTOR: &str =
 /// A value as a reader gets it.
 pub enum Fetched {
     Inline(Payload),
-    /// A block, protected by a count on `object` until [`Core::release`].
+    /// A block, protected by a view on `object` until [`Core::release_view`].
     Stored {
         object: ObjectId,
         mapping: Arc<Mapping>,
@@ -54,6 +55,17 @@ impl Core {
         self.step(|state, _| state.owner.release(id, &mut state.out));
     }
 
+    /// A view has ended: see [`Fetched::Stored`].
+    pub fn release_view(&self, id: ObjectId) {
+        if self.is_forked() {
+            return;
+        }
+        self.step(|state, _| {
+            state.owner.objects.end_view(id);
+            state.owner.release(id, &mut state.out);
+        });
+    }
+
     pub fn release_all(&self, ids: &[ObjectId]) {
         if !ids.is_empty() && !self.is_forked() {
             self.step(|state, _| state.owner.release_all(ids, &mut state.out));
@@ -72,6 +84,37 @@ impl Core {
     /// Waits for the values of objects, or for the first exception among them. Those that were lost with their
     /// segment are waited for anew.
     pub fn get(&self, ids: &[ObjectId], deadline: Option<Instant>) -> Result<Got, CoreError> {
+        loop {
+            match self.get_in_turn(ids, deadline) {
+                Err(CoreError::NotYourTurn(object)) => self.await_turn(object, deadline)?,
+                got => return got,
+            }
+        }
+    }
+
+    /// After [`CoreError::NotYourTurn`], when the caller has no views left on what it gathers: lets go of copies, and
+    /// waits until there is room for the one that was refused. Views on other blocks would keep these from being
+    /// spilled meanwhile.
+    pub fn await_turn(&self, object: ObjectId, deadline: Option<Instant>) -> Result<(), CoreError> {
+        loop {
+            self.step(|state, _| self.release_unviewed_copies(state));
+            match self.get_in_turn(&[object], deadline) {
+                Err(CoreError::NotYourTurn(_)) => {}
+                Err(error) => return Err(error),
+                Ok(Got::Failed(..)) => return Ok(()),
+                Ok(Got::All(fetched)) => {
+                    for value in fetched {
+                        if let Fetched::Stored { object, .. } = value {
+                            self.release_view(object);
+                        }
+                    }
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn get_in_turn(&self, ids: &[ObjectId], deadline: Option<Instant>) -> Result<Got, CoreError> {
         let mut losses = 0;
         loop {
             self.wait_all(ids, deadline)?;
@@ -103,22 +146,31 @@ impl Core {
         }
     }
 
-    /// A stored value whose location came along with the caller's work.
+    /// A stored value whose location came along with the caller's work, unless it has left that place since.
     pub fn get_at(&self, object: ObjectId, location: Location) -> Result<Fetched, CoreError> {
-        self.retain(object);
-        let error = match self.make_readable(object, &location, None) {
-            Ok((mapping, location)) => return Ok(Fetched::Stored { object, mapping, location }),
-            Err(error) => error,
+        let knows_place = {
+            let mut state = self.state.lock();
+            let knows_place = state.executor.knows_place(object);
+            if knows_place {
+                state.owner.objects.retain_view(object);
+            }
+            knows_place
         };
-        let is_gone = matches!(error, CoreError::SegmentGone(_));
-        if is_gone {
-            self.report_missing(object, &location);
+        if knows_place {
+            let error = match self.make_readable(object, &location, None) {
+                Ok((mapping, location)) => return Ok(Fetched::Stored { object, mapping, location }),
+                Err(error) => error,
+            };
+            let is_gone = matches!(error, CoreError::SegmentGone(_));
+            if is_gone {
+                self.report_missing(object, &location);
+            }
+            self.release_view(object);
+            if !is_gone {
+                return Err(error);
+            }
         }
-        self.release(object);
-        if !is_gone {
-            return Err(error);
-        }
-        match self.get(&[object], None)? {
+        match self.get_in_turn(&[object], None)? {
             Got::All(mut fetched) => fetched.pop().ok_or_else(|| CoreError::Store("no value".into())),
             Got::Failed(_, payload) => Ok(Fetched::Inline(payload)),
         }
@@ -137,7 +189,7 @@ impl Core {
                     Some(Value::Inline(payload)) => fetched.push(Fetched::Inline(payload.clone())),
                     Some(Value::Stored { location, .. }) => {
                         let location = *location;
-                        state.owner.objects.retain(id);
+                        state.owner.objects.retain_view(id);
                         match self.find_readable(&state, id, &location) {
                             Some((mapping, location)) => {
                                 fetched.push(Fetched::Stored { object: id, mapping, location });
@@ -168,7 +220,7 @@ impl Core {
                     if matches!(error, CoreError::SegmentGone(_)) {
                         self.report_missing(object, &location);
                     }
-                    self.release(object);
+                    self.release_view(object);
                     failed = Some(error);
                 }
             }
@@ -178,7 +230,7 @@ impl Core {
             Some(error) => {
                 for value in fetched {
                     if let Fetched::Stored { object, .. } = value {
-                        self.release(object);
+                        self.release_view(object);
                     }
                 }
                 Err(error)
@@ -194,7 +246,7 @@ impl Core {
             Value::Stored { location, .. } => {
                 let location = *location;
                 let (mapping, location) = self.find_readable(&state, id, &location)?;
-                state.owner.objects.retain(id);
+                state.owner.objects.retain_view(id);
                 Some(Fetched::Stored { object: id, mapping, location })
             }
         }
@@ -211,12 +263,15 @@ impl Core {
             if let Some(block) = self.store.alloc(len) {
                 return Ok(block);
             }
-            let request = node_wire::segment_request(len, self.store.wish_bytes(len));
-            match self.ask(node_wire::SEGMENT_REQUEST, &request, None, true)? {
+            let answer = match self.ask_for_segment(len)? {
+                Segment::Found(block) => return Ok(block),
+                Segment::Answered(answer) => answer,
+            };
+            match answer {
                 Answer::Segment { segment, size, fd } => {
                     self.store.add_segment(segment, size, &fd).map_err(|e| CoreError::Store(e.to_string()))?;
                 }
-                Answer::Denied { message, .. } => return Err(CoreError::StoreFull(message)),
+                Answer::Denied { message, why, .. } => return Err(full(message, why == Denial::DiskFull)),
                 Answer::NoDescriptor => return Err(CoreError::Store(NO_DESCRIPTOR.into())),
                 _ => {
                     return Err(CoreError::Store("the node answered a segment request with something else".into()));
@@ -246,6 +301,10 @@ impl Core {
                 debug_assert!(false, "{error}");
             }
             self.release_segments(&self.store.surplus());
+            self.room_was_made(state);
+        } else if location.is_spilled() {
+            let node = if location.node == NodeKey(self.node.0) { 0 } else { location.node.0 };
+            self.tell_node(node_wire::SPILL_RELEASED, 0, &node_wire::spill_released(location.segment, node));
         } else if state.adopted.contains_key(&(location.node, location.segment))
             || state.owner.objects.is_dead(location.lessee)
         {
@@ -271,4 +330,8 @@ impl Core {
             self.tell_node(node_wire::SEGMENT_RELEASE, 0, &node_wire::segment(*segment));
         }
     }
+}
+
+pub(super) fn full(message: String, is_disk_full: bool) -> CoreError {
+    if is_disk_full { CoreError::DiskFull(message) } else { CoreError::StoreFull(message) }
 }

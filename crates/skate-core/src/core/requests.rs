@@ -10,7 +10,7 @@ use skate_proto::payload::{ErrorCode, Payload, Value};
 
 use super::waiting::{Wait, Waiter, Watch};
 use super::{Core, CoreError, State};
-use crate::node_wire;
+use crate::node_wire::{self, Denial};
 
 /// A node's answer to a request.
 #[derive(Debug)]
@@ -36,6 +36,7 @@ pub(super) enum Answer {
     Denied {
         message: String,
         kept: bool,
+        why: Denial,
     },
     /// Of another member.
     Reason(Reason),
@@ -98,10 +99,22 @@ impl Core {
         deadline: Option<Instant>,
         wait: Wait,
     ) -> Result<Answer, CoreError> {
+        let (answer, _) = self.ask_unless(ask, deadline, wait, &|| false);
+        answer?.ok_or_else(|| CoreError::Closed("no answer".into()))
+    }
+
+    /// The same until `unless` holds: then there is no answer. Returns the question's number as well.
+    pub(super) fn ask_unless(
+        &self,
+        ask: impl FnOnce(u64),
+        deadline: Option<Instant>,
+        wait: Wait,
+        unless: &dyn Fn() -> bool,
+    ) -> (Result<Option<Answer>, CoreError>, u64) {
         let (corr, waiter) = {
             let mut state = self.state.lock();
             if let Some(why) = &state.closed {
-                return Err(CoreError::Closed(why.clone()));
+                return (Err(CoreError::Closed(why.clone())), 0);
             }
             state.next_corr += 1;
             let corr = state.next_corr;
@@ -112,7 +125,7 @@ impl Core {
         };
         ask(corr);
         let result = loop {
-            match self.wait_for(&|| waiter.is_done(), deadline, wait) {
+            match self.wait_for(&|| waiter.is_done() || unless(), deadline, wait) {
                 Err(CoreError::Interrupted) if !wait.hears => {}
                 other => break other,
             }
@@ -120,13 +133,14 @@ impl Core {
         let mut state = self.state.lock();
         state.watches.remove(&answer_watch(corr));
         let answer = state.answers.remove(&corr);
-        result?;
-        match answer {
-            Some(Answer::Waiting) | None => {
-                Err(CoreError::Closed(state.closed.clone().unwrap_or_else(|| "no answer".into())))
+        let outcome = match (result, answer) {
+            (Err(error), _) => Err(error),
+            (Ok(()), Some(Answer::Waiting) | None) => {
+                state.closed.clone().map_or(Ok(None), |why| Err(CoreError::Closed(why)))
             }
-            Some(answer) => Ok(answer),
-        }
+            (Ok(()), answer) => Ok(answer),
+        };
+        (outcome, corr)
     }
 
     pub(super) fn answered(&self, state: &mut State, corr: u64, answer: Answer) {

@@ -86,6 +86,8 @@ struct State {
     /// Order in which `read` was filled.
     read_order: Vec<SegmentId>,
     frees: u64,
+    /// What the node has asked for and not got: segments that become empty are not kept meanwhile.
+    owed_bytes: u64,
 }
 
 /// Figures of a store, in bytes where not said otherwise.
@@ -209,7 +211,7 @@ impl Store {
     }
 
     /// Takes out empty segments that are not worth keeping warm, to be released to the node: the most
-    /// recently emptied one is kept, and others up to a quarter of what is leased.
+    /// recently emptied one is kept, and others up to a quarter of what is leased; unless the node asked for more.
     #[must_use]
     pub fn surplus(&self) -> Vec<SegmentId> {
         let mut state = self.state.lock();
@@ -222,17 +224,28 @@ impl Store {
             }
         });
         let allowed = latest.1.max(leased / 4);
-        let taken = take_empty(&mut state, empty.saturating_sub(allowed));
+        let want = empty.saturating_sub(allowed).max(state.owed_bytes.min(empty));
+        let taken = take_empty(&mut state, want);
+        state.owed_bytes = state.owed_bytes.saturating_sub(size_of(&taken));
         drop(state);
         taken.iter().map(|leased| leased.mapping.segment()).collect()
     }
 
     /// Takes out empty segments of together at least `want_bytes`, if there are so many, to be released to
-    /// the node.
+    /// the node. What is lacking is found by [`Self::surplus`] later.
     #[must_use]
     pub fn take_empty(&self, want_bytes: u64) -> Vec<SegmentId> {
-        let taken = take_empty(&mut self.state.lock(), want_bytes);
+        let mut state = self.state.lock();
+        let taken = take_empty(&mut state, want_bytes);
+        state.owed_bytes = want_bytes.saturating_sub(size_of(&taken));
+        drop(state);
         taken.iter().map(|leased| leased.mapping.segment()).collect()
+    }
+
+    /// How many blocks were freed so far: who waits for room looks again when there are more.
+    #[must_use]
+    pub fn frees(&self) -> u64 {
+        self.state.lock().frees
     }
 
     #[must_use]
@@ -283,6 +296,10 @@ fn may_hold(leased: &Leased, len: u64) -> bool {
 
 fn find(state: &State, segment: SegmentId) -> Option<usize> {
     state.leased.iter().rposition(|leased| leased.mapping.segment() == segment)
+}
+
+fn size_of(segments: &[Leased]) -> u64 {
+    segments.iter().map(|leased| leased.mapping.size()).sum()
 }
 
 /// Takes out the segments that have been empty longest. They are dropped by the caller, after the lock:

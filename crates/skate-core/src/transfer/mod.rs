@@ -7,7 +7,8 @@
 //! was touched before: 3.1 to 5.6 GB/s, where `recv` into a mapping makes 2.2 and iperf3 2.0 to 3.0.
 //!
 //! Within TLS the bytes have to be seen: the server reads, encrypts and writes pieces that fit into a cache, the client
-//! decrypts and writes them. Everything else is the same, also the rule about memory below, although what the socket
+//! decrypts and writes them: 1.4 to 1.6 s of processors per GB, both ends together, where in clear it is 0.5 to 0.6
+//! (`examples/bulk.rs`). Everything else is the same, also the rule about memory below, although what the socket
 //! holds is a copy then: one rule is easier to keep.
 //!
 //! What is here: threads, sockets, ranges, and which source is asked next. What is not: which objects are pulled, by

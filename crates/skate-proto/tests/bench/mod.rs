@@ -34,6 +34,7 @@ pub fn call(returns: Returns, actor: Option<ActorId>) -> CallDef {
         retry_exceptions: false,
         backpressure: 0,
         actor,
+        recorded: true,
     }
 }
 
@@ -128,6 +129,7 @@ pub fn actor(bench: &mut Bench, max_pending_calls: i32) -> (ActorId, ObjectId) {
         is_async: false,
         groups: vec![],
         detached: false,
+        recorded: true,
     };
     bench.owner.create_actor(creation, Payload::plain(b""), vec![], bench.now, &mut bench.out);
     (actor, handle)

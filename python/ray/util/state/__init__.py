@@ -1,4 +1,8 @@
-"""What the cluster is doing. `why` is what there is yet."""
+"""What the cluster is doing: lists, counts, logs, and why something is not there yet.
+
+Everything is asked of those who know it: the head of nodes, actors and jobs, each node of its workers and logs, each
+process of its tasks and objects. Tasks that have ended are in the event logs of the nodes.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,69 @@ from ray._runtime.words import kind_of
 if TYPE_CHECKING:
     from ray._core import Core, ObjectRef
     from ray._runtime.generators import ObjectRefGenerator
+    from ray.util.state.api import (
+        StateApiClient,
+        get_actor,
+        get_job,
+        get_node,
+        get_objects,
+        get_placement_group,
+        get_task,
+        get_worker,
+        list_actors,
+        list_cluster_events,
+        list_jobs,
+        list_nodes,
+        list_objects,
+        list_placement_groups,
+        list_runtime_envs,
+        list_tasks,
+        list_workers,
+        summarize_actors,
+        summarize_objects,
+        summarize_tasks,
+    )
+    from ray.util.state.logs import get_log, list_logs
 
-__all__ = ["why"]
+__all__ = [
+    "StateApiClient",
+    "get_actor",
+    "get_job",
+    "get_log",
+    "get_node",
+    "get_objects",
+    "get_placement_group",
+    "get_task",
+    "get_worker",
+    "list_actors",
+    "list_cluster_events",
+    "list_jobs",
+    "list_logs",
+    "list_nodes",
+    "list_objects",
+    "list_placement_groups",
+    "list_runtime_envs",
+    "list_tasks",
+    "list_workers",
+    "summarize_actors",
+    "summarize_objects",
+    "summarize_tasks",
+    "why",
+]
+
+_LOGS = ("get_log", "list_logs")
+
+
+def __getattr__(name: str) -> Any:
+    # `why` is all that an error message needs; what lists are made of is loaded by whoever lists.
+    import importlib
+
+    if name in __all__:
+        module = importlib.import_module("ray.util.state.logs" if name in _LOGS else "ray.util.state.api")
+        value = globals()[name] = getattr(module, name)
+        return value
+    message = f"module 'ray.util.state' has no attribute {name!r}"
+    raise AttributeError(message)
 
 
 def why(ref: ObjectRef[Any] | ObjectRefGenerator[Any]) -> str:
