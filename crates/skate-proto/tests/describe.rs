@@ -57,7 +57,11 @@ impl Bench {
     }
 
     fn lend(&mut self) {
-        self.owner.handle_lease_granted(self.class, LeaseId(5), WORKER, NODE, 77, vec![], 30, &mut self.out);
+        self.lend_as(5, WORKER);
+    }
+
+    fn lend_as(&mut self, lease: u64, worker: ProcId) {
+        self.owner.handle_lease_granted(self.class, LeaseId(lease), worker, NODE, 77, vec![], 30, &mut self.out);
     }
 
     fn unrun(&mut self) -> Vec<(TaskId, u32, u8, u64)> {
@@ -147,8 +151,8 @@ fn an_attempt_that_was_ended_for_want_of_memory_is_noted_and_free() {
     bench.unrun();
     bench.owner.handle_process_gone(WORKER, "memory ran short", Death::Evicted, 40, &mut bench.out);
     assert_eq!(bench.unrun(), [(task, 0, ErrorCode::OutOfMemory as u8, 30)]);
-    bench.lend();
-    bench.owner.handle_process_gone(WORKER, "it was killed", Death::Crashed, 60, &mut bench.out);
+    bench.lend_as(6, OTHER);
+    bench.owner.handle_process_gone(OTHER, "it was killed", Death::Crashed, 60, &mut bench.out);
     assert_eq!(bench.unrun(), [(task, 1, ErrorCode::WorkerCrashed as u8, 30)], "its one retry is still there");
     assert_eq!(bench.owner.describe_tasks(10).rows[0].attempt, 2);
 }
