@@ -311,21 +311,33 @@ class NodeCore:
         node: int,
         listen: str | None = None,  # "host:port" for other nodes; port 0: any; IPv6 in brackets
         tls: bool = False,  # whether nodes of the cluster use TLS between them; members learn it from this one
+        relays: bool = False,  # whether to pass on connections to nodes that only connect outwards, as a head does
     ) -> None: ...
     def poll(self, timeout: float | None) -> list[tuple[Any, ...]]:
         """Waits for events, at most `timeout` seconds. Each is one of
         ("frame", proc, kind, corr, body), ("frame_fd", proc, kind, corr, body, fd) with a descriptor that is the
         caller's to close, ("joined", proc, role, pid), ("left", proc, reason, ended), ("fd", token),
         ("pulled", ticket, error or "", [(node, refused, error) of each source that failed], bytes),
+        ("stranger", ticket, proc) with `relays`: somebody on another machine wants a process that is not here; its
+        connection is held for a few seconds, for a node that calls back.
         ("written", ticket, kind of failure or "", error), ("restored", ticket, kind of failure or "", error).
         `ended`: the peer closed the connection, as the end of its process does; otherwise it broke.
         """
     def address(self) -> str | None:
         """Where it listens for other nodes, as bound ("ip:port"); None without `listen`."""
-    def set_node_address(self, node: int, address: str) -> None:
-        """Another node listens at `address` ("ip:port"): frames to its key connect there by themselves."""
+    def set_node_address(self, node: int, address: str, relayed: bool = False) -> None:
+        """Another node listens at `address` ("ip:port"): frames to its key connect there by themselves.
+
+        With `relayed` that is the head, and they wait while it is away.
+        """
     def forget_node(self, node: int, cause: str) -> None:
         """Frames to this node fail at once from now on ("left", with the cause), unless a connection is open."""
+    def call_back(self, node: int, ticket: int) -> None:
+        """Takes the connection that another node holds under this ticket, by connecting to it."""
+    def refuse_stranger(self, ticket: int) -> None:
+        """Nobody knows the process that this stranger wants: it is told so."""
+    def relayed(self) -> tuple[int, int, int]:
+        """Connections that wait for a node to call back, those that are passed on, and bytes passed on so far."""
     def send(self, proc: int, kind: int, corr: int, body: bytes) -> None: ...
     def send_fd(self, proc: int, kind: int, corr: int, body: bytes, fd: int) -> None:
         """To a process on this machine only."""

@@ -581,12 +581,14 @@ class NodeAddress(Message, frozen=True):
     An empty `address` says that the node is gone, or that no such node is known, with the `cause` in words: whatever
     waits for a process there fails at once, and so does what comes later, until an address is sent after all. A node
     that is only starting is better answered late. Open connections are left alone. It may be sent unasked, when the end
-    of a node is learned.
+    of a node is learned, or that it moved. The address of a `relayed` node, which connects outwards only, is the
+    head's.
     """
 
     node: int
     address: str
     cause: str = ""
+    relayed: bool = False
 
 
 class Describe(Message, frozen=True):

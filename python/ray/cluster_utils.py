@@ -31,7 +31,7 @@ LOOK_AGAIN_S = 0.01
 
 _ARGUMENTS = (
     "num_cpus", "num_gpus", "resources", "object_store_memory", "memory", "labels", "node_name", "node_ip_address",
-    "env_vars", "object_spilling_directory",
+    "env_vars", "object_spilling_directory", "outbound_only",
 )  # fmt: skip
 _IGNORED = ("include_dashboard", "dashboard_port", "redis_port", "port", "num_redis_shards", "dashboard_host")
 
@@ -42,7 +42,7 @@ class Node:
     Attributes:
         node_id: Its id, in hexadecimal.
         node_ip_address: What it calls itself.
-        address: Where other nodes reach it, "host:port".
+        address: Where other nodes reach it, "host:port"; empty if only through the head.
         session_dir: Its directory, with its logs.
         pid: Its process.
     """
@@ -146,9 +146,12 @@ class Cluster:
             node_args: `num_cpus`, `num_gpus`, `resources`, `memory`, `object_store_memory`, `labels`, `node_name`,
                 `node_ip_address`, `env_vars` and `object_spilling_directory`, as in `ray.init`; by default one CPU and
                 150 MB of object store.
+                With `outbound_only=True` a node listens for nobody and is reached through the head, as with
+                `ray start --outbound-only`.
 
         Raises:
             TypeError: If an argument is unknown.
+            ValueError: If the head is to connect outwards only.
             RuntimeError: If the node does not start.
         """
         from ray._runtime import joining, nodes
@@ -183,6 +186,7 @@ class Cluster:
             findable=True,
             private=True,
             tls=tls,
+            outbound_only=bool(node_args.get("outbound_only")),
         )
         node = Node(process, ip)
         if head is None:

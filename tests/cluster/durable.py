@@ -43,9 +43,9 @@ class Durable:
     def start_head(self, place=0, **arguments):
         self.heads.append(self.start(0, listen=self.addresses[place], records=self.records, tls=self.tls, **arguments))
 
-    def add(self, cpus=2):
+    def add(self, cpus=2, **arguments):
         head = nodes.HeadFacts(self.heads[-1].node, ",".join(self.addresses), tls=self.tls)
-        self.workers.append(self.start(cpus, listen="127.0.0.1:0", head=head))
+        self.workers.append(self.start(cpus, listen="127.0.0.1:0", head=head, **arguments))
         return self.workers[-1]
 
     def kill_head(self):
@@ -60,13 +60,16 @@ class Durable:
 
 
 @contextlib.contextmanager
-def durable_cluster(directory, belongings, **arguments):
-    """A head without CPUs and two nodes; this process is a driver on the first of these. Nothing is left of it."""
+def durable_cluster(directory, belongings, second=None, **arguments):
+    """A head without CPUs and two nodes; this process is a driver on the first of these. Nothing is left of it.
+
+    `second` are further arguments of the second node.
+    """
     before = belongings.now()
     cluster = Durable(directory, **arguments)
     try:
         first = cluster.add()
-        cluster.add()
+        cluster.add(**(second or {}))
         ray.init(first.tcp_address, namespace="n", logging_level="ERROR", log_to_driver=False)
         wait_until(lambda: len(ray.nodes()) == 3, what="all nodes")
         yield cluster

@@ -145,3 +145,20 @@ def processes_with(variable, value):
                 if needle in (entry / "environ").read_bytes() and is_alive(int(entry.name)):
                     found.append(int(entry.name))
     return found
+
+
+def descendants(pid):
+    """The process and all below it."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(each for child in children for each in descendants(int(child)))]
+
+
+def listening(pid):
+    """TCP ports on which a process, or one below it, listens."""
+    sockets = set()
+    for each in descendants(pid):
+        for fd in Path(f"/proc/{each}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                sockets.add(str(fd.readlink()))
+    lines = [x.split() for name in ("tcp", "tcp6") for x in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    return [x[1] for x in lines if x[3] == "0A" and f"socket:[{x[9]}]" in sockets]

@@ -96,7 +96,7 @@ class NodeOnHost:
     Attributes:
         id: Its id, in hexadecimal, as users see it.
         key: Its number.
-        address: Where other nodes reach it.
+        address: Where other nodes reach it; empty if only through the head.
         pid: Its process.
     """
 
@@ -109,7 +109,7 @@ class NodeOnHost:
         self.id: str = NodeID._from_key(self.key).hex()
         self.pid: int = facts["pid"]
         self.address: str = facts["address"]
-        self.port = int(self.address.rpartition(":")[2])
+        self.port = int(self.address.rpartition(":")[2] or 0)
         # Kept open, because the directory goes with the node.
         self._log: TextIO = (Path(facts["session_dir"]) / "logs" / "node.log").open()
 
@@ -225,7 +225,7 @@ class HostCluster:
             host: Where.
             head_address: Where it reaches the head, if not at the head's own address.
             token: Another one than the cluster's.
-            arguments: `num_cpus`, `resources`, `labels` and `name`.
+            arguments: `num_cpus`, `resources`, `labels`, `name` and `outbound_only`.
 
         Raises:
             RuntimeError: If it does not start.

@@ -162,6 +162,11 @@ class Host:
         self._filter("INPUT", "-s", other.ip, "-j", "DROP")
         self._filter("OUTPUT", "-d", other.ip, "-j", "DROP")
 
+    def shut_in(self) -> None:
+        """Lose every packet with which another host begins a connection to this one."""
+        self._filter("INPUT", "-i", LINK, "-p", "tcp", "--syn", "-j", "DROP")
+        self._filter("INPUT", "-i", LINK, "!", "-p", "tcp", "-j", "DROP")
+
     def reset(self, port: int, *, told: str = "both") -> None:
         """Reset every connection with this port on either side, as soon as it carries a packet.
 

@@ -25,6 +25,7 @@ def main() -> int:
         listen=f"{arguments['ip']}:0",
         name=arguments.get("name", ""),
         labels=check_labels(arguments.get("labels"), "node_program"),
+        outbound_only=arguments.get("outbound_only", False),
         findable=True,
     )
     started = {

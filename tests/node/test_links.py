@@ -25,11 +25,15 @@ HELLO = 200
 class Node:
     """A node process's transport without a node manager, and the events that it has seen."""
 
-    def __init__(self, directory: Path, listen: str | None, token: bytes = TOKEN, *, tls: bool = False) -> None:
+    def __init__(
+        self, directory: Path, listen: str | None, token: bytes = TOKEN, *, tls: bool = False, relays: bool = False
+    ) -> None:
         self.key = _core.random_id()
         session = hashlib.sha256(token).digest()[:16]
         path = str(directory / f"{self.key:x}.sock")
-        self.core = _core.NodeCore(path=path, session=session, token=token, node=self.key, listen=listen, tls=tls)
+        self.core = _core.NodeCore(
+            path=path, session=session, token=token, node=self.key, listen=listen, tls=tls, relays=relays
+        )
         self.events: list[tuple[Any, ...]] = []
 
     def wait(self, kind: str, count: int = 1) -> list[tuple[Any, ...]]:
@@ -192,4 +196,33 @@ def test_nodes_with_tls_find_each_other_and_refuse_those_without(tmp_path):
                 _core.discover(other.address, TOKEN, 20.0, wanted)
     finally:
         for node in (*secured, plain):
+            node.core.close()
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_node_that_listens_nowhere_is_reached_through_one_that_passes_on(tmp_path, tls):
+    head = Node(tmp_path, "127.0.0.1:0", tls=tls, relays=True)
+    behind, other = Node(tmp_path, None, tls=tls), Node(tmp_path, "127.0.0.1:0", tls=tls)
+    try:
+        behind.core.set_node_address(head.key, head.address)
+        other.core.set_node_address(behind.key, head.address, relayed=True)
+        other.core.send(behind.key, HELLO, 1, b"who is there")
+        ((ticket, wanted),) = head.wait("stranger")
+        assert wanted == behind.key
+        assert head.core.relayed() == (1, 0, 0)
+        behind.core.call_back(head.key, ticket)
+        assert behind.wait("frame") == [(other.key, HELLO, 1, b"who is there")]
+        behind.core.send(other.key, HELLO, 2, b"I am")
+        assert other.wait("frame") == [(behind.key, HELLO, 2, b"I am")]
+        waiting, pairs, passed_on = head.core.relayed()
+        assert (waiting, pairs, passed_on > 0) == (0, 1, True)
+        other.core.set_node_address(behind.key + 1, head.address, relayed=True)
+        other.core.send(behind.key + 1, HELLO, 3, b"")
+        head.core.refuse_stranger(head.wait("stranger", 2)[1][0])
+        ((_, why, _),) = other.wait("left")
+        assert "does not know process" in why
+        with pytest.raises(ValueError, match="is not another node's key"):
+            head.core.call_back(head.key, 1)
+    finally:
+        for node in (other, behind, head):
             node.core.close()

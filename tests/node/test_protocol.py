@@ -60,7 +60,7 @@ TABLE = """
 111 Exit
 112 Deaths dead
 113 Pressure pressed
-114 NodeAddress node address cause
+114 NodeAddress node address cause relayed
 115 Pulled segment size offset
 116 Describe what limit
 117 Described what total rows

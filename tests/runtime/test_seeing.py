@@ -197,7 +197,7 @@ def test_the_status_counts_what_groups_reserve_once():
     total |= offered({"CPU": 20_000}, "0" * 36, 0)
     free |= {**offered({"CPU": 20_000}, "0" * 36, 0), "CPU_group_" + "0" * 36: 15_000}
     node = {"node": 1, "Alive": True, "IsHead": True, "IsClient": False, "Name": "n", "NodeManagerAddress": "::1"}
-    node |= {"NodeManagerPort": 1, "Reason": "", "Resources": total, "Free": {}, "Labels": {}}
+    node |= {"NodeManagerPort": 1, "Reason": "", "Resources": total, "Free": {}, "Labels": {}, "IsOutboundOnly": False}
     lines = status_command.describe("there:1", [node], total, free, [], verbose=False)
     assert [line.strip() for line in lines if "CPU" in line] == [
         "CPU  3 of 4 (2 reserved by placement groups, 0.5 of it used)"

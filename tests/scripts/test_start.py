@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.core.helpers import is_alive, processes_with, wait_until
+from tests.core.helpers import is_alive, listening, processes_with, wait_until
 from tests.scripts.conftest import MARK, address_in, is_listening, pid_in, token_file_in
 
 pytestmark = [pytest.mark.skate, pytest.mark.slow]  # each starts nodes and interpreters
@@ -144,6 +144,34 @@ def test_tls_is_one_flag_of_the_head_and_who_joins_needs_only_the_token(user, ne
     entry = {"RAY_ADDRESS": address, "RAY_AUTH_TOKEN": token}
     assert outsider.run(SQUARES, **entry) == f"{address} [0, 1, 4, 9]"
     total = sum(range(1 << 20))
+    assert outsider.run(BLOCKS, **entry) == f"{total} {2 * total}"
+    for each in (friend, user):
+        each.succeed("stop")
+
+
+def test_a_machine_that_nobody_can_connect_to_joins_and_listens_nowhere(user, new_user):
+    text = user.succeed("start", "--head", "--port=0", f"--node-ip-address={user.ip}", "--num-cpus=1", "--tls")
+    address, token = address_in(text), token_file_in(text).read_text().strip()
+    friend = new_user()
+    joined = friend.succeed("start", f"--address={address}", "--outbound-only", "--num-cpus=1", RAY_AUTH_TOKEN=token)
+    assert address_in(joined) == "none"
+    assert "listens for nobody and only connects outwards" in joined
+    assert f"through {address}" in joined
+    assert listening(pid_in(joined)) == []
+    assert listening(pid_in(text)) != []
+    # Tasks of either run on both.
+    total = sum(range(1 << 20))
+    for each in (user, friend):
+        assert each.run(SQUARES) == f"{address} [0, 1, 4, 9]"
+        assert each.run(BLOCKS) == f"{total} {2 * total}"
+    [line] = [line for line in user.succeed("status").splitlines() if "outbound only" in line]
+    assert "alive" in line
+    # A program on a machine without a node.
+    outsider = new_user()
+    entry = {"RAY_ADDRESS": address, "RAY_AUTH_TOKEN": token, "RAY_OUTBOUND_ONLY": "1"}
+    shown = "ray.get([ray.remote(lambda x=x: x * x).remote() for x in range(4)])"
+    program = SQUARES.replace(shown, f"{shown}, [node['IsOutboundOnly'] for node in ray.nodes()]")
+    assert outsider.run(program, **entry) == f"{address} [0, 1, 4, 9] [False, True, True]"
     assert outsider.run(BLOCKS, **entry) == f"{total} {2 * total}"
     for each in (friend, user):
         each.succeed("stop")
@@ -303,6 +331,8 @@ def test_options_that_do_not_fit_together_are_refused(user):
         (["start"], "--head, or joins one with --address"),
         (["start", "--head", "--address=127.0.0.1:1"], "not both"),
         (["start", "--head", "--token=a", "--token-file=b"], "give one of them"),
+        (["start", "--head", "--outbound-only"], "through the head, which must be reachable"),
+        (["start", "--address=127.0.0.1:1", "--outbound-only", "--port=7"], "listens for nobody"),
     ]:
         done = user.ray(*arguments)
         assert done.returncode == 2

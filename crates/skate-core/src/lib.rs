@@ -6,6 +6,7 @@ pub mod core;
 pub mod node_wire;
 pub mod parsers;
 pub mod register;
+pub mod relay;
 pub mod spill;
 pub mod stacks;
 pub mod store;

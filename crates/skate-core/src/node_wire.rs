@@ -363,6 +363,8 @@ pub enum FromNode {
         node: NodeKey,
         address: String,
         cause: String,
+        /// The address is the head's, through which the node is reached.
+        relayed: bool,
     },
 }
 
@@ -484,8 +486,8 @@ pub fn decode(kind: u8, body: &[u8]) -> Option<FromNode> {
             FromNode::LeaseFailed { class, reason, code }
         }
         NODE_ADDRESS => {
-            let (node, address, cause): (u64, String, String) = get(body)?;
-            FromNode::NodeAddress { node: NodeKey(node), address, cause }
+            let (node, address, cause, relayed): (u64, String, String, bool) = get(body)?;
+            FromNode::NodeAddress { node: NodeKey(node), address, cause, relayed }
         }
         DESCRIBE => {
             let (what, limit): (u8, u32) = get(body)?;

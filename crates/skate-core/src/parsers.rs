@@ -3,6 +3,7 @@
 //! Fuzz targets (`fuzz/`) and quick property tests (`tests/parsers.rs`) call the same functions. Each panics
 //! if the parser does, or if what it accepts is not what it would write.
 
+use skate_proto::call_back::CallBack;
 use skate_proto::frame::{Assembler, Header, Split, split};
 use skate_proto::handshake::{
     Acceptor, BINDING_LEN, Connector, Credentials, Identity, PREFACE_LEN, PROTOCOL_VERSION, Preface, Role, Step,
@@ -94,6 +95,10 @@ pub fn handshake(bytes: &[u8]) {
     let right = Preface { version: PROTOCOL_VERSION, session: credentials.session, target: node.proc, tls: false };
     let right = [right, Preface { tls: true, ..right }].map(|preface| preface.encode());
     let said = bytes.first_chunk::<PREFACE_LEN>().copied().unwrap_or(right[0]);
+    if let Some(call) = CallBack::decode(&said) {
+        assert!(Preface::decode(&said).is_err(), "a connection begins with one or the other");
+        let _ = call.check(&credentials.session);
+    }
     for preface in [right[0], right[1], said] {
         match Acceptor::new(&node, &credentials, &preface, [5; 32]) {
             Ok(mut acceptor) => {

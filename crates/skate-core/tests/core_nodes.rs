@@ -60,7 +60,7 @@ fn say<T: serde::Serialize>(cluster: &Cluster, to: ProcId, kind: u8, message: &T
 
 fn say_address(cluster: &Cluster, to: ProcId, of: &Cluster) {
     let node = of.node.transport.me().proc;
-    say(cluster, to, wire::NODE_ADDRESS, &(node.0, of.address.to_string(), ""));
+    say(cluster, to, wire::NODE_ADDRESS, &(node.0, of.address.to_string(), "", false));
 }
 
 fn call(actor: Option<ActorId>) -> CallDef {
@@ -170,7 +170,7 @@ fn a_worker_whose_node_is_gone_is_reported_as_lost() {
     let a = member(&here, A);
     let result = submit_to(&here, &a, Payload::plain(b"args"), B, THERE);
     wait_told(&here, A, wire::WHERE_IS_NODE);
-    say(&here, A, wire::NODE_ADDRESS, &(THERE.0, "", "it was switched off"));
+    say(&here, A, wire::NODE_ADDRESS, &(THERE.0, "", "it was switched off", false));
     assert_eq!(wait_told(&here, A, wire::PEER_LOST), rmp_serde::to_vec(&(B.0,)).unwrap());
     say(&here, A, wire::WORKER_DIED, &(B.0, 1_u64 << 40, "node 11 was switched off", 0, false, false, 0_u8));
     let error = get(&a, result);
@@ -184,7 +184,7 @@ fn an_address_that_cannot_be_read_counts_as_none() {
     let a = member(&here, A);
     submit_to(&here, &a, Payload::plain(b"args"), B, THERE);
     wait_told(&here, A, wire::WHERE_IS_NODE);
-    say(&here, A, wire::NODE_ADDRESS, &(THERE.0, "over there", ""));
+    say(&here, A, wire::NODE_ADDRESS, &(THERE.0, "over there", "", false));
     wait_told(&here, A, wire::PEER_LOST);
 }
 
@@ -208,7 +208,7 @@ fn calls_reach_an_actor_on_another_node_and_only_the_own_node_says_where_nodes_a
     b.drive_until(|h| h.frames.lock().len() >= 2);
     assert!(matches!(&messages(&b, A)[..], [Msg::Define { .. }, Msg::Push(_)]));
     // What a member says about a node is not heard: the question is asked all the same.
-    let lie = rmp_serde::to_vec(&(33_u64, "", "gone")).unwrap();
+    let lie = rmp_serde::to_vec(&(33_u64, "", "gone", false)).unwrap();
     b.transport.send(A, wire::NODE_ADDRESS, 0, &[&lie], SendMode::Now);
     let question = ObjectId { task: TaskId { node: NodeKey(NODE.0), proc: A, seq: 5 }, index: 0 };
     answer(&b, A, &Msg::Why { object: question, question: 1 });

@@ -92,7 +92,7 @@ fn what_comes_from_the_node_is_understood() {
         ("LogLines", "LogLines { name: \"f\", pid: 1000, stream: 2, lines: [\"hi\"], ip: \"::1\" }"),
         ("Notice", "Notice { level: \"warning\", text: \"hi\" }"),
         ("LeaseFailed", "LeaseFailed { class: 7, reason: \"no\", code: GroupRemoved }"),
-        ("NodeAddress", "NodeAddress { node: NodeKey(6), address: \"10.0.0.6:7\", cause: \"\" }"),
+        ("NodeAddress", "NodeAddress { node: NodeKey(6), address: \"10.0.0.6:7\", cause: \"\", relayed: true }"),
         ("Describe", "Describe { what: 1, limit: 100 }"),
         ("Exit", "Exit"),
         ("Deaths", "Deaths([(5, \"gone\"), (6, \"no\")])"),

@@ -36,7 +36,7 @@ use crate::digest;
 use crate::ids::ProcId;
 
 /// Version of everything on the wire. Processes of different versions refuse each other.
-pub const PROTOCOL_VERSION: u16 = 3;
+pub const PROTOCOL_VERSION: u16 = 4;
 const MAGIC: [u8; 4] = *b"SKAT";
 /// The target that stands for the node that listens at the address. No process has this id.
 pub const WHO_LISTENS: ProcId = ProcId(0);
@@ -164,6 +164,8 @@ pub enum RefusalCode {
     Busy = 4,
     TlsMissing = 5,
     TlsUnexpected = 6,
+    RelayFull = 7,
+    NotCalledBack = 8,
 }
 
 /// Whether what a connector hears first is a refusal. TLS never begins like one: its records have types from 20 on.
@@ -181,6 +183,8 @@ impl RefusalCode {
             4 => Self::Busy,
             5 => Self::TlsMissing,
             6 => Self::TlsUnexpected,
+            7 => Self::RelayFull,
+            8 => Self::NotCalledBack,
             _ => return None,
         })
     }
@@ -216,6 +220,14 @@ pub enum HandshakeError {
         "the process that connected uses TLS, and the cluster's nodes do not: start the head with --tls or RAY_USE_TLS=1, or leave both out here"
     )]
     TlsUnexpected,
+    #[error(
+        "the process is on a node that only connects outwards, and the head passes on as many connections to such nodes as it can; try again when some have ended, or let that node be connected to"
+    )]
+    RelayFull,
+    #[error(
+        "the process is on a node that only connects outwards, and that node did not call back in time; is its connection with the head slow, or gone?"
+    )]
+    NotCalledBack,
     #[error("a handshake message has an impossible {0}")]
     Malformed(&'static str),
 }
@@ -231,6 +243,8 @@ impl HandshakeError {
             Self::Busy => RefusalCode::Busy,
             Self::TlsMissing => RefusalCode::TlsMissing,
             Self::TlsUnexpected => RefusalCode::TlsUnexpected,
+            Self::RelayFull => RefusalCode::RelayFull,
+            Self::NotCalledBack => RefusalCode::NotCalledBack,
             Self::NotOurs | Self::WrongProof | Self::Malformed(_) => return None,
         };
         let mut out = [0; ANSWER_LEN];
@@ -276,13 +290,7 @@ impl Preface {
 
     /// Whether its sender may be heard in `session`.
     pub fn check(&self, session: &[u8; 16]) -> Result<(), HandshakeError> {
-        if self.version != PROTOCOL_VERSION {
-            return Err(HandshakeError::Version { ours: PROTOCOL_VERSION, theirs: self.version });
-        }
-        if self.session != *session {
-            return Err(HandshakeError::Session);
-        }
-        Ok(())
+        check_same(self.version, &self.session, session)
     }
 
     /// Whether its sender wants TLS exactly if it is `expected`: nothing is ever taken in clear that should not be.
@@ -293,6 +301,16 @@ impl Preface {
             _ => Ok(()),
         }
     }
+}
+
+pub(crate) fn check_same(version: u16, theirs: &[u8; 16], ours: &[u8; 16]) -> Result<(), HandshakeError> {
+    if version != PROTOCOL_VERSION {
+        return Err(HandshakeError::Version { ours: PROTOCOL_VERSION, theirs: version });
+    }
+    if theirs != ours {
+        return Err(HandshakeError::Session);
+    }
+    Ok(())
 }
 
 /// What a side does after a message.
@@ -440,6 +458,8 @@ impl Connector {
             Some(RefusalCode::Busy) => HandshakeError::Busy,
             Some(RefusalCode::TlsMissing) => HandshakeError::TlsMissing,
             Some(RefusalCode::TlsUnexpected) => HandshakeError::TlsUnexpected,
+            Some(RefusalCode::RelayFull) => HandshakeError::RelayFull,
+            Some(RefusalCode::NotCalledBack) => HandshakeError::NotCalledBack,
             None => HandshakeError::Malformed("refusal"),
         }
     }
@@ -609,7 +629,7 @@ fn is_proof(credentials: &Credentials, side: Side, said: &[&[u8]; 4], proof: &[u
     mac(credentials, side, said).verify_slice(proof).is_ok()
 }
 
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
+pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     let mut out = [0; 8];
     out.copy_from_slice(&bytes[at..at + 8]);
     u64::from_le_bytes(out)
@@ -712,9 +732,13 @@ mod tests {
 
     #[test]
     fn another_session_and_an_unknown_target_are_told_apart() {
-        for error in
-            [HandshakeError::Session, HandshakeError::UnknownTarget { target: ProcId(2) }, HandshakeError::Busy]
-        {
+        for error in [
+            HandshakeError::Session,
+            HandshakeError::UnknownTarget { target: ProcId(2) },
+            HandshakeError::Busy,
+            HandshakeError::RelayFull,
+            HandshakeError::NotCalledBack,
+        ] {
             let (mut connector, _) = Connector::new(&identity(1, Role::Tool), &credentials(9), ProcId(2), [1; 32]);
             assert_eq!(connector.handle(&error.refusal().unwrap()), Err(error));
         }

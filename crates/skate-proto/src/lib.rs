@@ -7,6 +7,7 @@
 
 pub mod actors;
 pub mod alloc;
+pub mod call_back;
 pub mod describe;
 pub mod digest;
 pub mod executor;

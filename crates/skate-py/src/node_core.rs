@@ -11,14 +11,15 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
 use skate_core::core::CoreError;
+use skate_core::relay::{Limits, Relay};
 use skate_core::spill::format::OBJECT_LEN;
 use skate_core::spill::{self, Piece, SpillError, Spiller};
 use skate_core::transfer::{Bulk, Failure, Outcome, Pull, SILENCE_S_MAX, Source, parse_address};
 use skate_core::transport::{
-    Address, CloseReason, Config, DiscoverError, Driven, Frame, Handler, Listener, PeerInfo, SendMode, Stream,
-    Transport,
+    Address, Called, CloseReason, Config, DiscoverError, Driven, Frame, Handler, Listener, PeerInfo, SendMode,
+    Stranger, Stream, Transport,
 };
-use skate_proto::handshake::Role;
+use skate_proto::handshake::{HandshakeError, Role};
 use skate_proto::ids::{ProcId, SegmentId};
 
 use crate::core::{deadline, waiting};
@@ -31,6 +32,7 @@ enum Event {
     Fd(u64),
     Pulled(Outcome),
     Spilled(&'static str, spill::Outcome),
+    Stranger { ticket: u64, target: u64 },
 }
 
 #[derive(Default)]
@@ -53,6 +55,8 @@ struct Queue {
     events: Arc<Events>,
     /// Set when the transport has started.
     bulk: OnceLock<Bulk>,
+    /// Passes on connections to nodes that only connect outwards; only a head's does.
+    relay: Option<Relay>,
     spiller: OnceLock<Spiller>,
 }
 
@@ -103,6 +107,22 @@ impl Handler for Queue {
 
     fn on_bulk(&self, _peer: PeerInfo, stream: Stream) {
         self.bulk().accept(stream);
+    }
+
+    fn relays(&self) -> bool {
+        self.relay.is_some()
+    }
+
+    fn on_stranger(&self, target: ProcId, stranger: Stranger) {
+        if let Some(ticket) = self.relay.as_ref().and_then(|relay| relay.hold(stranger)) {
+            self.add(Event::Stranger { ticket, target: target.0 });
+        }
+    }
+
+    fn on_called_back(&self, ticket: u64, called: Called) {
+        if let Some(relay) = &self.relay {
+            relay.join(ticket, called);
+        }
     }
 
     fn on_fd_ready(&self, token: u64) {
@@ -184,7 +204,8 @@ impl NodeCore {
 #[pymethods]
 impl NodeCore {
     #[new]
-    #[pyo3(signature = (*, path, session, token, node, listen = None, tls = false))]
+    #[pyo3(signature = (*, path, session, token, node, listen = None, tls = false, relays = false))]
+    #[expect(clippy::too_many_arguments, reason = "all by keyword")]
     fn new(
         py: Python<'_>,
         path: String,
@@ -193,8 +214,10 @@ impl NodeCore {
         node: u64,
         listen: Option<&str>,
         tls: bool,
+        relays: bool,
     ) -> PyResult<Self> {
-        let queue = Arc::new(Queue::default());
+        let relay = relays.then(|| Relay::new(Limits::default())).transpose()?;
+        let queue = Arc::new(Queue { relay, ..Queue::default() });
         let node = ProcId(node);
         let tcp = listen.map(|listen| py.detach(|| listen_at(listen))).transpose()?;
         let address = tcp.as_ref().map(Listener::local_address).transpose()?;
@@ -260,6 +283,7 @@ impl NodeCore {
                     };
                     (what, ticket, kind, error).into_pyobject(py)?.into_any()
                 }
+                Event::Stranger { ticket, target } => ("stranger", ticket, target).into_pyobject(py)?.into_any(),
             };
             list.append(item)?;
         }
@@ -271,17 +295,41 @@ impl NodeCore {
         self.address.as_ref().map(Address::to_string)
     }
 
-    fn set_node_address(&self, node: u64, address: &str) -> PyResult<()> {
+    #[pyo3(signature = (node, address, relayed = false))]
+    fn set_node_address(&self, node: u64, address: &str, relayed: bool) -> PyResult<()> {
         let node = self.other_node(node)?;
         let parsed = address.parse::<SocketAddr>();
         let parsed = parsed.map_err(|_| PyValueError::new_err(format!("{address:?} is not of the form ip:port")))?;
-        self.transport.set_address(node, Address::Tcp(parsed));
+        match relayed {
+            true => self.transport.set_address_of_head(node, Address::Tcp(parsed)),
+            false => self.transport.set_address(node, Address::Tcp(parsed)),
+        }
         Ok(())
     }
 
     fn forget_node(&self, node: u64, cause: &str) -> PyResult<()> {
         self.transport.forget_node(self.other_node(node)?, cause);
         Ok(())
+    }
+
+    /// Takes the connection that another node holds for this one under a ticket, by connecting to it.
+    fn call_back(&self, node: u64, ticket: u64) -> PyResult<()> {
+        self.transport.call_back(self.other_node(node)?, ticket);
+        Ok(())
+    }
+
+    /// Nobody knows the process that the stranger with this ticket wants: it is told so.
+    fn refuse_stranger(&self, ticket: u64) {
+        if let Some(relay) = &self.queue.relay {
+            // Whom it wants is in the stranger's own words, and is not repeated to it.
+            relay.refuse(ticket, HandshakeError::UnknownTarget { target: self.node });
+        }
+    }
+
+    /// Connections that wait for a node to call back, those that are passed on, and bytes passed on since the start.
+    fn relayed(&self) -> (usize, usize, u64) {
+        let statistics = self.queue.relay.as_ref().map(Relay::statistics).unwrap_or_default();
+        (statistics.waiting, statistics.pairs, statistics.bytes)
     }
 
     fn send(&self, proc: u64, kind: u8, corr: u64, body: &[u8]) {
@@ -402,6 +450,9 @@ impl NodeCore {
         py.detach(|| {
             self.transport.shutdown();
             self.queue.bulk().shutdown();
+            if let Some(relay) = &self.queue.relay {
+                relay.shutdown();
+            }
             if let Some(spiller) = self.queue.spiller.get() {
                 spiller.shutdown();
             }

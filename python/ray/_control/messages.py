@@ -19,11 +19,15 @@ from ray._protocol import RETRY_CHARGED, Message
 
 
 class NodeEntry(msgspec.Struct, frozen=True, array_like=True):
-    """What every node knows of every other: where to reach it."""
+    """What every node knows of every other: where to reach it.
+
+    A node that only connects outwards is `relayed`: its address is the head's, which passes connections on to it.
+    """
 
     node: int
     address: str
     hostname: str
+    relayed: bool = False
 
 
 # ---------------------------------------------------------------------------------------------
@@ -33,8 +37,9 @@ class NodeEntry(msgspec.Struct, frozen=True, array_like=True):
 class NodeHello(Message, frozen=True):
     """A node joins: the first message on its connection. `address` is where other nodes reach it, "" if they cannot.
 
-    `python` is the version of its interpreter, "3.11.7"; releases that did not say it yet are taken as they come. A
-    `client` is only there for a program outside of the cluster.
+    It is "" as well for a node that is to be `relayed`, which only connects outwards and is reached through the head:
+    that knows best where. `python` is the version of its interpreter, "3.11.7"; releases that did not say it yet are
+    taken as they come. A `client` is only there for a program outside of the cluster.
     """
 
     node: int
@@ -53,6 +58,7 @@ class NodeHello(Message, frozen=True):
     head: int = 0
     heard: int = 0
     """The head that it had before it lost it, and how many of that one's messages (`REPEATED`) it has had."""
+    relayed: bool = False
 
 
 class ActorHosted(Message, frozen=True):
@@ -528,6 +534,15 @@ class MayHaveMissed(Message, frozen=True):
     procs: tuple[int, ...]
 
 
+class CallBack(Message, frozen=True):
+    """To a node that only connects outwards: the head holds a connection for it, or for a member of it.
+
+    The node takes it by connecting to the head and saying the ticket, within `CALL_BACK_S_MAX` of the relay.
+    """
+
+    ticket: int
+
+
 class AskFree(Message, frozen=True):
     """Somebody wants to know what is free. Answered by `FreeIs` when leases that nobody uses have come back."""
 
@@ -614,6 +629,7 @@ FROM_CONTROL: Final[dict[int, type[Message]]] = {
     202: ReleaseBundles,
     180: OwnersAsked,
     181: MayHaveMissed,
+    182: CallBack,
 }
 
 NEWS: Final = frozenset(

@@ -73,6 +73,8 @@ class Node(msgspec.Struct):
     """Version of its interpreter; empty if it did not say."""
     client: bool = False
     """It is only there for a program outside of the cluster, and nobody misses it."""
+    relayed: bool = False
+    """It only connects outwards; `address` is the head's, which passes connections on."""
     unanswered: int = 0
     """Questions whether it lives since it last answered one."""
     heard_at: float = 0.0
@@ -107,7 +109,7 @@ class Node(msgspec.Struct):
         self._recount()
 
     def __str__(self) -> str:
-        where = f" at {self.address}" if self.address else ""
+        where = " that only connects outwards" if self.relayed else f" at {self.address}" if self.address else ""
         return f"node {self.name or self.hostname}{where} ({self.key:016x})"
 
     def room(self) -> dict[str, int]:

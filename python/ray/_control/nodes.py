@@ -7,6 +7,9 @@ is *away*, and may come back for a while; after a restart of the head all are *e
 cluster before. Who is there and leaves `UNANSWERED_MAX` questions unanswered is lost. Who comes back after it was taken
 to be lost is told to leave, because everything on it was given up meanwhile.
 
+A node that only connects outwards has the head's address: of a head that was restarted elsewhere everybody hears it
+anew, with the others.
+
 Every node is told of every other. Who joins alone is announced at once; of those that join within `ANNOUNCE_S` of each
 other the others hear in one message, since a message to each for each of thousands would take minutes. Until then a
 node is given no work; as soon as it has some of its own, all are told (`Announce`).
@@ -214,7 +217,7 @@ class NodeTable(Machine):
             return
         new = Node(
             key=message.node,
-            address=message.address,
+            address=head.address if message.relayed and head is not None else message.address,
             host=message.host,
             hostname=message.hostname,
             name=message.name,
@@ -230,6 +233,7 @@ class NodeTable(Machine):
             order=self._joined,
             watchers=self._watchers,
             own_watchers=self._watchers_of.setdefault(message.node, []),
+            relayed=message.relayed,
         )
         self._joined += 1
         others = [_entry(node) for node in self._nodes.values()]
@@ -281,7 +285,9 @@ class NodeTable(Machine):
         """Those who have not come back by now are lost."""
         for key in self._expected:
             self._emit(Save(TABLE, _key(key), None))
-        gone = [(x.node, f"node {x.name or x.hostname} at {x.address} was lost") for x in self._expected.values()]
+        gone = [
+            (x.node, f"node {x.name or x.hostname} at {x.address or x.host} was lost") for x in self._expected.values()
+        ]
         self._expected.clear()
         if gone:
             for node in self._nodes.values():
@@ -375,5 +381,5 @@ def _loss(node: Node) -> str:
 
 def _entry(node: Node) -> NodeEntry:
     if node.entry is None:
-        node.entry = NodeEntry(node.key, node.address, node.hostname)
+        node.entry = NodeEntry(node.key, node.address, node.hostname, node.relayed)
     return node.entry

@@ -6,9 +6,10 @@ stands in line on nodes that could meet it, where it takes part in the sharing o
 
 How nodes are chosen: of those that are allowed and have room, those that are wished for first; then evenly, the least
 used first. Nodes that have lost each other lately (`APART_S`) get nothing from one another as long as there is another
-choice. "SPREAD" counts what the same demand has got from each node. Actors prefer the node of their creator while
-it is less than half used. Demands that ask for the same share a view of the nodes (`Candidates`) and wait in turn
-(`Alike`), so that nothing here goes through all nodes or all demands for one of them.
+choice; but between a node and one that only connects outwards is the head, which both reach. "SPREAD" counts what the
+same demand has got from each node. Actors prefer the node of their creator while it is less than half used. Demands
+that ask for the same share a view of the nodes (`Candidates`) and wait in turn (`Alike`), so that nothing here goes
+through all nodes or all demands for one of them.
 
 Invariants: a demand is placed at most as often as it was asked for; what a lost node had been given and not granted
 is placed anew; a demand with a count of zero waits for nothing; by its owner, by its home and by the nodes that it
@@ -266,6 +267,9 @@ class Placement(Machine):
         self._forget_if_done(demand)
 
     def _on_nodes_apart(self, event: NodesApart, now: float) -> None:
+        host = self._nodes.get(event.node)
+        if host is not None and host.relayed:
+            return  # the head was between them, maybe another one than now; with this one both are connected
         for pair in ((event.asker, event.node), (event.node, event.asker)):
             self._apart.pop(pair, None)
             self._apart[pair] = self._apart_of.setdefault(pair[0], {})[pair[1]] = now + APART_S
@@ -374,6 +378,8 @@ class Placement(Machine):
                 if only.key not in demand.queued:
                     self._give(demand, [(only, demand.count)], queue=True)
                 return
+        if candidates is None and self._nodes.is_expected(demand.strategy.node):
+            return  # the node that it asks for may come back to this head
         self._set_hopeless(demand, "" if candidates is not None else self._describe_hopeless(demand), now)
         if candidates is None:
             return

@@ -250,6 +250,7 @@ class ControlRequests(Requests):
                 "SessionDir": node.session_dir,
                 "IsHead": node.key == nodes.head,
                 "IsClient": node.client,
+                "IsOutboundOnly": node.relayed,
                 "Reason": node.reason,
                 "AgeS": now - node.joined_at,
             }

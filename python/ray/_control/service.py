@@ -169,6 +169,11 @@ class ControlService:
     def next_deadline(self) -> float | None:
         return earliest(self._deadlines.next(), *(machine.next_deadline() for machine in self._machines))
 
+    def node_to_call_back(self, proc: int) -> int:
+        """The node that only connects outwards on which a process lives, or which it is; 0 if there is none."""
+        node = self.nodes.get(self.members.node_of(proc) or proc)
+        return node.key if node is not None and node.relayed else 0
+
     def job_of(self, proc: int) -> int:
         """The job of a member; 0 if unknown."""
         member = self.members.get(proc)
@@ -381,6 +386,7 @@ class ControlService:
         for job in self.jobs.running():
             if not self.members.node_of(job.driver):
                 self._end_job(self.jobs.end(job.driver, now), now)
+        self._tell(self.placement, NodeFreed(self.nodes.head), now)  # some may have waited for a node that did not come
         self.actors.give_up_missing()
         self._queue.extend(self.actors.take_effects())
         self.groups.end_return(now)

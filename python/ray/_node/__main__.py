@@ -96,6 +96,7 @@ def _run(config: NodeConfig) -> str:
         node=config.node,
         listen=config.listen or None,
         tls=config.tls,
+        relays=bool(config.listen) and not config.head_node,
     )
     return _serve(config, core, forks, signals, memfd, random_id, records, known)
 
@@ -136,6 +137,7 @@ def _serve(
             memory=config.memory,
             python=python_version(),
             client=config.client,
+            relayed=config.outbound_only,
         ),
         new_id=random_id,
         validate=validate,
@@ -159,7 +161,8 @@ def _serve(
             shell.remove_at_end(registry.write(config, manager.facts.address, os.getpid(), time.time()))
         _tell(config, f"ok {manager.facts.address}\n".encode())
         also = f" and {manager.facts.address}" if manager.facts.address else ""
-        log(f"node {config.node:016x} listens on {config.socket_path}{also}")
+        only = ", and connects to other nodes only outwards" if config.outbound_only else ""
+        log(f"node {config.node:016x} listens on {config.socket_path}{also}{only}")
         removed = session.sweep(os.path.dirname(config.session_dir))
         if removed:
             log(f"removed what dead sessions had left: {', '.join(removed)}")

@@ -53,6 +53,8 @@ class NodeConfig(msgspec.Struct, frozen=True):
     """Where other nodes reach this one, without the port."""
     listen: str = ""
     """What to listen on for other nodes, "host:port"; port 0 is any. Empty for a cluster of one node."""
+    outbound_only: bool = False
+    """The node joins a head and listens for nobody: the head passes on to it who wants it."""
     tls: bool = False
     """Whether nodes of the cluster use TLS between them; the same for all, and learned by members from their node."""
     findable: bool = False
@@ -159,6 +161,9 @@ def check(config: NodeConfig) -> None:
             f"GPU: {gpus / _UNIT:g} does not agree with {len(config.gpu_ids)} device ids: a node has whole devices, "
             "each with one id"
         )
+        raise ValueError(msg)
+    if config.outbound_only and (config.listen or not config.head_node):
+        msg = "a node that only connects outwards listens for nobody, and joins a head that passes connections on to it"
         raise ValueError(msg)
     if config.object_store_memory <= 0:
         msg = f"object_store_memory is {config.object_store_memory} bytes; it must be positive"

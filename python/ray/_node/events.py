@@ -91,10 +91,31 @@ class FlushLogs(Effect, frozen=True):
 
 
 class KnowNode(Effect, frozen=True):
-    """Another node is reached at this address; "" if it is not."""
+    """Another node is reached at this address; "" if it is not. That of a `relayed` one is the head's."""
 
     node: int
     address: str
+    relayed: bool = False
+
+
+class CallBack(Effect, frozen=True):
+    """Connect to another node, to take a connection that it holds for this one."""
+
+    node: int
+    ticket: int
+
+
+class StrangerCame(Event, frozen=True):
+    """Somebody on another machine wants a process that is not on this node. It is held for `CALL_BACK_S_MAX`."""
+
+    ticket: int
+    target: int
+
+
+class RefuseStranger(Effect, frozen=True):
+    """Nobody knows the process that it wants."""
+
+    ticket: int
 
 
 class ForgetNode(Effect, frozen=True):

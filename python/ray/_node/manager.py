@@ -93,7 +93,8 @@ if TYPE_CHECKING:
 class NodeFacts(msgspec.Struct, frozen=True):
     """What a node is, as far as its decisions depend on it.
 
-    `address` is where other nodes reach it, "host:port", and empty if they do not; `host` is what it calls itself.
+    `address` is where other nodes reach it, "host:port", and empty if they do not, or only through the head because it
+    is `relayed`; `host` is what it calls itself.
     """
 
     node: int
@@ -111,6 +112,7 @@ class NodeFacts(msgspec.Struct, frozen=True):
     spilling: SpillSettings = SpillSettings()
     python: str = ""
     client: bool = False
+    relayed: bool = False
 
     def hello(self) -> messages.NodeHello:
         """How the node introduces itself."""
@@ -126,6 +128,7 @@ class NodeFacts(msgspec.Struct, frozen=True):
             self.labels,
             self.python,
             self.client,
+            relayed=self.relayed,
         )
 
 
@@ -594,8 +597,13 @@ class NodeManager:
             self._tell(self.fence, events.Welcomed(), now)
         was_alone = not self.nodes
         for entry in message.joined:
+            former = self.nodes.get(entry.node)
             self.nodes[entry.node] = entry
-            self._out.append(events.KnowNode(entry.node, entry.address))
+            if former is not None and former.address != entry.address:
+                # Members that have asked where it is would not ask again.
+                moved = NodeAddress(entry.node, entry.address, relayed=entry.relayed)
+                self._out.append(Multicast(tuple(self.processes.connected()), moved))
+            self._out.append(events.KnowNode(entry.node, entry.address, entry.relayed))
             for machine in (self.pulls, self.estate_questions):
                 self._tell(machine, events.PeerJoined(entry.node, entry.address), now)
         gone = list(message.gone)
@@ -621,9 +629,11 @@ class NodeManager:
             self._queue.append(events.Company(alone=not self.nodes))
 
     def _on_where_is(self, frame: FrameCame, asked: WhereIsNode) -> None:
-        entry = self.nodes.get(asked.node)
-        cause = self._lost_nodes.get(asked.node, f"node {asked.node:016x} is not known: it never joined, or was lost")
-        told = NodeAddress(asked.node, entry.address if entry is not None else "", "" if entry is not None else cause)
+        if (entry := self.nodes.get(asked.node)) is not None:
+            told = NodeAddress(asked.node, entry.address, relayed=entry.relayed)
+        else:
+            unknown = f"node {asked.node:016x} is not known: it never joined, or was lost"
+            told = NodeAddress(asked.node, "", self._lost_nodes.get(asked.node, unknown))
         self._out.append(Send(frame.proc, told))
 
     def _on_deliver(self, message: messages.Deliver, now: float) -> None:

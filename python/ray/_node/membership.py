@@ -2,6 +2,8 @@
 
 `HeadNode` hosts the control service, and hands messages over as they are. What that wants to be kept it passes on as
 `Commit`, and holds back what is said afterwards until `Durable` comes: nothing is acknowledged that could be lost.
+It is also the port of nodes that only connect outwards: who wants one of them, or a process there, comes to the head as
+a stranger, and the head has that node call back.
 
 `WorkerNode` sends messages to the head and receives its answers as frames. When the link breaks it looks for the head,
 or for the next one, at the same addresses, says what is on it, and repeats what was not heard (`Heard`). The head that
@@ -42,6 +44,9 @@ it ends, with everything on it."""
 
 BLIP_S: Final = 2.0
 """The same for a head that keeps none: only the link can have broken."""
+
+STRANGERS_MAX: Final = 1024
+"""Strangers that wait for a node which has not come back to a new head yet; more are refused. As many as are held."""
 
 KEPT_MAX: Final = 100_000
 """Messages that a node keeps until the control service has heard them; beyond it the node ends."""
@@ -115,6 +120,8 @@ class HeadNode:
         self._gate: deque[tuple[int, Effect]] = deque()
         """What is to be said once a commit is safe, in order."""
         self._out: list[Effect] = []
+        self._strangers: dict[int, int] = {}
+        """Whom strangers want, by ticket, as long as nodes may still come back on which that could be."""
         self.joined = False
 
     def start(self, now: float) -> list[Effect]:
@@ -138,6 +145,8 @@ class HeadNode:
                 self._on_not_found(event, now)
             case Found(address=address):
                 self._sought.pop(address, None)  # it lives, and will connect
+            case events.StrangerCame(ticket=ticket, target=target):
+                self._strangers[ticket] = target
             case Tick():
                 self._perform(self.control.tick(now))
                 self._heard.append(event)
@@ -149,6 +158,8 @@ class HeadNode:
         return earliest(self.manager.next_deadline(), self.control.next_deadline())
 
     def _run(self, now: float) -> list[Effect]:
+        if self._strangers:
+            self._see_to_strangers()
         # What the manager decides on one event is performed before what the control service makes of it.
         while self._heard or self._full:
             while self._full:
@@ -160,6 +171,8 @@ class HeadNode:
             for effect in self.manager.handle(self._heard.popleft(), now):
                 if isinstance(effect, events.ToControl):
                     self._to_control(self._key, effect.message, now)
+                elif isinstance(effect, events.KnowNode) and self._is_relayed(effect.node):
+                    pass  # its address is this node's own, which would seek it at itself
                 elif isinstance(effect, events.ToPeer) and effect.node not in self._links:
                     # It is away. The head makes no connections to nodes: who comes back greets on one of its own.
                     self._heard.append(events.LinkLost(effect.node))
@@ -215,7 +228,7 @@ class HeadNode:
         self._unheard.lost_connection(left.proc)
         self._heard.append(events.LinkLost(left.proc))
         node = self.control.nodes.get(left.proc)
-        if node is not None and node.address and not left.ended:
+        if node is not None and node.address and not node.relayed and not left.ended:
             # A process that was killed may leave like a broken link; but then nobody listens at its address.
             self._sought[node.address] = node.key
             self._out.append(Seek((node.address,)))
@@ -225,6 +238,23 @@ class HeadNode:
         node = self.control.nodes.get(self._sought.pop(event.addresses[0], 0))
         if node is not None and node.away and event.refused:
             self._perform(self.control.node_left(node.key, event.why, now, ended=True))
+
+    def _see_to_strangers(self) -> None:
+        """Have those called back for whose node is here, and refuse those who cannot be waited for."""
+        for ticket, target in list(self._strangers.items()):
+            node = self.control.node_to_call_back(target)
+            if node and node in self._links:
+                # Nothing that is to be kept first is behind it, and it must not wait.
+                self._out.append(ToNode(node, messages.CallBack(ticket)))
+            elif self.control.is_returning and len(self._strangers) <= STRANGERS_MAX:
+                continue
+            else:
+                self._out.append(events.RefuseStranger(ticket))
+            del self._strangers[ticket]
+
+    def _is_relayed(self, node: int) -> bool:
+        known = self.control.nodes.get(node)
+        return known is not None and known.relayed
 
     def _on_node_frame(self, frame: FrameCame, now: float) -> None:
         if frame.kind in peer_protocol.PEER_MESSAGES:
@@ -352,6 +382,8 @@ class WorkerNode:
         self.joined = True
         self._had += type(message) in messages.REPEATED
         match message:
+            case messages.CallBack(ticket=ticket):
+                return [events.CallBack(self.head, ticket)]
             case messages.Heard(count=count):
                 for _ in range(min(count - self._kept_from, len(self._kept))):
                     self._kept.popleft()

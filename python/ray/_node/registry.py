@@ -28,7 +28,10 @@ STALE_MAX: Final = 1000
 
 
 class Record(msgspec.Struct, frozen=True):
-    """A node of this machine. `head_address` is where its cluster is joined, `private` hides it from "auto"."""
+    """A node of this machine. `head_address` is where its cluster is joined, `private` hides it from "auto".
+
+    `address` is empty if it listens for no other machine, and `host` is what it calls itself.
+    """
 
     node: int
     pid: int
@@ -46,6 +49,7 @@ class Record(msgspec.Struct, frozen=True):
     """Version of its interpreter; empty if it was written by a release that did not say."""
     tls: bool = False
     """Whether the nodes of its cluster use TLS between them."""
+    host: str = ""
 
     @property
     def path(self) -> str:
@@ -75,6 +79,7 @@ def write(config: NodeConfig, address: str, pid: int, started: float) -> str:
         driver_pid=config.driver_pid,
         python=python_version(),
         tls=config.tls,
+        host=config.address,
     )
     where = config.nodes_dir or f"{os.path.dirname(config.session_dir)}/nodes"
     os.makedirs(where, mode=0o700, exist_ok=True)

@@ -82,8 +82,10 @@ class Core(Protocol):
     def unwatch_fd(self, token: int) -> None: ...
     def disconnect(self, proc: int) -> None: ...
     def address(self) -> str | None: ...
-    def set_node_address(self, node: int, address: str) -> None: ...
+    def set_node_address(self, node: int, address: str, relayed: bool = False) -> None: ...
     def forget_node(self, node: int, cause: str) -> None: ...
+    def call_back(self, node: int, ticket: int) -> None: ...
+    def refuse_stranger(self, ticket: int) -> None: ...
     def offer_segment(self, segment: int, fd: int, size: int, filled: int) -> None: ...
     def withdraw_segment(self, segment: int) -> bool: ...
     def pull(
@@ -161,6 +163,8 @@ class Shell:
             events.Pass: self._pass,
             events.KnowNode: self._know_node,
             events.ForgetNode: lambda effect: self._core.forget_node(effect.node, effect.cause),
+            events.CallBack: lambda effect: self._core.call_back(effect.node, effect.ticket),
+            events.RefuseStranger: lambda effect: self._core.refuse_stranger(effect.ticket),
             events.KeepHistory: self._keep_history,
             events.ListFiles: self._list_files,
             events.ReadFile: self._read_file,
@@ -268,6 +272,8 @@ class Shell:
                 self._queue.append(CoreLeft(proc, reason, ended))
             case ("fd", int(token)):
                 self._on_fd(token)
+            case ("stranger", int(ticket), int(target)):
+                self._queue.append(events.StrangerCame(ticket, target))
             case ("pulled", int(ticket), str(error), list(failures), int(count)):
                 self._queue.append(events.PullDone(ticket, error, tuple(failures), count))
             case ("written", int(file), str(kind), str(error)):
@@ -470,7 +476,7 @@ class Shell:
 
     def _know_node(self, effect: events.KnowNode) -> None:
         if effect.address:
-            self._core.set_node_address(effect.node, effect.address)
+            self._core.set_node_address(effect.node, effect.address, effect.relayed)
 
     def _multicast(self, effect: Multicast) -> None:
         kind, body = KINDS[type(effect.message)], encode(effect.message)

@@ -40,7 +40,8 @@ def nodes() -> list[dict[str, Any]]:
 
     Returns:
         For each node a dictionary with `NodeID`, `Alive` (and `alive`), `NodeManagerAddress`, `NodeManagerHostname`,
-        `Resources`, `Labels`, `RayletSocketName` and further keys that Ray has.
+        `Resources`, `Labels`, `RayletSocketName` and further keys that Ray has. Of a node with `IsOutboundOnly` the
+        port is the head's, through which others reach it.
     """
     return [_describe(node) for node in session.request("nodes")]
 
@@ -60,6 +61,7 @@ def _describe(node: dict[str, Any]) -> dict[str, Any]:
         # One port serves for all.
         "ObjectManagerPort": node["NodeManagerPort"],
         "MetricsExportPort": 0,
+        "IsOutboundOnly": bool(node["IsOutboundOnly"]),
         # One socket serves for both.
         "ObjectStoreSocketName": node["Socket"],
         "RayletSocketName": node["Socket"],

@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from ray._runtime.nodes import HeadFacts
 
 __all__ = [
-    "Place", "choose", "choose_running", "discover", "enter", "find", "own_ip", "primary_ip", "reach", "wants_tls",
+    "Place", "choose", "choose_running", "discover", "enter", "find", "own_ip", "primary_ip", "reach",
+    "wants_outbound_only", "wants_tls",
 ]  # fmt: skip
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
 TLS_VARIABLE = "RAY_USE_TLS"
+OUTBOUND_VARIABLE = "RAY_OUTBOUND_ONLY"
 DISCOVER_S = 10.0  # how long a head may take to answer
 CANDIDATES_MAX = 8  # addresses of one host name that are tried; further ones are left out
 ELSEWHERE = ("198.51.100.1", "2001:db8::1")  # reserved for documentation: any route to others leads there
@@ -64,12 +66,25 @@ def wants_tls() -> bool:
     Raises:
         ValueError: If the variable is neither 0 nor 1.
     """
-    value = os.environ.get(TLS_VARIABLE, "").strip().lower()
+    return _is_set(TLS_VARIABLE)
+
+
+def wants_outbound_only() -> bool:
+    """Whether the environment asks that this machine only connects outwards, when it joins a cluster.
+
+    Raises:
+        ValueError: If the variable is neither 0 nor 1.
+    """
+    return _is_set(OUTBOUND_VARIABLE)
+
+
+def _is_set(variable: str) -> bool:
+    value = os.environ.get(variable, "").strip().lower()
     if value in ("", "0", "false"):
         return False
     if value in ("1", "true"):
         return True
-    message = f"{TLS_VARIABLE}={value!r} is neither 0 nor 1"
+    message = f"{variable}={value!r} is neither 0 nor 1"
     raise ValueError(message)
 
 
@@ -194,7 +209,7 @@ def enter(address: str) -> Place:
                 f"with --tls, or leave {TLS_VARIABLE} out here"
             )
             raise RefusedError(message)
-        ip = record.address.rpartition(":")[0].strip("[]") or "127.0.0.1"
+        ip = record.address.rpartition(":")[0].strip("[]") or record.host or "127.0.0.1"
         return Place(record.node, record.socket, record.session_dir, record.token, record.head_address, ip)
     return _start_client(address)
 
@@ -332,5 +347,6 @@ def _start_client(address: str) -> Place:
         listen=address_of(ip, 0),
         name="client",
         client=True,
+        outbound_only=wants_outbound_only(),
     )
     return Place(process.node, process.address, process.session_dir, token, address, ip, process)

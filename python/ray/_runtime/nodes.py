@@ -52,6 +52,7 @@ def start(
     tls: bool = False,
     spilling_directory: str | None = None,
     system_config: dict[str, object] | None = None,
+    outbound_only: bool = False,
 ) -> NodeProcess:
     """Starts a node and waits until it serves.
 
@@ -74,6 +75,7 @@ def start(
         tls: Whether a head wants TLS between the nodes of its cluster; who joins does as its head.
         spilling_directory: Where it spills values to; None: as the environment says, or into the session directory.
         system_config: Ray's name for settings that are otherwise variables of the environment; those of spilling.
+        outbound_only: Whether a node that joins connects outwards only, and is reached through its head.
 
     Raises:
         ValueError: If no node can be like that, or the environment wants a memory watch or spilling that makes no
@@ -113,7 +115,8 @@ def start(
         hostname=os.uname().nodename,
         name=name,
         address=ip,
-        listen=listen,
+        listen="" if outbound_only else listen,
+        outbound_only=outbound_only,
         tls=head.tls if head is not None else tls,
         findable=findable,
         private=private,

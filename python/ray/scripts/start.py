@@ -88,6 +88,11 @@ def accepts_obsolete(command: Callable[..., None]) -> Callable[..., None]:
     metavar="IP",
     help="Where others reach this node; by default the address by which this machine reaches the head, or others.",
 )
+@click.option(
+    "--outbound-only",
+    is_flag=True,
+    help="Listen for nobody: for a machine that others cannot connect to. They reach it through the head.",
+)
 @click.option("--num-cpus", type=int, help="CPUs to schedule with; those that this command may run on by default.")
 @click.option("--num-gpus", type=int, help="GPUs to schedule with; the visible ones by default.")
 @click.option("--resources", metavar="JSON", help="""Further resources, such as '{"special": 2}'.""")
@@ -122,6 +127,9 @@ def start(**asked: Any) -> None:
 
     With --tls (or RAY_USE_TLS=1) a head makes a cluster whose nodes use TLS 1.3 between them. Certificates follow from
     the token, so there is nothing else to hand out. A joiner with --tls joins no other cluster.
+
+    With --outbound-only (or RAY_OUTBOUND_ONLY=1) a node that joins needs no port that is let through to it: behind a
+    firewall or an address translation it takes part in everything, and the head passes on to it who wants it.
     """
     from ray.scripts import starting
 

@@ -58,10 +58,11 @@ class Asked(msgspec.Struct, kw_only=True):
     standby: bool = False
     block: bool = False
     tls: bool = False
+    outbound_only: bool = False
 
 
 class Announced(msgspec.Struct):
-    """Which address a node announces, why that one, and what it listens on."""
+    """Which address a node announces, why that one, and what it listens on; nothing if it only connects outwards."""
 
     ip: str
     why: str
@@ -87,6 +88,12 @@ def run(asked: Asked) -> int:
         raise click.UsageError(message)
     if asked.state and not asked.head and asked.state != os.environ.get("RAY_STATE"):
         message = "--state is for heads: other nodes keep nothing"
+        raise click.UsageError(message)
+    if asked.outbound_only and asked.head:
+        message = "--outbound-only is for nodes that join: others reach them through the head, which must be reachable"
+        raise click.UsageError(message)
+    if asked.outbound_only and asked.port is not None:
+        message = "--port is of no use with --outbound-only: such a node listens for nobody"
         raise click.UsageError(message)
     node, text = _start_head(asked) if asked.head else _start_joiner(asked)
     click.echo(text)
@@ -141,6 +148,12 @@ def _start_joiner(asked: Asked) -> tuple[NodeProcess, str]:
         )
         raise ConnectionError(message)
     head = joining.reach(address, token, needs_tls=asked.tls)
+    if asked.outbound_only or (asked.port is None and joining.wants_outbound_only()):
+        ip = _number_of(asked.node_ip_address) if asked.node_ip_address else joining.own_ip(head.address)
+        node = _start(asked, token, head, Announced(ip, "", ""), 0)
+        return node, words.joined_outbound(
+            node, node_id=NodeID._from_key(node.node).hex(), head_address=head.address, tls=head.tls
+        )
     announced = announce(asked.node_ip_address, head.address)
     port = asked.port or 0
     try:
@@ -163,7 +176,8 @@ def _start(asked: Asked, token: bytes, head: nodes.HeadFacts | None, announced: 
         amounts=_amounts(asked),
         ip=announced.ip,
         head=head,
-        listen=address_of(announced.listen, port),
+        listen=address_of(announced.listen, port) if announced.listen else "",
+        outbound_only=not announced.listen,
         name=asked.node_name or "",
         labels=labels_of(asked.labels, asked.labels_file),
         stays=not asked.block,

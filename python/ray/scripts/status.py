@@ -155,6 +155,8 @@ def _node_row(node: dict[str, Any]) -> tuple[str, ...]:
 
     state = "alive" if node["Alive"] else f"lost: {node['Reason']}"
     address = address_of(node["NodeManagerAddress"], node["NodeManagerPort"])
+    if node["IsOutboundOnly"]:
+        address = f"{node['NodeManagerAddress']} (outbound only)"
     return (_id(node), _role(node), _name(node), address, state)
 
 

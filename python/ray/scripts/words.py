@@ -9,11 +9,12 @@ if TYPE_CHECKING:
 
     from ray._node.launch import NodeProcess
 
-__all__ = ["head_started", "joined", "table"]
+__all__ = ["head_started", "joined", "joined_outbound", "table"]
 
 CLOSED = "It listens there and on no other address, and takes nobody who does not have the token."
 OPEN = "It listens on every address of this machine, and takes nobody who does not have the token."
 TLS = "Nodes use TLS 1.3 between them, with certificates that follow from the token."
+OUTBOUND = "It listens for nobody and only connects outwards; who wants it comes to the head, which passes it on."
 LOOPBACK = "Only this machine can join and connect: the address leads to no other."
 
 
@@ -89,6 +90,22 @@ def joined(
         *([("", TLS)] if tls else []),
         ("logs", f"{node.session_dir}/logs"),
     ]
+    return _part_of(node, node_id, head_address, facts)
+
+
+def joined_outbound(node: NodeProcess, *, node_id: str, head_address: str, tls: bool = False) -> str:
+    """Of a node that has joined a cluster and is reached through its head."""
+    facts = [
+        ("address", "none"),
+        ("", OUTBOUND),
+        ("", f"All that other machines and this one say to each other may take the way through {head_address}."),
+        *([("", TLS)] if tls else []),
+        ("logs", f"{node.session_dir}/logs"),
+    ]
+    return _part_of(node, node_id, head_address, facts)
+
+
+def _part_of(node: NodeProcess, node_id: str, head_address: str, facts: list[tuple[str, str]]) -> str:
     lines = [
         f"This machine is part of the cluster at {head_address}: node {node_id[:16]}, process {node.pid}.",
         "",

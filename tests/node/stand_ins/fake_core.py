@@ -79,7 +79,15 @@ class Channel:
 
 class NodeCore:
     def __init__(
-        self, *, path: str, session: bytes, token: bytes, node: int, listen: str | None = None, tls: bool = False
+        self,
+        *,
+        path: str,
+        session: bytes,
+        token: bytes,
+        node: int,
+        listen: str | None = None,
+        tls: bool = False,
+        relays: bool = False,
     ) -> None:
         assert listen is None, "only the real one speaks with other nodes"
         self._listener = socket.socket(socket.AF_UNIX)

@@ -183,12 +183,12 @@ impl Core {
                 let State { owner, out, .. } = state;
                 owner.handle_lease_failed(ClassId(class), &reason, code, now, out);
             }
-            FromNode::NodeAddress { node, address, cause } => {
+            FromNode::NodeAddress { node, address, cause, relayed } => {
                 if address.is_empty() {
                     state.owner.handle_node_lost(node, &cause);
                     state.adopted.retain(|(at, _), _| *at != node);
                 }
-                self.node_found(ProcId(node.0), &address, &cause);
+                self.node_found(ProcId(node.0), &address, relayed, &cause);
             }
             // Answered before it comes here.
             FromNode::Describe { .. } => {}
@@ -218,9 +218,10 @@ impl Core {
     }
 
     /// The answer to [`node_wire::WHERE_IS_NODE`].
-    fn node_found(&self, node: ProcId, address: &str, cause: &str) {
+    fn node_found(&self, node: ProcId, address: &str, relayed: bool, cause: &str) {
         match (address, address.parse()) {
             ("", _) => self.transport().forget_node(node, cause),
+            (_, Ok(address)) if relayed => self.transport().set_address_of_head(node, Address::Tcp(address)),
             (_, Ok(address)) => self.transport().set_address(node, Address::Tcp(address)),
             (_, Err(error)) => {
                 let cause =

@@ -18,6 +18,7 @@ use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use parking_lot::{Mutex, MutexGuard};
 use rustix::io::Errno;
@@ -76,6 +77,8 @@ struct Out {
 
 pub(super) struct Connection {
     pub(super) peer: ProcId,
+    /// When somebody first wanted it.
+    pub(super) since: Instant,
     opened: OnceLock<(Arc<Socket>, u64)>,
     out: Mutex<Out>,
     backlog: AtomicUsize,
@@ -96,7 +99,13 @@ impl Connection {
             sent: 0,
             end: 0,
         };
-        Self { peer, opened: OnceLock::new(), out: Mutex::new(out), backlog: AtomicUsize::new(0) }
+        Self {
+            peer,
+            since: Instant::now(),
+            opened: OnceLock::new(),
+            out: Mutex::new(out),
+            backlog: AtomicUsize::new(0),
+        }
     }
 
     /// The socket and the reactor's name for it, once open.

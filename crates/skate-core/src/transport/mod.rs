@@ -14,6 +14,10 @@
 //! [`Handler::on_unknown_node`] and answered by [`Transport::set_address`] or [`Transport::forget_node`]. A
 //! node connects to other nodes, and never to a process that is not one. Descriptors never leave the machine.
 //!
+//! A node that only connects outwards is sought at the head's address, with everybody on it. The head's reactor hands
+//! such strangers out ([`Handler::on_stranger`]); the node, when told, calls back ([`Transport::call_back`]), and takes
+//! what comes on that connection as if it had been connected to. See `reactor::calling`, and [`relay`](crate::relay).
+//!
 //! Connections between nodes are TLS if the cluster wants it ([`Config::tls`], which its members learn from their node):
 //! after the preface, between the two processes, whichever node passes the descriptor on; see `tls`. It is nowhere else
 //! than in a [`Socket`](socket::Socket), which encrypts what is sent, and in `reactor::secured`, which reads.
@@ -68,6 +72,7 @@ pub use connection::BACKLOG_BYTES_MAX;
 pub use discover::{DiscoverError, Found, discover};
 pub use drive::Driven;
 pub(crate) use reactor::nonce;
+pub use reactor::{Called, Stranger};
 pub use socket::{Address, Listener};
 pub use stream::Stream;
 pub(crate) use thread::{block_signals, spawn_without_signals};
@@ -113,6 +118,19 @@ pub trait Handler: Send + Sync + 'static {
     /// stream is the handler's, and does not wait yet ([`Stream::set_patience`]); a process that expects none closes it.
     fn on_bulk(&self, peer: PeerInfo, stream: Stream) {
         let _ = (peer, stream);
+    }
+    /// Whether connections for processes that are not here are handed out, and those by which nodes call back for them.
+    /// Otherwise they are refused.
+    fn relays(&self) -> bool {
+        false
+    }
+    /// Somebody on another machine wants a process that is not here. The connection is the handler's.
+    fn on_stranger(&self, target: ProcId, stranger: Stranger) {
+        let _ = (target, stranger);
+    }
+    /// A node calls back for the stranger with this ticket. The connection is the handler's.
+    fn on_called_back(&self, ticket: u64, called: Called) {
+        let _ = (ticket, called);
     }
     /// A process on this node is wanted, and nobody has said yet where the node listens. To be answered by
     /// [`Transport::set_address`] or [`Transport::forget_node`], now or later; asked once until then. Connections
@@ -219,6 +237,7 @@ enum Command {
     Disconnect(ProcId),
     NodeKnown(ProcId),
     NodeGone(ProcId),
+    CallBack(ProcId, u64),
 }
 
 struct Peer {
@@ -418,12 +437,29 @@ impl Transport {
         }
     }
 
+    /// The same for a node that only connects outwards: the address is the head's. It may be away for a while, and not
+    /// let those down who wait for a process there: connecting is tried again for `HEAD_S_MAX`.
+    pub fn set_address_of_head(&self, node: ProcId, address: Address) {
+        if !self.is_void() {
+            self.routes.lock().set_address_of_head(node, address);
+            self.command(Command::NodeKnown(node));
+        }
+    }
+
     /// Another node is dead, or nobody knows it: connections to it and to processes on it, now and later, end at once
     /// with this cause ([`CloseReason::NodeGone`]).
     pub fn forget_node(&self, node: ProcId, cause: &str) {
         if !self.is_void() {
             self.routes.lock().forget_node(node, cause);
             self.command(Command::NodeGone(node));
+        }
+    }
+
+    /// Takes the connection that `via` holds under this ticket, by connecting to it. If that fails nothing is told: who
+    /// wants something of this node hears it from `via`.
+    pub fn call_back(&self, via: ProcId, ticket: u64) {
+        if !self.is_void() {
+            self.command(Command::CallBack(via, ticket));
         }
     }
 

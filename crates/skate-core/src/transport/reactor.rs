@@ -6,6 +6,7 @@
 //! what was left. Senders never come here: they write by themselves, or leave a connection on the dirty
 //! list, a command in the queue, and a notice at the gate.
 
+mod calling;
 mod connecting;
 mod secured;
 
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 
+use skate_proto::call_back::CallBack;
 use skate_proto::frame::{self, FLAG_FD, Header, Split};
 use skate_proto::handshake::{Acceptor, HandshakeError, PREFACE_LEN, Preface, Role, Step, WHO_LISTENS};
 use skate_proto::ids::ProcId;
@@ -31,6 +33,8 @@ use super::poller::{Events, Poller, Source};
 use super::slots::{Message, Phase, Slot, Slots};
 use super::socket::{self, FDS_MAX, Socket};
 use super::{CloseReason, Command, Frame, PASS_CONN, Peer, Transport};
+
+pub use calling::{Called, Stranger};
 
 /// One read takes at most this much. Larger bodies take several.
 const READ_BYTES: usize = 256 << 10;
@@ -50,6 +54,10 @@ const ACCEPTS_PER_TURN: usize = 64;
 const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(100);
 /// How long to wait when a listener's backlog is full: the kernel does not tell when it no longer is.
 const CONNECT_PAUSE: Duration = Duration::from_millis(5);
+/// How often, and for how long, a head is tried through which the way to a process leads: a little longer than its node
+/// waits for the next head, after which that node is lost.
+const HEAD_PAUSE: Duration = Duration::from_millis(100);
+const HEAD_S_MAX: Duration = Duration::from_secs(75);
 /// Warnings are no more frequent than this.
 const WARNING_PAUSE: Duration = Duration::from_secs(1);
 
@@ -79,6 +87,8 @@ pub(super) struct Reactor {
     /// Connections to processes on nodes whose address was asked for, and when to give up.
     waiting: Vec<(ProcId, Instant, Arc<Connection>)>,
     passed: VecDeque<([u8; PREFACE_LEN], OwnedFd)>,
+    /// Nodes that are to be called back, and the tickets.
+    calls: VecDeque<(ProcId, u64)>,
     /// Memory of the lists that are swapped with those of the senders.
     dirty: Vec<Arc<Connection>>,
     commands: Vec<Command>,
@@ -116,6 +126,7 @@ impl Reactor {
             retries: Vec::new(),
             waiting: Vec::new(),
             passed: VecDeque::new(),
+            calls: VecDeque::new(),
             dirty: Vec::new(),
             commands: Vec::new(),
             told: false,
@@ -179,6 +190,7 @@ impl Reactor {
         }
         self.events = events;
         self.pass_deadlines(t);
+        self.admit_calls(t);
         if mem::take(&mut self.told) {
             t.handler.on_batch_end();
         }
@@ -233,6 +245,7 @@ impl Reactor {
             }
             Command::NodeKnown(node) => self.on_node_known(t, node),
             Command::NodeGone(node) => self.on_node_gone(t, node),
+            Command::CallBack(via, ticket) => self.on_call_wanted(t, via, ticket),
         }
     }
 
@@ -249,6 +262,7 @@ impl Reactor {
                     self.on_room(t, &connection);
                 }
                 Phase::Connecting(_) => return self.on_connected(t, index),
+                Phase::Calling(_) => return self.on_call_connected(t, index),
                 _ => {}
             }
         }
@@ -266,6 +280,7 @@ impl Reactor {
                 }
             }
             Phase::Connecting(_) => self.on_connected(t, index),
+            Phase::Calling(_) => self.on_call_connected(t, index),
             Phase::Draining => self.drain(index),
             _ => self.read_handshake(t, index),
         }
@@ -434,10 +449,10 @@ impl Reactor {
             return;
         };
         let (message, wanted) = match &mut slot.phase {
-            Phase::Preface(message) => (message, PREFACE_LEN),
+            Phase::Preface(message) | Phase::Called(message) => (message, PREFACE_LEN),
             Phase::Accepting(machine, message) => (message, machine.wants()),
             Phase::Greeting(machine, message, _) => (message, machine.wants()),
-            Phase::Connecting(_) | Phase::Open { .. } | Phase::Draining => return,
+            Phase::Calling(_) | Phase::Connecting(_) | Phase::Open { .. } | Phase::Draining => return,
         };
         match slot.socket.receive_plain(message.room(wanted)) {
             Ok(0) => self.fail(t, index, CloseReason::Closed),
@@ -456,14 +471,14 @@ impl Reactor {
             return;
         };
         let step = match &mut slot.phase {
-            Phase::Preface(_) => {
+            Phase::Preface(_) | Phase::Called(_) => {
                 // The length is what was asked for.
                 let preface = bytes.try_into().expect("a whole preface");
                 return self.on_preface(t, index, preface);
             }
             Phase::Accepting(machine, _) => machine.handle(bytes),
             Phase::Greeting(machine, ..) => machine.handle(bytes),
-            Phase::Connecting(_) | Phase::Open { .. } | Phase::Draining => return,
+            Phase::Calling(_) | Phase::Connecting(_) | Phase::Open { .. } | Phase::Draining => return,
         };
         match step {
             Ok(Step::Send(answer)) => self.say(t, index, &answer),
@@ -479,6 +494,9 @@ impl Reactor {
 
     /// Routes a stranger to the process it wants.
     fn on_preface(&mut self, t: &Transport, index: u32, bytes: &[u8; PREFACE_LEN]) {
+        if let Some(call) = CallBack::decode(bytes) {
+            return self.on_call_back(t, index, &call);
+        }
         let preface = match Preface::decode(bytes).and_then(|p| p.check(&t.credentials.session).map(|()| p)) {
             Ok(preface) => preface,
             Err(error) => return self.fail(t, index, CloseReason::Handshake(error)),
@@ -490,10 +508,13 @@ impl Reactor {
                 Err(reason) => self.fail(t, index, reason),
             };
         }
-        // Another node is a peer as well, and nobody's way to it leads through this one.
+        // Another node is a peer as well; a way to it that leads through this one is none by descriptor.
         let is_member = |peer: &&Peer| peer.info.is_some() && peer.connection.carries_descriptors() == Some(true);
         let joined = t.peers.read().get(&target).filter(is_member).map(|p| Arc::clone(&p.connection));
         let Some(connection) = joined else {
+            if t.handler.relays() && self.slots.at(index).is_some_and(|slot| slot.socket.is_tcp()) {
+                return self.hand_out_stranger(t, index, target, *bytes);
+            }
             let error = HandshakeError::UnknownTarget { target };
             return self.fail(t, index, CloseReason::Handshake(error));
         };
@@ -625,6 +646,11 @@ impl Reactor {
             let (connection, until) = (Arc::clone(connection), slot.until);
             self.remove(index);
             return self.connect_later(t, connection, DESCRIPTOR_PAUSE, until, reason);
+        }
+        if let Phase::Connecting(connection) = &slot.phase {
+            let connection = Arc::clone(connection);
+            self.remove(index);
+            return self.give_up(t, connection, reason);
         }
         if let Some(peer) = slot.phase.peer() {
             return self.close_peer(t, peer, reason);

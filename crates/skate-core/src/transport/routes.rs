@@ -27,6 +27,8 @@ const NODES_MAX: usize = 16 << 10;
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Node {
     At(Address),
+    /// It only connects outwards, and is reached at the head's address.
+    Behind(Address),
     /// Its cause, in words.
     Gone(String),
 }
@@ -74,6 +76,10 @@ impl Routes {
         self.note(node, Node::At(address));
     }
 
+    pub(super) fn set_address_of_head(&mut self, node: ProcId, address: Address) {
+        self.note(node, Node::Behind(address));
+    }
+
     pub(super) fn forget_node(&mut self, node: ProcId, cause: &str) {
         self.note(node, Node::Gone(cause.to_owned()));
     }
@@ -96,6 +102,12 @@ impl Routes {
         proc == node || self.by_proc.get(&proc) == Some(&node)
     }
 
+    /// Whether the way to a process leads through the head, which may be away without the process being so.
+    pub(super) fn is_behind_head(&self, proc: ProcId) -> bool {
+        let node = self.by_proc.get(&proc).unwrap_or(&proc);
+        matches!(self.nodes.get(node), Some(Node::Behind(_)))
+    }
+
     pub(super) fn way(&self, to: ProcId) -> Way {
         if to == self.me {
             return Way::None;
@@ -103,7 +115,7 @@ impl Routes {
         if self.me == self.own {
             // A node's members connect to it. It connects to other nodes, and is told beforehand where they are.
             return match self.nodes.get(&to) {
-                Some(Node::At(address)) => Way::Node(address.clone()),
+                Some(Node::At(address) | Node::Behind(address)) => Way::Node(address.clone()),
                 Some(Node::Gone(cause)) => Way::Gone(cause.clone()),
                 None => Way::None,
             };
@@ -112,7 +124,7 @@ impl Routes {
             return Way::OwnNode;
         };
         match self.nodes.get(node) {
-            Some(Node::At(address)) => Way::Node(address.clone()),
+            Some(Node::At(address) | Node::Behind(address)) => Way::Node(address.clone()),
             Some(Node::Gone(cause)) => Way::Gone(cause.clone()),
             None => Way::Unknown(*node),
         }
@@ -153,6 +165,19 @@ mod tests {
         assert_eq!(routes.way(THERE), Way::Node(address(8)));
         routes.drop_route(THERE);
         assert_eq!((routes.way(THERE), routes.len()), (Way::OwnNode, (0, 1)));
+    }
+
+    #[test]
+    fn a_process_behind_the_head_is_told_from_others_for_as_long_as_its_node_is() {
+        for own in [OWN, ME] {
+            let mut routes = Routes::new(ME, own);
+            routes.set(THERE, OTHER);
+            routes.set_address_of_head(OTHER, address(7));
+            assert_eq!(routes.way(if own == ME { OTHER } else { THERE }), Way::Node(address(7)));
+            assert!(routes.is_behind_head(THERE) && routes.is_behind_head(OTHER) && !routes.is_behind_head(OWN));
+            routes.forget_node(OTHER, "it left");
+            assert!(!routes.is_behind_head(THERE) && !routes.is_behind_head(OTHER));
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use skate_proto::frame::Assembler;
-use skate_proto::handshake::{ANSWER_LEN, Acceptor, Connector};
+use skate_proto::handshake::{ANSWER_LEN, Acceptor, Connector, PREFACE_LEN};
 use skate_proto::ids::ProcId;
 
 use super::connection::Connection;
@@ -18,6 +18,10 @@ pub(super) enum Phase {
     /// Accepted by a node; whom it is for is not known yet.
     Preface(Message),
     Accepting(Acceptor, Message),
+    /// Not yet connected, to a node that passes on a connection; what is said to it then.
+    Calling([u8; PREFACE_LEN]),
+    /// That node was called back; the preface of the one who wants a process here follows.
+    Called(Message),
     /// Not yet connected (TCP).
     Connecting(Arc<Connection>),
     Greeting(Connector, Message, Arc<Connection>),
@@ -34,10 +38,10 @@ pub(super) enum Phase {
 impl Phase {
     /// Whether it counts among the strangers, whose number is limited.
     pub(super) fn is_stranger(&self) -> bool {
-        matches!(self, Self::Preface(_) | Self::Accepting(..) | Self::Draining)
+        !matches!(self, Self::Connecting(_) | Self::Greeting(..) | Self::Open { .. })
     }
 
-    /// A stranger that has not said whom it wants.
+    /// A stranger that has come by itself and has not said whom it wants.
     pub(super) fn is_silent(&self) -> bool {
         matches!(self, Self::Preface(_))
     }
@@ -51,7 +55,7 @@ impl Phase {
         match self {
             Self::Open { peer, .. } => Some(*peer),
             Self::Connecting(connection) | Self::Greeting(_, _, connection) => Some(connection.peer),
-            Self::Preface(_) | Self::Accepting(..) | Self::Draining => None,
+            Self::Preface(_) | Self::Accepting(..) | Self::Calling(_) | Self::Called(_) | Self::Draining => None,
         }
     }
 }

@@ -168,6 +168,11 @@ impl Socket {
         }
     }
 
+    /// The descriptor, for who takes the connection out of the transport.
+    pub(super) fn into_fd(self) -> PrivateFd {
+        self.fd
+    }
+
     /// Whether it leads to another machine, as far as one can tell.
     pub(super) fn is_tcp(&self) -> bool {
         self.is_tcp

@@ -13,7 +13,7 @@ use super::super::routes::Way;
 use super::super::slots::{Message, Phase};
 use super::super::socket::{Connecting, Socket};
 use super::super::{CloseReason, Transport};
-use super::{CONNECT_PAUSE, DESCRIPTOR_PAUSE, Reactor, is_exhaustion, nonce};
+use super::{CONNECT_PAUSE, DESCRIPTOR_PAUSE, HANDSHAKE_S_MAX, HEAD_PAUSE, HEAD_S_MAX, Reactor, is_exhaustion, nonce};
 
 impl Reactor {
     pub(super) fn connect(&mut self, t: &Transport, connection: Arc<Connection>, until: Instant) {
@@ -48,7 +48,7 @@ impl Reactor {
                 self.warn(t, "no descriptor is left to connect to another process; raise the limit (ulimit -n)");
                 return self.connect_later(t, connection, DESCRIPTOR_PAUSE, until, failed(error));
             }
-            Err(error) => return self.close_peer(t, target, failed(error)),
+            Err(error) => return self.give_up(t, connection, failed(error)),
         };
         let connected = flags == EventFlags::IN;
         match self.insert(Arc::new(socket), phase, flags, until) {
@@ -73,6 +73,17 @@ impl Reactor {
         let again = Instant::now() + pause;
         if again < until {
             self.retries.push((again, until, connection));
+        } else {
+            self.give_up(t, connection, reason);
+        }
+    }
+
+    /// A connection could not be made. If the way leads through the head, that says nothing of the process: as long as
+    /// there may be a next head it is tried again.
+    pub(super) fn give_up(&mut self, t: &Transport, connection: Arc<Connection>, reason: CloseReason) {
+        let again = Instant::now() + HEAD_PAUSE;
+        if again < connection.since + HEAD_S_MAX && t.routes.lock().is_behind_head(connection.peer) {
+            self.retries.push((again, again + HANDSHAKE_S_MAX, connection));
         } else {
             self.close_peer(t, connection.peer, reason);
         }

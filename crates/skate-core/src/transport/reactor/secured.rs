@@ -142,7 +142,9 @@ impl Reactor {
                     self.told |= take_frames(t, slot, peer, plain)?;
                     return Ok(true);
                 }
-                Phase::Preface(_) | Phase::Connecting(_) | Phase::Draining => return Ok(true),
+                Phase::Preface(_) | Phase::Calling(_) | Phase::Called(_) | Phase::Connecting(_) | Phase::Draining => {
+                    return Ok(true);
+                }
             };
             let room = message.room(wanted);
             let (part, rest) = plain.split_at(room.len().min(plain.len()));
