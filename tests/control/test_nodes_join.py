@@ -7,7 +7,9 @@ import pytest
 from ray import _protocol as p
 from ray._control.machine import ToNode
 from ray._control.messages import Leave, NodeHello
+from ray._control.nodes import ANNOUNCE_S
 from ray._control.service import ControlService
+from tests.node.cluster_world import ClusterWorld
 from tests.node.simulated import World, cpu
 
 HEAD, NODE = 1, 2
@@ -50,3 +52,16 @@ def test_a_node_that_is_alone_says_what_waits_on_it_and_why():
     [demand] = world.request(driver, "demands")  # type: ignore[misc]
     assert (demand["label"], demand["count"], demand["demand"]) == ("waits", 3, cpu(1))
     assert "1 of 1 are in use by runs" in demand["why"]
+
+
+def test_nodes_are_listed_once_they_may_be_given_work():
+    cluster = ClusterWorld({"CPU": 1})
+    driver = cluster.driver()
+
+    def listed() -> int:
+        return len(cluster.head.request(driver, "nodes"))  # type: ignore[arg-type]
+
+    cluster.add({"CPU": 1})  # so soon after the head that it is announced together with others that may follow
+    assert listed() == 1
+    cluster.advance(ANNOUNCE_S)
+    assert listed() == 2

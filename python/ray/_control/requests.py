@@ -255,6 +255,8 @@ class ControlRequests(Requests):
                 "AgeS": now - node.joined_at,
             }
             for node in nodes.all()
+            # Who sees a node expects it to be given work.
+            if node.announced or not node.alive
         ]
 
     def _demands(self, event: Received, now: float) -> Any:
