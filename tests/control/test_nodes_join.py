@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from ray import _protocol as p
 from ray._control.machine import ToNode
-from ray._control.messages import Leave, NodeHello
+from ray._control.messages import Deliver, Leave, MemberJoined, MemberSaid, NodeHello
 from ray._control.nodes import ANNOUNCE_S
 from ray._control.service import ControlService
-from tests.node.cluster_world import ClusterWorld
 from tests.node.simulated import World, cpu
 
 HEAD, NODE = 1, 2
@@ -55,13 +55,20 @@ def test_a_node_that_is_alone_says_what_waits_on_it_and_why():
 
 
 def test_nodes_are_listed_once_they_may_be_given_work():
-    cluster = ClusterWorld({"CPU": 1})
-    driver = cluster.driver()
+    control = ControlService(head=HEAD, validate=True)
+    control.handle(HEAD, hello(HEAD, ""), 0.0)
+    control.handle(HEAD, MemberJoined(7, p.ROLE_DRIVER, 70, 1), 0.0)
+    request = p.encode(p.Request("nodes", msgspec.msgpack.encode([])))
 
-    def listed() -> int:
-        return len(cluster.head.request(driver, "nodes"))  # type: ignore[arg-type]
+    def listed(now: float) -> int:
+        said = MemberSaid(7, p.KIND_REQUEST, 1, request)
+        [answer] = [x.message for x in control.handle(HEAD, said, now) if isinstance(x, ToNode)]
+        assert isinstance(answer, Deliver)
+        reply = p.decode(answer.kind, answer.body)
+        assert isinstance(reply, p.Reply)
+        return len(msgspec.msgpack.decode(reply.body))
 
-    cluster.add({"CPU": 1})  # so soon after the head that it is announced together with others that may follow
-    assert listed() == 1
-    cluster.advance(ANNOUNCE_S)
-    assert listed() == 2
+    control.handle(NODE, hello(NODE, ""), ANNOUNCE_S / 2)  # announced together with others that may follow
+    assert listed(ANNOUNCE_S / 2) == 1
+    control.tick(ANNOUNCE_S)
+    assert listed(ANNOUNCE_S) == 2
